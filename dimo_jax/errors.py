@@ -1,0 +1,21 @@
+"""The exceptions that a user, not a programmer, is meant to read."""
+
+
+class InputError(ValueError):
+    """Bad input from outside: a flag, a config field, a file.
+
+    The message is one sentence that says what was found, what was expected and what to do. The
+    commands print it without a traceback and exit with status 2.
+    """
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and it stopped in good order: its state is saved.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells count: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,23 @@
+"""Strict settings for every test; they must stand before JAX starts its backend."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Most of the suite's time is LLVM optimizing programs that run once: without it, half of that.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Shapes and dtypes in the signatures are checked at run time, in tests only.
+install_import_hook("dimo_jax", "beartype.beartype")
+
+from dimo_jax import host_memory  # noqa: E402
+
+host_memory.keep_freed_memory()
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
