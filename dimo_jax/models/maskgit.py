@@ -1,0 +1,157 @@
+"""The MaskGit transformer of MaskGit-PyTorch, the Di[M]O ImageNet teacher (any size).
+
+Source: valeoai/Maskgit-pytorch v1.0 `MaskTransformer`. One table embeds codes, [MASK], classes and
+the null class; the class token stands last; the output matrix is the table itself, with a bias for
+each position. Axes: B batch, L image tokens, N = L + 1 with the class token, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dimo_jax.errors import InputError
+from dimo_jax.models.network import Network
+
+# PyTorch's GELU() is the erf form; jax.nn.gelu defaults to tanh.
+_gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+
+
+def _norm(epsilon: float, name: str) -> nn.LayerNorm:
+    # Flax's fast variance E[x^2] - E[x]^2 breaks parity with PyTorch, most of all at epsilon 1e-12.
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, both residual; norms at PyTorch's default 1e-5."""
+
+    heads: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
+        """One layer; dropout acts on the attention probabilities and inside the feed-forward."""
+        attention = nn.MultiHeadDotProductAttention(
+            num_heads=self.heads,
+            dropout_rate=self.dropout,
+            broadcast_dropout=False,
+            deterministic=deterministic,
+            name="attention",
+        )
+        x = x + attention(_norm(1e-5, "attention_norm")(x))
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        y = _gelu(nn.Dense(self.mlp_dim, name="mlp_in")(_norm(1e-5, "mlp_norm")(x)))
+        return x + drop(nn.Dense(x.shape[-1], name="mlp_out")(drop(y)))
+
+
+class MaskGitModule(nn.Module):
+    """The parameters and the forward pass; see `build` for the sizes."""
+
+    num_tokens: int
+    codebook_size: int
+    num_classes: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dropout: float
+    predict_mask_id: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        labels: Int[Array, "B"],
+        perturb: Callable | None,
+        deterministic: bool,
+    ) -> Float[Array, "B L V"]:
+        """Logits of the image positions over the codes (and [MASK] if it is predicted)."""
+        vocabulary = self.codebook_size + 1 + self.num_classes + 1
+        normal = nn.initializers.truncated_normal(0.02)
+        length = self.num_tokens + 1
+        table = self.param("token_embedding", normal, (vocabulary, self.width))
+        positions = self.param("position_embedding", normal, (length, self.width))
+        bias = self.param("output_bias", nn.initializers.zeros, (length, vocabulary))
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+
+        image = table[tokens]
+        if perturb is not None:
+            image = perturb(image)
+        label = table[self.codebook_size + 1 + labels][:, None]
+        x = jnp.concatenate([image, label], axis=1) + positions[None]
+
+        x = nn.Dense(self.width, name="first_in")(drop(_norm(1e-12, "first_norm_in")(x)))
+        x = drop(_norm(1e-12, "first_norm_out")(_gelu(x)))
+        x = nn.Dense(self.width, name="first_out")(x)
+        for layer in range(self.depth):
+            x = Block(self.heads, self.mlp_dim, self.dropout, name=f"block_{layer}")(
+                x, deterministic
+            )
+        # The class position is not predicted: leaving it out here changes no image logit.
+        x = drop(_norm(1e-12, "last_norm_in")(x[:, : self.num_tokens]))
+        x = _norm(1e-12, "last_norm_out")(_gelu(nn.Dense(self.width, name="last")(x)))
+        predicted = self.codebook_size + int(self.predict_mask_id)
+        return x @ table[:predicted].T + bias[None, : self.num_tokens, :predicted]
+
+
+def build(
+    *,
+    num_tokens: int,
+    codebook_size: int,
+    num_classes: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_dim: int,
+    dropout: float,
+    predict_mask_id: bool,
+) -> Network:
+    """A MaskGit transformer.
+
+    Args:
+        num_tokens: L, image tokens.
+        codebook_size: codes; [MASK] is the next id, the classes follow it, then the null class.
+        num_classes: conditions.
+        width: D.
+        depth: blocks.
+        heads: attention heads; must divide `width`.
+        mlp_dim: hidden size of the feed-forward.
+        dropout: rate everywhere, attention probabilities included.
+        predict_mask_id: whether [MASK] has a logit, as in the published checkpoints, whose
+            softmax runs over 1025 ids. Decoding clamps it to the last code.
+
+    Returns:
+        The network. Its condition is labels [B] int32; num_classes is the null label.
+
+    Raises:
+        InputError: if the heads do not divide the width.
+
+    Source: MaskGit-PyTorch v1.0, Network/transformer.py; embedding noise: Di[M]O section 4.3.
+    """
+    config = {"name": "maskgit", **locals()}
+    if width % heads:
+        raise InputError(f"width {width} is not divisible by {heads} heads; change one of them")
+    sizes = {k: v for k, v in config.items() if k != "name"}
+    module = MaskGitModule(**sizes)
+
+    def init(key: Key[Array, ""]) -> Any:
+        tokens = jnp.zeros((1, num_tokens), jnp.int32)
+        return module.init(key, tokens, jnp.zeros((1,), jnp.int32), None, True)["params"]
+
+    def apply(
+        params: Any,
+        tokens: Int[Array, "B L"],
+        condition: Int[Array, "B"],
+        *,
+        perturb: Callable | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L V"]:
+        on = dropout_key is not None
+        rngs = {"dropout": dropout_key} if on else {}
+        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
+
+    return Network(config, num_tokens, codebook_size, num_classes, init, apply)

@@ -1,0 +1,64 @@
+"""What every tokenizer is to the rest of the package.
+
+B batch, H and W the image's sides, C channels, L tokens in row-major order of the grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from dimo_jax.errors import InputError
+from dimo_jax.training.trees import Tree
+
+# Data sets hand over numpy arrays, networks hand over JAX arrays: a tokenizer takes both.
+Images = Float[Array | np.ndarray, "B H W C"]
+Tokens = Int[Array | np.ndarray, "B L"]
+
+
+# Compared and hashed by identity (eq=False): a config dict has no hash, and a tokenizer is to be
+# usable as a static argument of jax.jit.
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A pair of pure functions, and the sizes that other parts need to know.
+
+    Attributes:
+        config: plain values that rebuild this tokenizer.
+        grid: (rows, columns) of tokens.
+        codebook_size: token ids are 0 .. codebook_size - 1.
+        image_shape: (H, W, C).
+        init: key -> parameters, of the right shapes and dtypes but untrained.
+        encode: (params, [B, H, W, C] float32 in [0, 1]) -> [B, L] int32.
+        decode: (params, [B, L] int32) -> [B, H, W, C] float32 in [0, 1]. Ids past the codebook,
+            such as the mask id, become its last one, as in MaskGit's own decoding.
+    """
+
+    config: dict[str, Any]
+    grid: tuple[int, int]
+    codebook_size: int
+    image_shape: tuple[int, int, int]
+    init: Callable[[Key[Array, ""]], Tree]
+    encode: Callable[[Tree, Images], Int[Array, "B L"]]
+    decode: Callable[[Tree, Tokens], Float[Array, "B H W C"]]
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the number of tokens of one image."""
+        return self.grid[0] * self.grid[1]
+
+
+def check_sizes(name: str, **sizes: Any) -> None:
+    """Raises InputError unless every size in a tokenizer's config is a positive integer."""
+    for field, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(
+                f"{field} of the tokenizer {name!r} is {value!r}, expected an int >= 1"
+            )
+
+
+def check_shape(what: str, found: tuple, expected: tuple[int, ...]) -> None:
+    """Raises ValueError unless the axes after the batch (an int, or jax.export's) are expected."""
+    if tuple(found[1:]) != tuple(expected):
+        raise ValueError(f"{what} have shape {tuple(found)}, expected (batch, *{tuple(expected)})")
