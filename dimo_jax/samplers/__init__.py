@@ -1,0 +1,1 @@
+"""Ways to turn a network into tokens: one file for each method."""

@@ -1,0 +1,258 @@
+"""MaskGit confidence decoding: a teacher's way from an all-[MASK] grid to an image in S steps.
+
+Axes: B batch, L tokens, V vocabulary, S steps, N images.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dimo_jax.errors import InputError
+from dimo_jax.method import guidance
+from dimo_jax.method.generate import Apply
+from dimo_jax.samplers.batches import in_batches
+
+# Share of the tokens written at r, where r runs from 1 to 0. Not method.schedules: those are mask
+# ratios of training, these weights of the steps ("root" and the sense of r are only here).
+UNMASK_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "root": lambda r: 1 - np.sqrt(r),
+    "linear": lambda r: 1 - r,
+    "square": lambda r: 1 - r**2,
+    "cosine": lambda r: np.cos(0.5 * np.pi * r),
+    "arccos": lambda r: np.arccos(r) / (0.5 * np.pi),
+}
+RANDOMIZE = ("linear", "warm_up", "random", "none")
+GUIDANCE_SCHEDULES = ("linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGitSettings:
+    """How a grid is decoded.
+
+    Attributes:
+        num_steps: S. More steps than tokens stop once every token is written.
+        schedule: how many tokens each step writes, a name in UNMASK_SCHEDULES.
+        randomize: what decides the order besides the confidence: "linear" adds Gumbel noise that
+            falls to 0 linearly, "warm_up" takes a random order in the first two steps, "random" in
+            all of them, "none" the confidence alone.
+        choice_temperature: the Gumbel noise's initial scale under "linear".
+        temperature: divides the logits.
+        guidance: the final scale s in u + s (c - u); s = 1 + w in MaskGit's own terms.
+        guidance_schedule: "linear" grows from 1 at the first step to s at the last; "constant".
+        top_k: 0 for all.
+        top_p: 1 for all.
+
+    Raises:
+        InputError: on a value outside its range.
+    """
+
+    num_steps: int
+    schedule: str = "arccos"
+    randomize: str = "linear"
+    choice_temperature: float = 4.5
+    temperature: float = 1.0
+    guidance: float = 1.0
+    guidance_schedule: str = "linear"
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        """Checks the values, since they come from flags and files."""
+        for name, choices in (
+            ("schedule", UNMASK_SCHEDULES),
+            ("randomize", RANDOMIZE),
+            ("guidance_schedule", GUIDANCE_SCHEDULES),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        for name, holds, range_ in (
+            ("num_steps", self.num_steps >= 1, "at least 1"),
+            ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}")
+
+
+def unmask_counts(schedule: str, num_steps: int, num_tokens: int) -> tuple[int, ...]:
+    """How many tokens each step writes.
+
+    Args:
+        schedule: a name in UNMASK_SCHEDULES.
+        num_steps: S.
+        num_tokens: L.
+
+    Returns:
+        At most S counts, each at least 1, that add up to L.
+
+    Source: MaskGit-PyTorch v1.0 `adap_sche`, which divides by zero at S = 1.
+    """
+    if num_steps == 1:
+        return (num_tokens,)
+    weights = UNMASK_SCHEDULES[schedule](np.linspace(1, 0, num_steps))
+    counts = np.maximum(1, np.round(weights / weights.sum() * num_tokens)).astype(int)
+    # The last step takes what rounding left; where earlier steps took all, decoding ends early.
+    ends = np.minimum(np.cumsum(counts), num_tokens)
+    ends[-1] = num_tokens
+    counts = np.diff(ends, prepend=0)
+    return tuple(int(c) for c in counts if c)
+
+
+def most_confident(
+    confidence: Float[Array, "B L"], mask: Bool[Array, "B L"], count: Int[Array, ""] | int
+) -> Bool[Array, "B L"]:
+    """The `count` masked positions of the greatest confidence, exactly; ties go to the lower index.
+
+    The original compares with the count-th largest value, so ties write more than were asked for.
+
+    Args:
+        confidence: [B, L]; finite where masked.
+        mask: [B, L]; other positions are never chosen.
+        count: may be traced; where fewer are masked, all of them are chosen.
+
+    Returns:
+        [B, L].
+    """
+    order = jnp.argsort(jnp.where(mask, -confidence, jnp.inf), axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    return mask & (rank < count)
+
+
+def _decode_step(
+    logits_at: Callable, settings: MaskGitSettings, keys: Key[Array, "B"], grid: Any, step: Any
+) -> tuple[Any, None]:
+    """Predicts every position, then writes the most confident `count` of the masked ones."""
+    (tokens, mask), (index, count, scale, noise) = grid, step
+    # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
+    pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)
+    logits = guidance.shape_logits(
+        logits_at(tokens, scale), settings.temperature, settings.top_k, settings.top_p
+    )
+    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(pairs[:, 0])
+    drawn = jnp.argmax(logits + gumbel, axis=-1).astype(tokens.dtype)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    # log p sorts like p, and does not tie where p rounds to 1 or to 0.
+    confidence = jnp.take_along_axis(log_probs, drawn[..., None], axis=-1)[..., 0]
+    length = confidence.shape[1:]
+    if settings.randomize == "linear":
+        order_noise = jax.vmap(lambda key: jax.random.gumbel(key, length))(pairs[:, 1])
+        confidence = confidence + settings.choice_temperature * noise * order_noise
+    elif settings.randomize in ("warm_up", "random"):
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, length))(pairs[:, 1])
+        shuffled = (index < 2) if settings.randomize == "warm_up" else True
+        confidence = jnp.where(shuffled, uniform, confidence)
+    write = most_confident(confidence, mask, count)
+    return (jnp.where(write, drawn, tokens), mask & ~write), None
+
+
+def decode(
+    apply: Apply,
+    params: Any,
+    keys: Key[Array, "B"],
+    condition: Any,
+    null_condition: Any,
+    settings: MaskGitSettings,
+    num_tokens: int,
+    mask_id: int,
+) -> Int[Array, "B L"]:
+    """Tokens in `settings.num_steps` network calls, each of 2 B grids where there is guidance.
+
+    At step i an image's key gives split(fold_in(key, i)): the first draws gumbel [L, V] for its
+    tokens (argmax of logits + noise), the second gumbel or uniform [L] for the order. A drawn
+    token that is written stays, also where it is the id of [MASK]. At S = 1, where the original
+    divides by zero, the only step counts as the last: full guidance, no noise.
+
+    Args:
+        apply: the network.
+        params: its parameters.
+        keys: [B], one for each image.
+        condition: pytree with leading axis B.
+        null_condition: the same structure and shapes; looked at only where guidance is not 1.
+        settings: static under jit.
+        num_tokens: L.
+        mask_id: the id of [MASK].
+
+    Returns:
+        [B, L] int32. With a network that predicts [MASK] too, its id may occur; decoding to images
+        clamps it.
+
+    Source: MaskGit-PyTorch v1.0 `sample`.
+    """
+    batch = keys.shape[0]
+    counts = unmask_counts(settings.schedule, settings.num_steps, num_tokens)
+    steps = np.arange(len(counts))
+    progress = steps / (settings.num_steps - 1) if settings.num_steps > 1 else np.ones(1)
+    ramp = progress if settings.guidance_schedule == "linear" else np.ones(len(counts))
+    scales = 1 + (settings.guidance - 1) * ramp
+
+    def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
+        if settings.guidance == 1:
+            return apply(params, tokens, condition)
+        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
+        logits = apply(params, jnp.concatenate([tokens, tokens]), both)
+        return guidance.guided(logits[:batch], logits[batch:], jnp.broadcast_to(scale, (batch,)))
+
+    grid = (
+        jnp.full((batch, num_tokens), mask_id, jnp.int32),
+        jnp.ones((batch, num_tokens), bool),
+    )
+    schedule = (
+        jnp.asarray(steps, jnp.int32),
+        jnp.asarray(counts, jnp.int32),
+        jnp.asarray(scales, jnp.float32),
+        jnp.asarray(1 - progress, jnp.float32),
+    )
+    # One trace whatever S is: a Python loop over steps would compile S copies of the network.
+    (tokens, _), _ = jax.lax.scan(
+        lambda grid, step: _decode_step(logits_at, settings, keys, grid, step), grid, schedule
+    )
+    return tokens
+
+
+# At module level, so that the second call with the same network and settings compiles nothing.
+_decode = jax.jit(decode, static_argnames=("apply", "settings", "num_tokens", "mask_id"))
+
+
+def sample(
+    apply: Apply,
+    params: Any,
+    key: Key[Array, ""],
+    condition: Any,
+    null_condition: Any,
+    settings: MaskGitSettings,
+    num_tokens: int,
+    mask_id: int,
+    batch_size: int,
+    first_index: int = 0,
+) -> Int[np.ndarray, "N L"]:
+    """Tokens of any number of images, decoded in batches.
+
+    Args:
+        apply: the network.
+        params: its parameters.
+        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
+        condition: pytree of arrays with a leading axis N.
+        null_condition: the same structure and shapes.
+        settings: how a grid is decoded.
+        num_tokens: L.
+        mask_id: the id of [MASK].
+        batch_size: images in a batch; a network call has twice as many where there is guidance.
+        first_index: the first image's index.
+
+    Returns:
+        [N, L] int32.
+    """
+
+    def draw(keys: Key[Array, "B"], batch: tuple[Any, Any]) -> Int[Array, "B L"]:
+        return _decode(apply, params, keys, *batch, settings, num_tokens, mask_id)
+
+    return in_batches(draw, key, (condition, null_condition), batch_size, first_index)
