@@ -1,0 +1,1 @@
+"""State, optimizers, the loop, checkpoints, metrics and random streams."""

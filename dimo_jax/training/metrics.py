@@ -1,0 +1,167 @@
+"""Metrics of a run: JSON lines are the record, TensorBoard (all of clu) is a view of it.
+
+`<workdir>/metrics.jsonl` has one object a line: {"stage": ..., "step": ..., "<name>": number}.
+Apart from the keys under time/, the record of an interrupted and resumed run equals that of an
+uninterrupted one. Pictures go to `<workdir>/images/<stage>/`.
+"""
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dimo_jax import files
+from dimo_jax.errors import InputError
+from dimo_jax.images import save_png
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+    """The record of a run, one dict for each line, oldest first; [] where there is none.
+
+    A last line that a killed process left half-written is left out.
+
+    Raises:
+        InputError: if any other line is not a JSON object.
+    """
+    path = Path(workdir) / FILE_NAME
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    lines.pop()  # what follows the last newline: nothing, or the torn line
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{path}, line {number}, is not a JSON object; delete that line to continue"
+            )
+        records.append(record)
+    return records
+
+
+class Metrics:
+    """Writer of a run's metrics; only process 0 of a run on many writes.
+
+    Args:
+        workdir: the run's directory; created if need be.
+        tensorboard: also write event files to `<workdir>/tensorboard/<stage>/`. Where clu or
+            TensorFlow cannot be imported, one line on standard error says so and the run goes on.
+    """
+
+    def __init__(self, workdir: str | Path, tensorboard: bool):
+        self._workdir = Path(workdir)
+        self._path = self._workdir / FILE_NAME
+        self._active = jax.process_index() == 0
+        self._writers: dict[str, Any] = {}  # stage -> clu SummaryWriter
+        self._clu_writers = None
+        if self._active:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+                self._rewrite(read(workdir))
+            if tensorboard:
+                self._import_clu()
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops this stage's lines of later steps, which a resumed run writes again.
+
+        Args:
+            stage: other stages' lines stay.
+            step: the last step to keep; -1 drops the whole stage.
+        """
+        if self._active:
+            records = read(self._workdir)
+            kept = [r for r in records if r.get("stage") != stage or r.get("step", 0) <= step]
+            if len(kept) < len(records):
+                self._rewrite(kept)
+
+    def write(self, step: int, values: Mapping[str, Any], stage: str) -> None:
+        """Appends one line.
+
+        Args:
+            step: updates made so far.
+            values: name -> scalar; a value that is not finite is recorded as null.
+            stage: e.g. "pretrain".
+        """
+        if not self._active:
+            return
+        reserved = {"stage", "step"} & set(values)
+        if reserved:
+            raise ValueError(f"{sorted(reserved)} cannot be names of metrics")
+        numbers = {name: float(value) for name, value in values.items()}
+        record = {"stage": stage, "step": step}
+        record |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        # One write of the whole line, so that a kill can tear the last line only.
+        with self._path.open("ab", buffering=0) as file:
+            file.write(_line(record))
+        self._tensorboard(stage, lambda writer: writer.write_scalars(step, numbers))
+
+    def images(self, step: int, images: Mapping[str, np.ndarray], stage: str) -> None:
+        """Writes `<workdir>/images/<stage>/<name>_<step>.png`.
+
+        Args:
+            step: updates made so far.
+            images: name -> uint8 [H, W, C], C = 1 or 3.
+            stage: e.g. "distill".
+        """
+        if not self._active:
+            return
+        directory = self._workdir / "images" / stage
+        for name, image in images.items():
+            save_png(directory / f"{name}_{step:07d}.png", image)
+        batch = {name: image[None] for name, image in images.items()}  # [1, H, W, C]
+        self._tensorboard(stage, lambda writer: writer.write_images(step, batch))
+
+    def close(self) -> None:
+        """Flushes the event files."""
+        for stage in list(self._writers):
+            self._tensorboard(stage, lambda writer: writer.close())
+        self._writers = {}
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        files.write_file(self._path, b"".join(map(_line, records)))
+
+    def _import_clu(self) -> None:
+        # Here and by name because it takes seconds: clu's writers pull in TensorFlow.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on every start if on
+        try:
+            self._clu_writers = importlib.import_module("clu.metric_writers")
+        except Exception as error:  # a broken TensorFlow raises anything, not only ImportError
+            self._notice(error)
+
+    def _tensorboard(self, stage: str, call: Callable[[Any], None]) -> None:
+        """Runs call(writer of the stage); a failure ends TensorBoard, never the run."""
+        if self._clu_writers is None:
+            return
+        try:
+            if stage not in self._writers:
+                directory = str(self._workdir / "tensorboard" / stage)
+                self._writers[stage] = self._clu_writers.SummaryWriter(directory)
+            call(self._writers[stage])
+        except Exception as error:
+            self._clu_writers = None
+            self._notice(error)
+
+    def _notice(self, error: Exception) -> None:
+        reason = (str(error).splitlines() or [""])[0]
+        print(
+            f"no TensorBoard files are written ({type(error).__name__}: {reason}); "
+            f"{self._path} has every metric",
+            file=sys.stderr,
+        )
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"

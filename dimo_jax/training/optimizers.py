@@ -1,0 +1,129 @@
+"""Adam with a learning-rate schedule, clipping and frozen leaves."""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dimo_jax.errors import InputError
+from dimo_jax.training import trees
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def learning_rate_schedule(
+    learning_rate: float, schedule: str, warmup_steps: int, num_steps: int
+) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
+    """Learning rate as a function of the number of updates made before.
+
+    Args:
+        learning_rate: the peak.
+        schedule: "constant", "cosine" or "linear"; the last two decay to 0 at `num_steps`.
+        warmup_steps: update n < warmup_steps uses (n + 1) / warmup_steps of the peak, so that no
+            update is wasted at a rate of 0; 0 is no warm-up.
+        num_steps: length of the run in updates, warm-up included.
+
+    Returns:
+        step -> float32 scalar.
+
+    Raises:
+        InputError: for an unknown schedule, or a warm-up that is longer than the run.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup_steps <= num_steps:
+        raise InputError(f"warmup_steps is {warmup_steps}; it must lie in 0..num_steps={num_steps}")
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
+        done = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0.0, 1.0)
+        if schedule == "cosine":
+            decay = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif schedule == "linear":
+            decay = 1 - done
+        else:
+            decay = jnp.ones_like(done)
+        return learning_rate * warm * decay
+
+    return rate
+
+
+def build(
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    num_steps: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    frozen: Sequence[str],
+    params: Any,
+) -> optax.GradientTransformation:
+    """Adam, or AdamW where `weight_decay` is not 0, for a parameter tree with frozen leaves.
+
+    Frozen leaves have no moments, get zero updates whatever their gradient, and do not count in
+    the norm that is clipped.
+
+    Args:
+        learning_rate: see `learning_rate_schedule`, as for the next three.
+        schedule: "constant", "cosine" or "linear".
+        warmup_steps: updates of linear warm-up.
+        num_steps: length of the run in updates.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay, scaled by the learning rate, of every trained leaf.
+        clip_norm: largest global norm of the trained leaves' gradient; 0 clips nothing.
+        frozen: regular expressions searched in path names such as "token_embedding/embedding".
+        params: the parameter tree, or its shapes.
+
+    Returns:
+        The transformation; its `update` needs `params`.
+
+    Raises:
+        InputError: for a bad schedule; for an expression that is invalid or matches no leaf (the
+            nearest names are listed); where nothing is left to train.
+    """
+    rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, num_steps)
+    steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    if weight_decay:
+        steps.append(optax.adamw(rate, beta1, beta2, eps, weight_decay=weight_decay))
+    else:
+        steps.append(optax.adam(rate, beta1, beta2, eps))
+    trained = optax.chain(*steps)
+    _check_frozen(frozen, list(trees.named_leaves(params)))
+    if not frozen:
+        return trained
+    labels = trees.map_named(
+        lambda name, _: "frozen" if trees.matches(frozen, name) else "trained", params
+    )
+    # The clipping stands inside the partition: outside, frozen gradients would count in its norm.
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _check_frozen(frozen: Sequence[str], names: list[str]) -> None:
+    """Raises InputError unless each expression matches a leaf and one leaf is left unmatched."""
+    for pattern in frozen:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise InputError(
+                f"frozen: {pattern!r} is not a regular expression ({error})"
+            ) from error
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise InputError(
+                f"frozen: {pattern!r} matches no parameter; the nearest names are {', '.join(near)}"
+            )
+    if names and all(trees.matches(frozen, name) for name in names):
+        raise InputError(
+            f"frozen: {', '.join(frozen)} match every parameter; leave one to be trained"
+        )

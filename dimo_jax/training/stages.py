@@ -1,0 +1,272 @@
+"""The two trainings, from config to the loop: the teacher's own, and the distillation.
+
+Here the plain config turns into the settings objects of method/, and nowhere else.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from dimo_jax import config as configs
+from dimo_jax import models
+from dimo_jax.conditions import labels
+from dimo_jax.data import stream
+from dimo_jax.method import denoise, distill, divergences, masking, pretrain
+from dimo_jax.method.distill_settings import DistillSettings
+from dimo_jax.method.generate import GeneratorSettings
+from dimo_jax.models import Network
+from dimo_jax.training import optimizers, rng, trees
+from dimo_jax.training.checkpoints import Checkpoints
+from dimo_jax.training.loop import run_stage
+from dimo_jax.training.metrics import Metrics
+
+Config = Mapping[str, Any]
+# (parameters of the EMA, step) -> {name: uint8 image}
+Pictures = Callable[[Any, int], Mapping[str, np.ndarray]]
+
+
+def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
+    """The network of the section `model` for a tokenizer's sizes."""
+    sizes = {"num_tokens": num_tokens, "codebook_size": codebook_size}
+    return models.build({**config["model"], **sizes, "num_classes": config["data"]["num_classes"]})
+
+
+def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:
+    """Settings of masked prediction from `pretrain` or `distill.auxiliary`."""
+    return denoise.DenoiseSettings(
+        mask=masking.MaskSettings(**section["mask"]),
+        mask_id=mask_id,
+        label_smoothing=section["label_smoothing"],
+        condition_drop=section["condition_drop"],
+        positions=section["positions"],
+        reduction=section["reduction"],
+        soft_weight=section.get("soft_weight", 0.0),
+    )
+
+
+def distill_settings(config: Config, network: Network) -> DistillSettings:
+    """Settings of the Di[M]O step from the section `distill`."""
+    section = config["distill"]
+    teacher, auxiliary = section["teacher"], section["auxiliary"]
+    low, high = section["ratio"]
+    return DistillSettings(
+        generator=GeneratorSettings(
+            num_tokens=network.num_tokens,
+            codebook_size=network.codebook_size,
+            mask_id=network.mask_id,
+            ratio_low=low,
+            ratio_high=high,
+            sigma=section["sigma"],
+            temperature=section["temperature"],
+            top_k=section["top_k"],
+            top_p=section["top_p"],
+        ),
+        sigma_schedule=section["sigma_schedule"],
+        sigma_warmup_steps=section["sigma_warmup_steps"],
+        mask=masking.MaskSettings(**section["mask"]),
+        divergence=divergences.by_name(**section["divergence"]),
+        jacobian=section["jacobian"],
+        guidance=section["guidance"],
+        adaptive_guidance=section["adaptive_guidance"],
+        teacher_temperature=teacher["temperature"],
+        teacher_top_k=teacher["top_k"],
+        teacher_top_p=teacher["top_p"],
+        teacher_lowered_by=teacher["lowered_by"],
+        aux_temperature=auxiliary["temperature"],
+        reduction=section["reduction"],
+        weighting=section["weighting"],
+        aux=denoise_settings(auxiliary, network.mask_id),
+        aux_sample=auxiliary["sample"],
+        aux_updates=auxiliary["updates"],
+        teacher_dropout=teacher["dropout"],
+        aux_dropout=auxiliary["dropout"],
+        generator_dropout=section["generator"]["dropout"],
+        ema_decay=section["ema_decay"],
+        ema_warmup=section["ema_warmup"],
+    )
+
+
+def sampler_of(config: Config) -> dict[str, Any]:
+    """The sampler entry of the generator's bundle: what it must be sampled with."""
+    section = config["distill"]
+    low, high = section["ratio"]
+    return {
+        "ratio": low if low == high else [low, high],
+        **{name: section[name] for name in ("sigma", "temperature", "top_k", "top_p")},
+    }
+
+
+def run_pretrain(
+    config: Config,
+    network: Network,
+    tokens: Int[np.ndarray, "N L"],
+    classes: Int[np.ndarray, "N"],
+    *,
+    directory: Path,
+    metrics: Metrics,
+    pictures: Pictures | None = None,
+) -> Any:
+    """Trains a teacher on data tokens, or goes on from its newest checkpoint.
+
+    Args:
+        config: a complete config.
+        network: the teacher's.
+        tokens: [N, L] the training split.
+        classes: [N] its labels.
+        directory: of the checkpoints.
+        metrics: of the run.
+        pictures: what to draw from the averaged parameters at intervals.
+
+    Returns:
+        The averaged parameters, which are the teacher.
+    """
+    section, seed, size = config["pretrain"], config["seed"], config["pretrain"]["batch_size"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    optimizer = optimizers.build(
+        **section["optimizer"], num_steps=section["num_steps"], params=shapes
+    )
+    step = pretrain.make_step(
+        network.apply,
+        optimizer,
+        denoise_settings(section, network.mask_id),
+        dropout=section["dropout"],
+        ema_decay=section["ema_decay"],
+        ema_warmup=section["ema_warmup"],
+    )
+    index, null = jnp.arange(size), labels.null(size, network.num_classes)
+
+    def create_state() -> pretrain.PretrainState:
+        key = rng.stream_key(seed, "teacher_parameters")
+        return pretrain.create_state(network.init(key), optimizer)
+
+    def batch_of(number: int) -> pretrain.PretrainBatch:
+        chosen = stream.batch_indices(seed, number, size, len(tokens))
+        return pretrain.PretrainBatch(
+            seed=np.int32(seed),
+            index=index,
+            tokens=tokens[chosen],
+            condition=classes[chosen],
+            null_condition=null,
+        )
+
+    meta = configs.stage_settings(config, "pretrain")
+    return _run(
+        "pretrain", create_state, jax.jit(step, donate_argnums=0), batch_of, config, meta,
+        directory, metrics, pictures, shown=("teacher_loss",),
+    ).ema  # fmt: skip
+
+
+def run_distill(
+    config: Config,
+    network: Network,
+    start: Any,
+    teacher_network: Network,
+    teacher_params: Any,
+    *,
+    directory: Path,
+    metrics: Metrics,
+    pictures: Pictures | None = None,
+) -> Any:
+    """Distils a teacher into a one-step generator, or goes on from the newest checkpoint.
+
+    Args:
+        config: a complete config.
+        network: of generator and auxiliary.
+        start: parameters that both start from, usually the teacher's.
+        teacher_network: the teacher's network, usually the same.
+        teacher_params: frozen.
+        directory: of the checkpoints.
+        metrics: of the run.
+        pictures: what to draw from the averaged parameters at intervals.
+
+    Returns:
+        The averaged generator.
+    """
+    section, seed, size = config["distill"], config["seed"], config["distill"]["batch_size"]
+    num_steps, updates = section["num_steps"], section["auxiliary"]["updates"]
+    generator_optimizer = optimizers.build(
+        **section["generator"]["optimizer"], num_steps=num_steps, params=start
+    )
+    aux_optimizer = optimizers.build(
+        **section["auxiliary"]["optimizer"], num_steps=num_steps * updates, params=start
+    )
+    step = distill.make_step(
+        network.apply,
+        teacher_network.apply,
+        generator_optimizer,
+        aux_optimizer,
+        distill_settings(config, network),
+    )
+    index, null = jnp.arange(size), labels.null(size, network.num_classes)
+    teacher_params = jax.device_put(teacher_params)
+
+    @jax.jit
+    def conditions(number: Any) -> tuple[Any, Any]:
+        def draw(name: str) -> Any:
+            keys = rng.example_keys(rng.stream_key(seed, name, number), index)
+            return labels.draw(keys, network.num_classes)
+
+        fresh = [draw(f"aux{k}_condition") for k in range(updates)]
+        return draw("generator_condition"), jnp.stack(fresh)
+
+    def batch_of(number: int) -> distill.DistillBatch:
+        condition, aux_condition = conditions(np.int32(number))
+        return distill.DistillBatch(
+            seed=np.int32(seed),
+            index=index,
+            condition=condition,
+            aux_condition=aux_condition,
+            null_condition=null,
+        )
+
+    create = jax.jit(
+        lambda params: distill.create_state(params, generator_optimizer, aux_optimizer)
+    )
+    jitted = jax.jit(step, donate_argnums=0)
+    meta = {
+        **configs.stage_settings(config, "distill"),
+        "teacher": trees.fingerprint(teacher_params),
+        "start": trees.fingerprint(start),
+    }
+    return _run(
+        "distill", lambda: create(start), lambda state, batch: jitted(state, teacher_params, batch),
+        batch_of, config, meta, directory, metrics, pictures, shown=("divergence", "aux_loss"),
+    ).ema  # fmt: skip
+
+
+def _run(
+    name: str,
+    create_state: Callable[[], Any],
+    step: Callable[..., Any],
+    batch_of: Callable[[int], Any],
+    config: Config,
+    meta: Mapping[str, Any],
+    directory: Path,
+    metrics: Metrics,
+    pictures: Pictures | None,
+    shown: tuple[str, ...],
+) -> Any:
+    checkpoints = Checkpoints(directory, config["checkpoint"]["keep"])
+    try:
+        return run_stage(
+            name,
+            create_state,
+            step,
+            batch_of,
+            config[name]["num_steps"],
+            checkpoints=checkpoints,
+            metrics=metrics,
+            meta=meta,
+            log_every_steps=config["logging"]["log_every_steps"],
+            save_every_steps=config["checkpoint"]["save_every_steps"],
+            images_every_steps=config["logging"]["images_every_steps"],
+            on_images=pictures and (lambda state, done: pictures(state.ema, done)),
+            shown=shown,
+        )
+    finally:
+        checkpoints.close()

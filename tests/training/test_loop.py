@@ -1,0 +1,254 @@
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.training import metrics as metrics_lib
+from dimo_jax.training.checkpoints import Checkpoints
+from dimo_jax.training.loop import run_stage
+from dimo_jax.training.metrics import Metrics
+
+
+class State(flax.struct.PyTreeNode):
+    step: jax.Array
+    total: Any
+
+
+def create_state():
+    return State(step=jnp.int32(0), total=jnp.float32(0))
+
+
+@jax.jit
+def add(state, batch):
+    total = state.total + batch
+    return State(step=state.step + 1, total=total), {"total": total, "batch": batch}
+
+
+def batch_of(step):
+    return np.float32(step + 1)
+
+
+class Run:
+    """A stage in a directory; total after n steps is n (n + 1) / 2."""
+
+    def __init__(self, workdir, capsys):
+        self.workdir = workdir
+        self.capsys = capsys
+
+    def __call__(self, num_steps=6, step_fn=add, batch_fn=batch_of, keep=5, **options):
+        options = dict(meta={}, log_every_steps=2, save_every_steps=3) | options
+        with contextlib.closing(Checkpoints(self.workdir / "ck", keep)) as checkpoints:
+            metrics = Metrics(self.workdir, tensorboard=False)
+            arguments = ("stage", create_state, step_fn, batch_fn, num_steps)
+            return run_stage(*arguments, checkpoints=checkpoints, metrics=metrics, **options)
+
+    def saved_steps(self):
+        return sorted(int(p.name) for p in (self.workdir / "ck").iterdir())
+
+    def record(self):
+        return [
+            {k: v for k, v in line.items() if not k.startswith("time/")}
+            for line in metrics_lib.read(self.workdir)
+        ]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    return Run(tmp_path, capsys)
+
+
+def line(step):
+    total = step * (step + 1) / 2
+    return {"stage": "stage", "step": step, "train/total": total, "train/batch": float(step)}
+
+
+def test_runs_logs_and_saves_at_intervals_and_at_the_end(run):
+    state = run(num_steps=7, shown=("total",))
+    assert int(state.step) == 7 and float(state.total) == 28
+    assert run.saved_steps() == [3, 6, 7]
+    assert run.record() == [line(2), line(4), line(6), line(7)]
+    assert all(x["time/steps_per_second"] > 0 for x in metrics_lib.read(run.workdir))
+    out = run.capsys.readouterr().err
+    assert "stage 7/7  100 %" in out and "total 28" in out
+
+
+def test_a_finished_stage_is_only_read(run):
+    run()
+
+    def forbidden(*_):
+        raise AssertionError("a finished stage ran a step")
+
+    before = (run.workdir / "metrics.jsonl").read_bytes()
+    state = run(step_fn=forbidden, batch_fn=forbidden)
+    assert float(state.total) == 21
+    assert (run.workdir / "metrics.jsonl").read_bytes() == before
+    assert "done already" in run.capsys.readouterr().err
+
+
+def test_an_exception_loses_nothing_that_was_saved(run):
+    def broken_batch(step):
+        if step == 5:
+            raise RuntimeError("the data set is gone")
+        return batch_of(step)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        run(num_steps=8, batch_fn=broken_batch)
+    assert run.saved_steps() == [3]
+    seen = []
+    state = run(num_steps=8, batch_fn=lambda step: (seen.append(step), batch_of(step))[1])
+    assert seen == [3, 4, 5, 6, 7]
+    assert float(state.total) == 36
+    assert run.record() == [line(2), line(4), line(6), line(8)]
+    assert "continues at step 3 of 8" in run.capsys.readouterr().err
+
+
+class Late:
+    """A metric that notes when it is read, as a device array that is not ready would block."""
+
+    shape, ndim, dtype = (), 0, np.dtype(np.float32)
+
+    def __init__(self, events, step):
+        self.events, self.step = events, step
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(f"read {self.step}")
+        return np.array(float(self.step), np.float32)
+
+
+def test_metrics_are_read_one_step_late(run):
+    events = []
+
+    def step_fn(state, batch):
+        step = int(batch)
+        events.append(f"step {step}")
+        return State(step=state.step + 1, total=state.total), {"x": Late(events, step)}
+
+    run(num_steps=6, step_fn=step_fn, log_every_steps=2, save_every_steps=100)
+    assert events == [
+        *("step 1", "read 1"),  # the first step, which compiles
+        *("step 2", "step 3", "read 2"),
+        *("step 4", "step 5", "read 3", "read 4"),
+        *("step 6", "read 5", "read 6"),  # the last one is saved: nothing is left to overlap
+    ]
+
+
+def test_one_trace_with_donation_across_a_resume(run):
+    for num_steps in (3, 6):  # each with a function of its own, as in a new process
+        step = jax.jit(lambda state, batch: add(state, batch), donate_argnums=0)
+        run(num_steps=num_steps, step_fn=step)
+        assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_stops_before_saving(run, bad):
+    def poisoned(step):
+        return np.float32(bad) if step == 4 else batch_of(step)
+
+    with pytest.raises(InputError) as caught:
+        run(num_steps=20, batch_fn=poisoned, log_every_steps=10, save_every_steps=3)
+    message = str(caught.value)
+    assert f"at step 5 of 20: batch {bad}, total {bad};" in message
+    assert "learning rate" in message and str(run.workdir / "ck") in message
+    assert run.saved_steps() == [3]
+    with contextlib.closing(Checkpoints(run.workdir / "ck", 5)) as checkpoints:
+        assert float(checkpoints.restore(create_state())[0].total) == 6
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_leaves(run, number, code):
+    before = signal.getsignal(number)
+
+    def interrupting(step):
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return batch_of(step)
+
+    with pytest.raises(Interrupted) as caught:
+        run(num_steps=9, batch_fn=interrupting, save_every_steps=100)
+    assert caught.value.exit_code == code
+    assert "at step 4 of 9" in str(caught.value) and number.name in str(caught.value)
+    assert signal.getsignal(number) is before
+    assert run.saved_steps() == [4]
+    assert float(run(num_steps=9).total) == 45
+    assert run.record() == [line(2), line(4), line(6), line(8), line(9)]
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT as a command has it; pytest-xdist's workers ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_acts_at_once(run, interruptible):
+    def impatient(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            # Two signals that are pending at once would count as one.
+            while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)  # ends at once, with KeyboardInterrupt
+        return batch_of(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(num_steps=9, batch_fn=impatient, save_every_steps=2)
+    assert run.saved_steps() == [2]
+
+
+def test_a_signal_in_the_last_step_still_stops_the_command(run):
+    def interrupting(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_of(step)
+
+    with pytest.raises(Interrupted):
+        run(num_steps=6, batch_fn=interrupting)
+    assert run.saved_steps() == [3, 6]
+
+
+def test_runs_outside_the_main_thread(run):
+    states = []
+    thread = threading.Thread(target=lambda: states.append(run(num_steps=2)))
+    thread.start()
+    thread.join()
+    assert float(states[0].total) == 3
+
+
+def test_other_settings_are_refused_entry_by_entry(run):
+    run(num_steps=3, meta={"config": {"lr": 0.1, "seed": 0}, "teacher": "aa"})
+    with pytest.raises(InputError) as caught:
+        run(num_steps=6, meta={"config": {"lr": 0.2, "seed": 0}, "teacher": "bb"})
+    message = str(caught.value)
+    assert "config/lr: was 0.1, is 0.2" in message and "teacher: was 'aa', is 'bb'" in message
+    assert "seed" not in message
+
+
+def test_a_checkpoint_past_the_end_is_refused(run):
+    run(num_steps=6)
+    with pytest.raises(InputError, match="at step 6, past the 4 steps"):
+        run(num_steps=4)
+
+
+def test_images_at_intervals_before_the_state_is_donated(run):
+    def draw(state, step):
+        return {"total": np.full((2, 2, 1), int(state.total), np.uint8)}
+
+    donating = jax.jit(lambda state, batch: add(state, batch), donate_argnums=0)
+    run(num_steps=7, step_fn=donating, images_every_steps=3, on_images=draw)
+    names = sorted(p.name for p in (run.workdir / "images" / "stage").iterdir())
+    assert names == ["total_0000003.png", "total_0000006.png"]
+    drawn = np.asarray(Image.open(run.workdir / "images" / "stage" / names[1]))
+    np.testing.assert_array_equal(drawn, np.full((2, 2), 21))

@@ -1,0 +1,65 @@
+"""A run killed with SIGKILL at many moments ends in the bits of a run that was never killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dimo_jax.training import metrics
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(directory, what the driver says of each process)."""
+    root = tmp_path_factory.mktemp("resume")
+    driver = Path(__file__).with_name("resume_driver.py")
+    result = subprocess.run(
+        [sys.executable, str(driver), str(root)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return root, [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+
+
+def test_every_planned_process_was_killed_and_the_last_finished(runs):
+    _, told, stderr = runs
+    signals = {x["run"]: x["signal"] for x in told}
+    assert signals.pop("whole") == signals.pop("rest") == 0, stderr
+    assert len(signals) == 7 and set(signals.values()) == {signal.SIGKILL}, stderr
+    # At least one of them left half a checkpoint, or this would test too little.
+    assert any("tmp" in name for x in told for name in x["left"])
+    assert "continues at step" in stderr
+
+
+def test_final_state_is_bit_equal(runs):
+    root, *_ = runs
+    whole = json.loads((root / "whole.json").read_text())
+    rest = json.loads((root / "rest.json").read_text())
+    assert whole["step"] == 28
+    assert rest == whole
+
+
+def test_records_are_equal_but_for_time(runs):
+    root, *_ = runs
+
+    def record(name):
+        return [
+            {key: x for key, x in line.items() if not key.startswith("time/")}
+            for line in metrics.read(root / name)
+        ]
+
+    assert [x["step"] for x in record("whole")] == [3, 6, 9, 12, 15, 18, 21, 24, 27, 28]
+    assert record("killed") == record("whole")
+
+
+def test_nothing_half_written_is_left(runs):
+    root, told, _ = runs
+    assert told[-1]["left"] == ["24", "28"]
+    assert sorted(p.name for p in (root / "killed").iterdir()) == ["checkpoints", "metrics.jsonl"]
