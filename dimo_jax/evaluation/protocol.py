@@ -1,0 +1,347 @@
+"""What is measured, in which order: the teacher's sweep, then every model with every seed.
+
+Samples come from functions, so the protocol knows neither networks nor samplers; its result is a
+function of the seeds in the settings. Each distance is between the samples and the whole training
+split, each in percent of that split's total variance.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import statistics
+from dimo_jax.evaluation.features import FeatureNetwork
+
+Images = Float[np.ndarray, "N H W C"]
+Labels = Int[np.ndarray, "N"]
+Sampler = dict[str, Any]
+# (work done, work in all, what is being done); work is in images times network calls.
+Progress = Callable[[int, int, str], None]
+
+METRICS = {
+    "frechet_features": "Fréchet distance in the classifier's features, % of the real variance",
+    "frechet_pixels": "Fréchet distance in pixels, % of the real variance",
+    "accuracy": "share of samples that the classifier gives the label they were asked for",
+    "precision": "share of samples inside the real manifold, in pixels",
+    "recall": "share of real images inside the samples' manifold, in pixels",
+    "density": "real neighbourhoods around a sample, relative to k, in pixels",
+    "coverage": "share of real neighbourhoods with a sample inside, in pixels",
+    "duplicates": "share of samples whose tokens equal an earlier sample's",
+    "copies": "share of samples whose tokens equal a training image's",
+    "entropy": "mean entropy of a token's distribution over the samples, bits",
+}
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """What is run.
+
+    Attributes:
+        num_samples: images in each measurement; labels are cycled, so classes are balanced.
+        seeds: sampling seeds; mean and spread are over them.
+        teacher_steps: step counts at which the teacher is measured.
+        sweep_steps: step counts at which its samplers are compared; any other step count takes the
+            choice of the nearest of these, by ratio, of two the larger.
+        sweep_num_samples: images for each candidate.
+        sweep_seed: sampling seed of the sweep; none of `seeds`, or the choice would be judged on
+            the samples it was made with.
+        num_neighbours: k of precision, recall, density and coverage.
+        num_pictures: images of each model kept for the report, of the first seed.
+
+    Raises:
+        InputError: on a value outside its range.
+    """
+
+    num_samples: int
+    seeds: tuple[int, ...]
+    teacher_steps: tuple[int, ...]
+    sweep_steps: tuple[int, ...]
+    sweep_num_samples: int
+    sweep_seed: int
+    num_neighbours: int
+    num_pictures: int
+
+    def __post_init__(self):
+        """Checks the values, since they come from flags and files."""
+        if self.sweep_seed in self.seeds:
+            raise InputError(
+                f"sweep_seed {self.sweep_seed} is one of the seeds {self.seeds}; it must be another"
+            )
+        for name in ("seeds", "teacher_steps", "sweep_steps"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty; it must name at least one")
+        if not 0 < self.num_neighbours < self.num_samples:
+            raise InputError(
+                f"num_neighbours is {self.num_neighbours}; it must be above 0 and below the number "
+                f"of samples, {self.num_samples}"
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What samples are compared with.
+
+    Attributes:
+        train_images: float32 [N, H, W, C] in [0, 1]; the reference.
+        train_labels: int [N].
+        test_images: float32 [M, H, W, C]; the floor.
+        test_labels: int [M].
+        num_classes: number of classes.
+        encode: images -> tokens int [N, L].
+        codebook_size: number of codes.
+    """
+
+    train_images: Float[np.ndarray, "N H W C"]
+    train_labels: Int[np.ndarray, "N"]
+    test_images: Float[np.ndarray, "M H W C"]
+    test_labels: Int[np.ndarray, "M"]
+    num_classes: int
+    encode: Callable[[Images], Int[np.ndarray, "N L"]]
+    codebook_size: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+        rows: {"model", "steps", "metrics": {name: {"mean", "std"}}, "sampler"}: the teacher at each
+            step count, the generator, the test split. std is over the seeds with ddof 1, and 0
+            for a single one; steps is 0 for the test split.
+        sweep: {"steps", "sampler", "frechet_features", "frechet_pixels", "chosen"} per candidate.
+        pictures: (model, steps) -> images of the first seed, with the labels `picture_labels`; the
+            keys are those of the rows.
+        picture_labels: int [num_pictures].
+        neighbours: the training image nearest to each of the generator's pictures, in pixels.
+        settings: what was run.
+    """
+
+    rows: list[dict]
+    sweep: list[dict]
+    pictures: dict[tuple[str, int], Images]
+    picture_labels: Labels
+    neighbours: Images
+    settings: ProtocolSettings
+
+
+class Reference:
+    """The training split, its moments computed once, and the measurements against it."""
+
+    def __init__(self, data: Data, network: FeatureNetwork, num_neighbours: int):
+        self.data = data
+        self.network = network
+        self.num_neighbours = num_neighbours
+        self.pixel_moments = statistics.moments(data.train_images)
+        self.feature_moments = statistics.moments(network.features(data.train_images))
+        self.train_tokens = np.asarray(data.encode(data.train_images), np.int32)
+
+    def distances(self, images: Images) -> dict[str, float]:
+        """The two Fréchet distances, in percent of the real variance."""
+        features = statistics.moments(self.network.features(images))
+        pixels = statistics.moments(images)
+        return {
+            "frechet_features": statistics.frechet_percent(self.feature_moments, features),
+            "frechet_pixels": statistics.frechet_percent(self.pixel_moments, pixels),
+        }
+
+    def measure(self, images: Images, labels: Labels) -> dict[str, float]:
+        """All of METRICS, for one set of samples."""
+        # Duplicates and copies are told by tokens, all a generator decides on: with a lossy
+        # tokenizer no sample could equal a training image exactly. Equal images have equal tokens,
+        # so these shares are never below those of exactly equal images.
+        tokens = np.asarray(self.data.encode(images), np.int32)
+        return {
+            **self.distances(images),
+            "accuracy": statistics.accuracy(self.network.predict(images), labels),
+            **statistics.precision_recall_density_coverage(
+                self.data.train_images, images, self.num_neighbours
+            ),
+            "duplicates": statistics.share_of_duplicates(tokens),
+            "copies": statistics.share_of_copies(tokens, self.train_tokens),
+            "entropy": statistics.token_entropy(tokens, self.data.codebook_size),
+        }
+
+
+def candidates(
+    guidances: Sequence[float | int],
+    choice_temperatures: Sequence[float | int],
+    random_order: bool,
+) -> list[Sampler]:
+    """The teacher's samplers to compare: every guidance with every order of unmasking.
+
+    Args:
+        guidances: scales s in u + s(c - u).
+        choice_temperatures: of the Gumbel noise on the confidence, falling linearly with the steps.
+        random_order: whether to try unmasking in random order too.
+
+    Returns:
+        Fields of samplers.maskgit.MaskGitSettings, one dict for each candidate.
+    """
+    orders = [{"randomize": "linear", "choice_temperature": float(t)} for t in choice_temperatures]
+    if random_order:
+        orders.append({"randomize": "random", "choice_temperature": 0.0})
+    return [{"guidance": float(scale), **order} for scale in guidances for order in orders]
+
+
+def evaluate(
+    sample_teacher: Callable[[int, Sampler, int, Labels], Images],
+    sample_generator: Callable[[int, Labels], Images],
+    *,
+    data: Data,
+    network: FeatureNetwork,
+    samplers: Sequence[Sampler],
+    generator_sampler: Sampler,
+    settings: ProtocolSettings,
+    progress: Progress,
+) -> Evaluation:
+    """Sweep the teacher's samplers, then measure teacher, generator and test split.
+
+    Args:
+        sample_teacher: (num_steps, sampler, seed, labels [N]) -> float32 [N, H, W, C] in [0, 1].
+        sample_generator: (seed, labels [N]) -> the same, in one step.
+        data: what to compare with.
+        network: features and predictions.
+        samplers: the sweep's candidates for the teacher, see `candidates`.
+        generator_sampler: the generator's settings, only to be reported.
+        settings: sizes and seeds.
+        progress: called before each piece of work and once at the end.
+
+    Returns:
+        Rows, sweep and pictures.
+    """
+    reference = Reference(data, network, settings.num_neighbours)
+    labels = balanced_labels(settings.num_samples, data.num_classes)
+    work = _Work(samplers, settings, progress)
+    sweep = _sweep(sample_teacher, reference, samplers, settings, work)
+    rows, pictures = [], {}
+
+    def add_row(
+        model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
+    ) -> None:
+        results = []
+        for seed in settings.seeds:
+            work.start(f"{model}, {count_steps(steps)}, seed {seed}")
+            images = np.asarray(sample(seed, labels), np.float32)
+            if seed == settings.seeds[0]:
+                pictures[model, steps] = images[: settings.num_pictures]
+            results.append(reference.measure(images, labels))
+            work.finish(settings.num_samples * _calls(steps, sampler))
+        rows.append(_row(model, steps, sampler, results))
+
+    for steps in settings.teacher_steps:
+        best = chosen_sampler(sweep, steps)
+        add_row("teacher", steps, best, functools.partial(sample_teacher, steps, best))
+    add_row("generator", 1, generator_sampler, sample_generator)
+    rows.append(_row("test_split", 0, {}, [reference.measure(data.test_images, data.test_labels)]))
+    work.start("done")
+
+    picture_labels = labels[: settings.num_pictures]
+    pictures["test_split", 0] = images_with_labels(
+        data.test_images, data.test_labels, picture_labels
+    )
+    index, _ = statistics.nearest(pictures["generator", 1], data.train_images)
+    return Evaluation(rows, sweep, pictures, picture_labels, data.train_images[index], settings)
+
+
+def balanced_labels(num_samples: int, num_classes: int) -> Labels:
+    """int32 [num_samples]: 0, 1, ..., num_classes - 1, 0, 1, ...: as many of each as can be."""
+    return np.arange(num_samples, dtype=np.int32) % num_classes
+
+
+def chosen_sampler(sweep: Sequence[Mapping], steps: int) -> Sampler:
+    """The sampler that the sweep chose at the swept step count nearest to `steps`."""
+    chosen = [row for row in sweep if row["chosen"]]
+    # Of two equally near ones the larger.
+    chosen.sort(key=lambda row: (max(row["steps"] / steps, steps / row["steps"]), -row["steps"]))
+    return chosen[0]["sampler"]
+
+
+def images_with_labels(
+    images: Float[np.ndarray, "N H W C"],
+    image_labels: Int[np.ndarray, "N"],
+    labels: Int[np.ndarray, "M"],
+) -> Float[np.ndarray, "M H W C"]:
+    """For each label the next image of that class, in their own order; cycles if there are few."""
+    of_class = {label: np.flatnonzero(image_labels == label) for label in set(labels.tolist())}
+    seen = dict.fromkeys(of_class, 0)
+    index = []
+    for label in labels.tolist():
+        index.append(of_class[label][seen[label] % len(of_class[label])])
+        seen[label] += 1
+    return images[index]
+
+
+class _Work:
+    """Counts images times network calls, known beforehand, so that an ETA can be linear in it."""
+
+    def __init__(self, samplers: Sequence[Sampler], settings: ProtocolSettings, report: Progress):
+        # How often the sweep will choose a guidance that needs two calls is not known: none.
+        in_rows = len(settings.seeds) * (sum(settings.teacher_steps) + 1)
+        in_sweep = sum(_calls(n, s) for n in settings.sweep_steps for s in _distinct(samplers, n))
+        self.total = settings.num_samples * in_rows + settings.sweep_num_samples * in_sweep
+        self.done = 0
+        self.report = report
+
+    def start(self, text: str) -> None:
+        self.report(min(self.done, self.total), self.total, text)
+
+    def finish(self, amount: int) -> None:
+        self.done += amount
+
+
+def _sweep(
+    sample_teacher: Callable[[int, Sampler, int, Labels], Images],
+    reference: Reference,
+    samplers: Sequence[Sampler],
+    settings: ProtocolSettings,
+    work: _Work,
+) -> list[dict]:
+    """Every candidate at every swept step count; the least sum of the two distances is chosen."""
+    labels = balanced_labels(settings.sweep_num_samples, reference.data.num_classes)
+    rows = []
+    for steps in settings.sweep_steps:
+        here = []
+        for sampler in _distinct(samplers, steps):
+            work.start(f"sweep, {count_steps(steps)}, {describe(sampler)}")
+            images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
+            here.append({"steps": steps, "sampler": sampler, **reference.distances(images)})
+            work.finish(settings.sweep_num_samples * _calls(steps, sampler))
+        best = min(here, key=lambda row: row["frechet_features"] + row["frechet_pixels"])
+        rows += [{**row, "chosen": row is best} for row in here]
+    return rows
+
+
+def _distinct(samplers: Sequence[Sampler], steps: int) -> list[Sampler]:
+    """The candidates that differ at this step count: in one step there is no order to choose."""
+    if steps > 1:
+        return list(samplers)
+    return list({sampler["guidance"]: sampler for sampler in reversed(samplers)}.values())[::-1]
+
+
+def _calls(steps: int, sampler: Mapping) -> int:
+    """Network calls of a sampler; guidance needs two in each step, unless it is 1."""
+    return max(steps, 1) * (1 if sampler.get("guidance", 1.0) == 1.0 else 2)
+
+
+def describe(sampler: Mapping) -> str:
+    """A sampler in a few words: 'guidance 1.0, choice_temperature 4.5, randomize linear'."""
+    return ", ".join(f"{name} {value}" for name, value in sorted(sampler.items()))
+
+
+def count_steps(steps: int) -> str:
+    """'1 step', '2 steps'."""
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
+def _row(model: str, steps: int, sampler: Mapping, results: Sequence[Mapping]) -> dict:
+    metrics = {}
+    for name in METRICS:
+        values = np.array([result[name] for result in results])
+        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        metrics[name] = {"mean": float(values.mean()), "std": std}
+    return {"model": model, "steps": steps, "metrics": metrics, "sampler": dict(sampler)}

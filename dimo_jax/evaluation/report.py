@@ -1,0 +1,259 @@
+"""An evaluation as files: results.json for programs, report.md and PNG pictures for people."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dimo_jax import images as pictures
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.protocol import Evaluation
+from dimo_jax.files import write_file
+
+PROVENANCE = ("seed", "versions", "device", "wall_seconds", "hashes")
+PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+MAX_COLUMNS = 20
+NAMES = {"teacher": "teacher", "generator": "generator", "test_split": "test split"}
+HEADINGS = {
+    "frechet_features": "Fréchet, features",
+    "frechet_pixels": "Fréchet, pixels",
+    "duplicates": "duplicates, %",
+    "copies": "copies, %",
+    "entropy": "entropy, bits",
+}
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and the packages that decide on numbers, and the device in use."""
+    device = jax.devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "machine": platform.machine(),
+        },
+    }
+
+
+def write(
+    folder: Path | str, evaluation: Evaluation, *, title: str, provenance: Mapping[str, Any]
+) -> list[Path]:
+    """Write results.json, report.md and pictures/*.png; files of these names are replaced.
+
+    Args:
+        folder: where; made if it is not there.
+        evaluation: what was measured.
+        title: the report's first line.
+        provenance: "seed", "versions" and "device" (see `environment`), "wall_seconds", "hashes" (a
+            dict of names to hashes); further entries are written too. Plain values only.
+
+    Returns:
+        The paths written, report.md last, so that a report only ever names files that exist.
+
+    Raises:
+        InputError: if the folder cannot be written.
+        ValueError: if provenance lacks an entry or a number is not finite.
+    """
+    if missing := [name for name in PROVENANCE if name not in provenance]:
+        raise ValueError(f"the provenance of an evaluation lacks {', '.join(missing)}")
+    folder = Path(folder)
+    results = {
+        "rows": evaluation.rows,
+        "sweep": evaluation.sweep,
+        "metrics": protocol.METRICS,
+        "settings": vars(evaluation.settings),
+        **provenance,
+    }
+    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    paths = [write_file(folder / "results.json", text.encode())]
+    paths += _write_pictures(folder / "pictures", evaluation)
+    report = markdown(evaluation, title, provenance)
+    return [*paths, write_file(folder / "report.md", report.encode())]
+
+
+def read_rows(path: Path | str) -> list[dict]:
+    """The rows of a results.json.
+
+    Raises:
+        InputError: if it cannot be read or has no rows.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a readable results.json: {error}") from error
+
+
+def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) -> str:
+    """The text of report.md."""
+    settings = evaluation.settings
+    seeds = ", ".join(map(str, settings.seeds))
+    spread = f"mean ± standard deviation over the sampling seeds {seeds}"
+    explained = [f"* {_heading(name)}: {text}" for name, text in protocol.METRICS.items()]
+    sections = [
+        f"# {title}",
+        *headline(evaluation.rows),
+        "## Results",
+        f"{settings.num_samples} samples in each measurement, balanced over the classes, against "
+        f"the training split; {spread}; k = {settings.num_neighbours}. The test split stands for "
+        "the floor: real images, measured like samples (but fewer, which costs it some).",
+        results_table(evaluation.rows),
+        "\n".join(explained),
+        "## Pictures",
+        f"The same labels everywhere, sampling seed {settings.seeds[0]}, the first images as they "
+        "came.",
+        "![samples of all models](pictures/all.png)",
+        "More of each:",
+        _picture_table(evaluation),
+        "The generator's samples, and below each the training image nearest to it in pixels:",
+        "![nearest training images](pictures/neighbours.png)",
+        "## The teacher's samplers",
+        f"Compared with {settings.sweep_num_samples} samples of sampling seed "
+        f"{settings.sweep_seed}; the least sum of both distances was chosen. Fewer samples make "
+        "every distance larger than in the table above. Step counts not swept take the choice of "
+        "the nearest one.",
+        _sweep_table(evaluation.sweep),
+        "## Provenance",
+        _provenance_table(provenance),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def headline(rows: Sequence[Mapping]) -> list[str]:
+    """One sentence on each Fréchet distance: the generator against the teacher's best."""
+    sentences = []
+    for metric, where in (("frechet_features", "in features"), ("frechet_pixels", "in pixels")):
+        generator = next(row for row in rows if row["model"] == "generator")
+        teachers = [row for row in rows if row["model"] == "teacher"]
+        best = min(teachers, key=lambda row: row["metrics"][metric]["mean"])
+        ours, theirs = (row["metrics"][metric] for row in (generator, best))
+        sentences.append(
+            f"The Fréchet distance {where} of the generator in one step is {_value(metric, ours)}, "
+            f"the teacher's best {_value(metric, theirs)} ({protocol.count_steps(best['steps'])}): "
+            f"{ours['mean'] / theirs['mean']:.2f} times as much."
+        )
+    return sentences
+
+
+def results_table(rows: Sequence[Mapping]) -> str:
+    """All metrics of all rows as a Markdown table."""
+    head = ["model", "steps", *map(_heading, protocol.METRICS), "sampler"]
+    body = [
+        [
+            NAMES[row["model"]],
+            str(row["steps"]) if row["steps"] else "",
+            *(_value(name, row["metrics"][name]) for name in protocol.METRICS),
+            protocol.describe(row["sampler"]),
+        ]
+        for row in rows
+    ]
+    return _table(head, body)
+
+
+def _sweep_table(sweep: Sequence[Mapping]) -> str:
+    head = ["steps", "sampler", "Fréchet, features", "Fréchet, pixels", ""]
+    body = [
+        [
+            str(row["steps"]),
+            protocol.describe(row["sampler"]),
+            f"{row['frechet_features']:.2f}",
+            f"{row['frechet_pixels']:.2f}",
+            "chosen" if row["chosen"] else "",
+        ]
+        for row in sweep
+    ]
+    return _table(head, body)
+
+
+def _provenance_table(provenance: Mapping[str, Any]) -> str:
+    body = []
+    for name, value in provenance.items():
+        if isinstance(value, Mapping):
+            body += [[f"{name}: {key}", f"`{entry}`"] for key, entry in value.items()]
+        else:
+            value = f"{value:.1f}" if isinstance(value, float) else value
+            body.append([name.replace("_", " "), f"`{value}`"])
+    return _table(["", ""], body)
+
+
+def _picture_table(evaluation: Evaluation) -> str:
+    labels = evaluation.picture_labels[: _columns(evaluation)].tolist()
+    body = [
+        [_title(*key), f"![{_title(*key)}](pictures/{_file_name(*key)}.png)"]
+        for key in _picture_order(evaluation)
+    ]
+    return _table(["", f"labels {', '.join(map(str, labels))}"], body)
+
+
+def _write_pictures(folder: Path, evaluation: Evaluation) -> list[Path]:
+    columns = _columns(evaluation)
+    order = _picture_order(evaluation)
+    own = {_file_name(*key): (evaluation.pictures[key], None) for key in order}
+    every = np.concatenate([evaluation.pictures[key][:columns] for key in order])
+    pairs = _alternate(evaluation.pictures["generator", 1], evaluation.neighbours, columns)
+    pair_labels = ["generator", "nearest"] * (len(pairs) // (2 * columns))
+    grids = {
+        **own,
+        "all": (every, [_title(*key) for key in order]),
+        "neighbours": (pairs, pair_labels),
+    }
+    return [
+        pictures.save_png(
+            folder / f"{name}.png", pictures.grid(pictures.to_uint8(group), columns, row_labels)
+        )
+        for name, (group, row_labels) in grids.items()
+    ]
+
+
+def _alternate(
+    above: Float[np.ndarray, "N H W C"], below: Float[np.ndarray, "N H W C"], columns: int
+) -> Float[np.ndarray, "M H W C"]:
+    """Rows of `above` and `below` in turns, each of `columns` images; a rest is dropped."""
+    parts = []
+    for start in range(0, len(above) - columns + 1, columns):
+        parts += [above[start : start + columns], below[start : start + columns]]
+    return np.concatenate(parts)
+
+
+def _columns(evaluation: Evaluation) -> int:
+    """One column for each class where they fit, so that a column holds one label."""
+    return min(len(set(evaluation.picture_labels.tolist())), MAX_COLUMNS)
+
+
+def _picture_order(evaluation: Evaluation) -> list[tuple[str, int]]:
+    """Real images first; the generator comes right after the teacher's most steps."""
+    order = ["test_split", "teacher", "generator"]
+    return sorted(evaluation.pictures, key=lambda key: (order.index(key[0]), key[1]))
+
+
+def _file_name(model: str, steps: int) -> str:
+    return f"teacher_{steps:02d}_steps" if model == "teacher" else model
+
+
+def _title(model: str, steps: int) -> str:
+    return f"{NAMES[model]}, {protocol.count_steps(steps)}" if steps else NAMES[model]
+
+
+def _heading(metric: str) -> str:
+    return HEADINGS.get(metric, metric)
+
+
+def _value(metric: str, value: Mapping[str, float]) -> str:
+    """'0.63 ± 0.04'; the spread is left out where there is none, as for the test split."""
+    factor = 100 if metric in ("duplicates", "copies") else 1
+    text = f"{factor * value['mean']:.2f}"
+    return f"{text} ± {factor * value['std']:.2f}" if value["std"] else text
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,267 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from prdc import compute_prdc
+from sklearn.datasets import load_digits
+
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.features import FeatureNetwork
+
+BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
+SETTINGS = protocol.ProtocolSettings(
+    num_samples=40,
+    seeds=(1, 2, 3),
+    teacher_steps=(1, 2, 4, 8, 16),
+    sweep_steps=(1, 4, 16),
+    sweep_num_samples=30,
+    sweep_seed=0,
+    num_neighbours=5,
+    num_pictures=20,
+)
+SMALL = dataclasses.replace(SETTINGS, teacher_steps=(2,), sweep_steps=(1,))
+SAMPLERS = protocol.candidates((1.0, 2.0), (0.0, 9.0), random_order=True)
+
+
+class FakeNetwork(FeatureNetwork):
+    """Features are every second pixel; the class is that of the nearest training image."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images.reshape(len(images), -1), labels
+
+    def features(self, images):
+        return images.reshape(len(images), -1)[:, ::2]
+
+    def predict(self, images):
+        rows = images.reshape(len(images), -1)
+        squares = ((rows[:, None] - self.images[None]) ** 2).sum(-1)
+        return self.labels[squares.argmin(axis=1)]
+
+
+class FakeModels:
+    """Real images with noise: none with the best sampler, more with fewer steps and any other."""
+
+    def __init__(self, data):
+        self.data = data
+        self.calls = []
+
+    def images(self, labels, seed, noise):
+        draw = np.random.default_rng(seed)
+        index = [draw.choice(np.flatnonzero(self.data.test_labels == label)) for label in labels]
+        images = self.data.test_images[index]
+        noisy = images + noise * draw.choice([-1, 1], images.shape)
+        return (np.clip(np.round(noisy * 16), 0, 16) / 16).astype(np.float32)
+
+    def teacher(self, num_steps, sampler, seed, labels):
+        self.calls.append((num_steps, sampler, seed, len(labels)))
+        wrong = sampler["guidance"] != 2.0
+        if BEST_TEMPERATURE[num_steps] is not None:
+            wrong += sampler["choice_temperature"] != BEST_TEMPERATURE[num_steps]
+            wrong += sampler["randomize"] != "linear"
+        return self.images(labels, seed, 0.1 / num_steps + 0.2 * wrong)
+
+    def generator(self, seed, labels):
+        return self.images(labels, seed, 0.01)
+
+
+@pytest.fixture(scope="module")
+def data():
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8, 1)
+    labels = labels.astype(np.int32)
+    return protocol.Data(
+        train_images=images[:300],
+        train_labels=labels[:300],
+        test_images=images[300:400],
+        test_labels=labels[300:400],
+        num_classes=10,
+        encode=lambda x: np.round(x * 16).astype(np.int32).reshape(len(x), -1),
+        codebook_size=17,
+    )
+
+
+def run(data, settings=SETTINGS, progress=lambda done, total, text: None):
+    fake = FakeModels(data)
+    evaluation = protocol.evaluate(
+        fake.teacher,
+        fake.generator,
+        data=data,
+        network=FakeNetwork(data.train_images, data.train_labels),
+        samplers=SAMPLERS,
+        generator_sampler={"ratio": 0.6},
+        settings=settings,
+        progress=progress,
+    )
+    return evaluation, fake
+
+
+@pytest.fixture(scope="module")
+def outcome(data):
+    return run(data)
+
+
+def test_rows_are_the_models_in_order_with_every_metric(outcome):
+    rows = outcome[0].rows
+    expected = [("teacher", n) for n in (1, 2, 4, 8, 16)] + [("generator", 1), ("test_split", 0)]
+    assert [(row["model"], row["steps"]) for row in rows] == expected
+    names = (
+        "frechet_features frechet_pixels accuracy precision recall density coverage duplicates "
+        "copies entropy"
+    ).split()
+    for row in rows:
+        assert list(row) == ["model", "steps", "metrics", "sampler"]
+        assert list(row["metrics"]) == names
+        assert all(list(value) == ["mean", "std"] for value in row["metrics"].values())
+
+
+def test_the_sweep_finds_the_best_sampler_and_neighbouring_steps_take_it(outcome):
+    samplers = {
+        row["steps"]: row["sampler"] for row in outcome[0].rows if row["model"] == "teacher"
+    }
+    best = {"guidance": 2.0, "randomize": "linear"}
+    assert samplers[1]["guidance"] == 2.0
+    assert samplers[2] == samplers[4] == best | {"choice_temperature": 0.0}
+    assert samplers[8] == samplers[16] == best | {"choice_temperature": 9.0}
+
+
+def test_every_candidate_was_compared_with_the_sweeps_seed_and_size(outcome):
+    evaluation, fake = outcome
+    sweep_calls = [call for call in fake.calls if call[2] == SETTINGS.sweep_seed]
+    assert {call[3] for call in sweep_calls} == {30}
+    assert [call[:2] for call in sweep_calls] == [
+        (r["steps"], r["sampler"]) for r in evaluation.sweep
+    ]
+    # Two guidances in one step, where no order exists; 2 x (2 + random) at 4 and 16 steps.
+    assert [row["steps"] for row in evaluation.sweep] == [1] * 2 + [4] * 6 + [16] * 6
+    assert sum(row["chosen"] for row in evaluation.sweep) == 3
+
+
+def test_the_least_sum_of_both_distances_is_chosen(outcome):
+    for steps in SETTINGS.sweep_steps:
+        here = [row for row in outcome[0].sweep if row["steps"] == steps]
+        sums = [row["frechet_features"] + row["frechet_pixels"] for row in here]
+        assert here[int(np.argmin(sums))]["chosen"]
+
+
+def test_mean_and_spread_are_over_the_seeds(data):
+    together = run(data, SMALL)[0].rows
+    single = [run(data, dataclasses.replace(SMALL, seeds=(seed,)))[0].rows for seed in SMALL.seeds]
+    for index, row in enumerate(together[:-1]):
+        for name, value in row["metrics"].items():
+            values = [rows[index]["metrics"][name]["mean"] for rows in single]
+            assert value["mean"] == pytest.approx(np.mean(values))
+            assert value["std"] == pytest.approx(np.std(values, ddof=1))
+            assert all(rows[index]["metrics"][name]["std"] == 0 for rows in single)
+    assert together[0]["metrics"]["frechet_pixels"]["std"] > 0
+
+
+def test_the_test_split_is_the_floor_without_spread(outcome):
+    floor = outcome[0].rows[-1]["metrics"]
+    assert all(value["std"] == 0 for value in floor.values())
+    assert floor["frechet_pixels"]["mean"] < outcome[0].rows[0]["metrics"]["frechet_pixels"]["mean"]
+    assert floor["copies"]["mean"] == floor["duplicates"]["mean"] == 0
+
+
+def test_metrics_of_training_images_themselves(data):
+    network = FakeNetwork(data.train_images, data.train_labels)
+    reference = protocol.Reference(data, network, num_neighbours=5)
+    images = np.concatenate([data.train_images, data.train_images[:100]])
+    found = reference.measure(images[:300], data.train_labels)
+    assert found["frechet_features"] == pytest.approx(0, abs=1e-6)
+    assert found["frechet_pixels"] == pytest.approx(0, abs=1e-6)
+    # Percent of the variance: halved contrast loses the mean's half and a quarter of the variance.
+    pixels = data.train_images.reshape(300, -1).astype(np.float64)
+    halved = reference.distances(data.train_images / 2)
+    for name, rows in (("frechet_pixels", pixels), ("frechet_features", pixels[:, ::2])):
+        variance = rows.var(0, ddof=1).sum()
+        expected = 100 * (np.sum((rows.mean(0) / 2) ** 2) + variance / 4) / variance
+        assert halved[name] == pytest.approx(expected)
+    found = reference.measure(images, np.concatenate([data.train_labels, data.train_labels[:100]]))
+    assert found["accuracy"] == found["copies"] == 1
+    assert found["duplicates"] == pytest.approx(100 / 400)
+    wrong = (data.train_labels + 1) % 10
+    assert reference.measure(data.train_images, wrong)["accuracy"] == 0
+
+
+def test_precision_and_recall_are_of_samples_among_real_images(data):
+    network = FakeNetwork(data.train_images, data.train_labels)
+    samples, labels = data.test_images[:60] * np.float32(0.875), data.test_labels[:60]
+    found = protocol.Reference(data, network, num_neighbours=3).measure(samples, labels)
+    expected = compute_prdc(data.train_images.reshape(300, -1), samples.reshape(60, -1), 3)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_copies_are_told_by_tokens(data):
+    coarse = dataclasses.replace(data, encode=lambda x: (data.encode(x) > 8).astype(np.int32))
+    network = FakeNetwork(data.train_images, data.train_labels)
+    images = np.clip(data.train_images[:50] * 0.99, 0, 1)
+    changed = protocol.Reference(data, network, 5).measure(data.test_images, data.test_labels)
+    assert changed["copies"] == 0
+    same = protocol.Reference(coarse, network, 5).measure(images, data.train_labels[:50])
+    assert same["copies"] == 1
+
+
+def test_candidates_are_every_guidance_with_every_order():
+    assert protocol.candidates([1, 2], [4.5], random_order=True) == [
+        {"guidance": 1.0, "randomize": "linear", "choice_temperature": 4.5},
+        {"guidance": 1.0, "randomize": "random", "choice_temperature": 0.0},
+        {"guidance": 2.0, "randomize": "linear", "choice_temperature": 4.5},
+        {"guidance": 2.0, "randomize": "random", "choice_temperature": 0.0},
+    ]
+    assert len(protocol.candidates([1, 2, 3], [4.5, 9.0], random_order=False)) == 6
+
+
+def test_labels_are_balanced_and_the_same_for_all(outcome):
+    labels = protocol.balanced_labels(40, 10)
+    assert protocol.balanced_labels(12, 5).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    np.testing.assert_array_equal(outcome[0].picture_labels, labels[:20])
+
+
+def test_pictures_are_of_the_first_seed_and_the_right_labels(data, outcome):
+    evaluation, fake = outcome
+    labels = protocol.balanced_labels(40, 10)
+    assert list(evaluation.pictures) == [(row["model"], row["steps"]) for row in evaluation.rows]
+    expected = fake.generator(SETTINGS.seeds[0], labels)[:20]
+    np.testing.assert_array_equal(evaluation.pictures["generator", 1], expected)
+    real = evaluation.pictures["test_split", 0].reshape(20, -1)
+    tests = data.test_images.reshape(100, -1)
+    found = [int(np.flatnonzero((tests == image).all(axis=1))[0]) for image in real]
+    np.testing.assert_array_equal(data.test_labels[found], labels[:20])
+    assert len(set(found)) == 20
+    squares = ((expected.reshape(20, 1, -1) - data.train_images.reshape(1, 300, -1)) ** 2).sum(-1)
+    np.testing.assert_array_equal(evaluation.neighbours, data.train_images[squares.argmin(1)])
+
+
+def test_the_outcome_is_a_function_of_the_seeds(data):
+    first, again = (run(data, SMALL)[0] for _ in range(2))
+    other, _ = run(data, dataclasses.replace(SMALL, seeds=(4, 5, 6)))
+    assert again.rows == first.rows
+    assert again.sweep == first.sweep == other.sweep
+    assert other.rows[0] != first.rows[0]
+    assert other.rows[-1] == first.rows[-1]
+
+
+def test_progress_counts_up_to_the_end(data):
+    seen = []
+    settings = dataclasses.replace(SMALL, sweep_steps=(4,), teacher_steps=(16,))
+    run(data, settings, lambda done, total, text: seen.append((done, total, text)))
+    done = [entry[0] for entry in seen]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] == seen[-1][1]
+    assert any("sweep, 4 steps, choice_temperature 9.0" in entry[2] for entry in seen)
+    assert any("teacher, 16 steps, seed 3" in entry[2] for entry in seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sweep_seed": 2}, "sweep_seed 2 is one of the seeds"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"num_neighbours": 40}, "num_neighbours is 40"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SETTINGS, **change)

@@ -1,0 +1,167 @@
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import protocol, report
+
+PROVENANCE = {
+    "seed": 7,
+    "versions": {"jax": "1.2.3"},
+    "device": {"platform": "cpu"},
+    "wall_seconds": 12.34,
+    "hashes": {"teacher": "abc", "generator": "def"},
+    "command": "python -m something",
+}
+KEYS = [("teacher", 1), ("teacher", 16), ("generator", 1), ("test_split", 0)]
+
+
+def row(model, steps, features, std=0.1):
+    values = dict.fromkeys(protocol.METRICS, 0.25) | {"frechet_features": features}
+    metrics = {name: {"mean": value, "std": std} for name, value in values.items()}
+    return {"model": model, "steps": steps, "metrics": metrics, "sampler": {"guidance": 1.5}}
+
+
+@pytest.fixture
+def evaluation():
+    draw = np.random.default_rng(0)
+    images = {key: draw.random((20, 8, 8, 1)).astype(np.float32) for key in KEYS}
+    return protocol.Evaluation(
+        rows=[
+            row("teacher", 1, 6.5),
+            row("teacher", 16, 0.8),
+            row("generator", 1, 0.6),
+            row("test_split", 0, 0.7, std=0.0),
+        ],
+        sweep=[
+            {
+                "steps": 4,
+                "sampler": {"guidance": 1.5},
+                "frechet_features": 1.25,
+                "frechet_pixels": 2.5,
+                "chosen": chosen,
+            }
+            for chosen in (True, False)
+        ],
+        pictures=images,
+        picture_labels=np.arange(20, dtype=np.int32) % 10,
+        neighbours=draw.random((20, 8, 8, 1)).astype(np.float32),
+        settings=protocol.ProtocolSettings(
+            num_samples=40,
+            seeds=(1, 2),
+            teacher_steps=(1, 16),
+            sweep_steps=(4,),
+            sweep_num_samples=30,
+            sweep_seed=0,
+            num_neighbours=5,
+            num_pictures=20,
+        ),
+    )
+
+
+@pytest.fixture
+def written(evaluation, tmp_path):
+    paths = report.write(tmp_path / "out", evaluation, title="Digits", provenance=PROVENANCE)
+    return tmp_path / "out", paths
+
+
+def test_results_json_has_the_rows_and_the_provenance(written, evaluation):
+    results = json.loads((written[0] / "results.json").read_text())
+    assert results["rows"] == evaluation.rows
+    assert results["sweep"] == evaluation.sweep
+    assert {name: results[name] for name in PROVENANCE} == PROVENANCE
+    assert results["settings"]["seeds"] == [1, 2]
+    assert report.read_rows(written[0] / "results.json") == evaluation.rows
+
+
+def test_every_picture_of_the_report_exists_and_no_other_file(written):
+    folder, paths = written
+    text = (folder / "report.md").read_text()
+    linked = set(re.findall(r"\]\((.*?)\)", text))
+    assert linked == {
+        "pictures/all.png",
+        "pictures/neighbours.png",
+        "pictures/teacher_01_steps.png",
+        "pictures/teacher_16_steps.png",
+        "pictures/generator.png",
+        "pictures/test_split.png",
+    }
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == linked | {"report.md", "results.json"}
+    assert {str(path.relative_to(folder)) for path in paths} == files
+
+
+def test_pictures_hold_the_samples_in_columns_by_label(written, evaluation):
+    found = np.asarray(Image.open(written[0] / "pictures" / "generator.png"))
+    pixels = np.round(evaluation.pictures["generator", 1] * 255)
+    assert found.shape[0] < found.shape[1]
+    # Two rows of ten: the centre of the first pixel of the twelfth image lies in the second row.
+    step_y, step_x = (found.shape[0] - 2) / 2, (found.shape[1] - 2) / 10
+    at = found[int(2 + step_y + 2), int(2 + step_x + 2)]
+    assert abs(int(at.flat[0]) - pixels[11, 0, 0, 0]) <= 1
+
+
+def test_neighbours_stand_below_their_samples(evaluation):
+    pairs = report._alternate(evaluation.pictures["generator", 1], evaluation.neighbours, 10)
+    np.testing.assert_array_equal(pairs[:10], evaluation.pictures["generator", 1][:10])
+    np.testing.assert_array_equal(pairs[10:20], evaluation.neighbours[:10])
+    np.testing.assert_array_equal(pairs[20:30], evaluation.pictures["generator", 1][10:])
+
+
+def table_after(text, heading):
+    lines = text.split(f"## {heading}")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x.startswith("|")]
+    return rows[0], rows[2:]
+
+
+def test_the_table_says_what_was_measured(evaluation):
+    text = report.markdown(evaluation, "Digits", PROVENANCE)
+    head, rows = table_after(text, "Results")
+    assert head[:3] == ["model", "steps", "Fréchet, features"]
+    assert all(len(row) == len(head) == len(protocol.METRICS) + 3 for row in rows)
+    assert [row[0] for row in rows] == ["teacher", "teacher", "generator", "test split"]
+    assert rows[1][1:3] == ["16", "0.80 ± 0.10"]
+    assert rows[1][head.index("copies, %")] == "25.00 ± 10.00"
+    assert rows[1][-1] == "guidance 1.5"
+    assert rows[3][1:3] == ["", "0.70"]
+    assert "features of the generator in one step is 0.60 ± 0.10" in " ".join(
+        line.replace("in features of", "features of") for line in text.splitlines()
+    )
+    assert "0.80 ± 0.10 (16 steps): 0.75 times" in text
+
+
+def test_the_sweep_and_the_provenance_are_told(evaluation):
+    text = report.markdown(evaluation, "Digits", PROVENANCE)
+    _, sweep = table_after(text, "The teacher's samplers")
+    assert sweep == [["4", "guidance 1.5", "1.25", "2.50", mark] for mark in ("chosen", "")]
+    _, provenance = table_after(text, "Provenance")
+    assert ["hashes: generator", "`def`"] in provenance
+    assert ["wall seconds", "`12.3`"] in provenance
+    assert ["versions: jax", "`1.2.3`"] in provenance
+
+
+def test_incomplete_provenance_and_numbers_that_are_none_write_nothing(evaluation, tmp_path):
+    missing = {name: value for name, value in PROVENANCE.items() if name != "hashes"}
+    with pytest.raises(ValueError, match="lacks hashes"):
+        report.write(tmp_path, evaluation, title="Digits", provenance=missing)
+    evaluation.rows[0]["metrics"]["density"]["mean"] = float("nan")
+    with pytest.raises(ValueError):
+        report.write(tmp_path, evaluation, title="Digits", provenance=PROVENANCE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_environment_names_versions_and_the_device():
+    found = report.environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["device"]["platform"] == "cpu"
+    json.dumps(found)
+
+
+def test_unreadable_results_are_explained(tmp_path):
+    (tmp_path / "results.json").write_text('{"rows": [')
+    with pytest.raises(InputError, match="not a readable results.json"):
+        report.read_rows(tmp_path / "results.json")
