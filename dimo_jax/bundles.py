@@ -1,0 +1,284 @@
+"""A model on disk: a folder with config.json and params.msgpack.
+
+config.json says how to rebuild the network, how to sample from it, which tokenizer its tokens
+belong to, and the SHA-256 of params.msgpack. A generator carries its tokenizer as a bundle of its
+own in the sub-folder tokenizer/. Reading is strict, and executes nothing that a file contains.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import serialization
+
+from dimo_jax import files, models, tokenizers
+from dimo_jax.errors import InputError
+from dimo_jax.training import trees
+
+FORMAT_VERSION = 1
+CONFIG_FILE, PARAMS_FILE, TOKENIZER_FOLDER = "config.json", "params.msgpack", "tokenizer"
+
+BUILDERS = {
+    "teacher": models.build,
+    "generator": models.build,
+    "classifier": models.build,
+    "tokenizer": tokenizers.build,
+}
+_FIELDS = {
+    "format_version": int,
+    "kind": str,
+    "model": dict,
+    "sampler": (dict, type(None)),
+    "tokenizer": (dict, type(None)),
+    "provenance": dict,
+    "params_sha256": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model as read from disk.
+
+    Attributes:
+        kind: "teacher", "generator", "tokenizer" or "classifier".
+        model: plain values; models.build or tokenizers.build makes the network of them.
+        params: nested dict of NumPy arrays.
+        sampler: how to sample from it, or None.
+        tokenizer: {"config": ..., "hash": ...} of the tokenizer its tokens belong to, or None.
+        provenance: free-form plain values: where it comes from.
+        path: the folder.
+        params_hash: trees.fingerprint(params), the same for these values in memory.
+    """
+
+    kind: str
+    model: dict[str, Any]
+    params: Any
+    sampler: dict[str, Any] | None
+    tokenizer: dict[str, Any] | None
+    provenance: dict[str, Any]
+    path: Path
+    params_hash: str
+
+    def build(self) -> Any:
+        """The network (or tokenizer, or classifier) that `params` belong to."""
+        return BUILDERS[self.kind](self.model)
+
+
+def params_bytes(params: Any) -> bytes:
+    """A parameter tree as flax.serialization's msgpack; the same bytes for the same values.
+
+    Args:
+        params: nested dict of arrays, each wholly on this process's devices.
+    """
+    # Not in place: copying the tree sorts its keys, so the order they were made in does not count.
+    return serialization.msgpack_serialize(params, in_place=False)
+
+
+def save(
+    path: str | os.PathLike,
+    *,
+    kind: str,
+    model: Mapping[str, Any],
+    params: Any,
+    sampler: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    tokenizer_params: Any = None,
+) -> Path:
+    """Writes a bundle under a temporary name and renames it; one that exists is replaced whole.
+
+    Args:
+        path: the bundle's folder.
+        kind: one of BUILDERS.
+        model: the network's config.
+        params: its parameters, nested dicts of arrays.
+        sampler: how to sample from it, plain values.
+        tokenizer: {"config": ..., "hash": tokenizers.fingerprint(...)}.
+        provenance: plain values.
+        tokenizer_params: the tokenizer's parameters; given (with `tokenizer`), the tokenizer is
+            written with the model, as the sub-bundle tokenizer/.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the parameters are not those of the model, the tokenizer not that of the hash,
+            or a generator has no sampler.
+        InputError: the path cannot be written or is a folder of something else, or the model's
+            config is not valid.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        raise InputError(f"{path} holds other files than a bundle's, which saving would delete")
+    content = _content(kind, model, params, sampler, tokenizer, provenance)
+    if tokenizer_params is not None:
+        inner = tokenizers.build(tokenizer["config"])
+        if tokenizers.fingerprint(inner, tokenizer_params) != tokenizer["hash"]:
+            raise ValueError("tokenizer_params are not those of the tokenizer's hash")
+        parts = _content("tokenizer", inner.config, tokenizer_params, None, None, None)
+        content |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in parts.items()}
+    return files.write_folder(path, content)
+
+
+def _content(
+    kind: str, model: Any, params: Any, sampler: Any, tokenizer: Any, provenance: Any
+) -> dict[str, bytes]:
+    """The bundle's two files."""
+    if kind == "generator" and sampler is None:
+        raise ValueError("a generator's bundle needs the sampler it was trained for")
+    wrong = trees.differences(params, _expected_params(kind, model))
+    if wrong:
+        raise ValueError(f"the parameters do not fit the {kind}: {'; '.join(wrong)}")
+    data = params_bytes(params)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "model": model,
+        "sampler": sampler,
+        "tokenizer": tokenizer,
+        "provenance": provenance or {},
+        "params_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    text = json.dumps(config, indent=2, allow_nan=False, default=dict) + "\n"
+    return {CONFIG_FILE: text.encode(), PARAMS_FILE: data}
+
+
+def _expected_params(kind: str, model: Mapping[str, Any]) -> Any:
+    return jax.eval_shape(BUILDERS[kind](model).init, jax.random.key(0))
+
+
+def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
+    """Reads a bundle and checks all of it.
+
+    Args:
+        path: the bundle's folder.
+        kind: the kind that is wanted; None for any.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        InputError: a file is missing, cut off or not the one that was written; config.json has
+            unknown, missing or wrong fields; or the parameters are not exactly those of the model,
+            in which case every difference is listed.
+    """
+    path = Path(path)
+    config = _load_config(path)
+    if kind is not None and config["kind"] != kind:
+        raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")
+    data = _read(path, PARAMS_FILE)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != config["params_sha256"]:
+        raise InputError(
+            f"{path / PARAMS_FILE} ({len(data)} bytes) has the SHA-256 {digest[:12]}..., but "
+            f"{CONFIG_FILE} says {config['params_sha256'][:12]}...; it is cut off or from another "
+            "bundle, so copy the bundle again"
+        )
+    try:
+        expected = _expected_params(config["kind"], config["model"])
+    except InputError:
+        raise
+    except Exception as error:  # sizes of the wrong type or sign fail anywhere inside the network
+        raise InputError(
+            f"{path / CONFIG_FILE} describes no model that can be built: {error}"
+        ) from error
+    try:
+        params = serialization.msgpack_restore(data)
+        wrong = trees.differences(params, expected)
+    except Exception as error:  # msgpack and NumPy raise whatever they stumble over
+        raise InputError(f"{path / PARAMS_FILE} is not a tree of arrays: {error}") from error
+    if wrong:
+        raise InputError(f"{path} has parameters unlike its model's: {'; '.join(wrong)}")
+    fields = {name: config[name] for name in ("kind", "model", "sampler", "tokenizer")}
+    return Bundle(
+        **fields,
+        params=params,
+        provenance=config["provenance"],
+        path=path,
+        params_hash=trees.fingerprint(params),
+    )
+
+
+def _read(path: Path, name: str) -> bytes:
+    if not path.is_dir():
+        old = files.replaced(path)
+        hint = f"; {old} is its complete previous version" if old.is_dir() else ""
+        raise InputError(f"there is no bundle at {path}: it is not a folder{hint}")
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path / name} ({error.strerror}); a bundle has {CONFIG_FILE} and "
+            f"{PARAMS_FILE}"
+        ) from error
+
+
+def _load_config(path: Path) -> dict[str, Any]:
+    """config.json with exactly the known fields, of their types."""
+    where = path / CONFIG_FILE
+    try:
+        config = json.loads(_read(path, CONFIG_FILE))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{where} is not a JSON object")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{where} has format_version {config.get('format_version')!r}; this program reads "
+            f"{FORMAT_VERSION}"
+        )
+    wrong = [f"unknown field {name}" for name in config if name not in _FIELDS]
+    wrong += [f"missing field {name}" for name in _FIELDS if name not in config]
+    wrong += [
+        f"{name} is of type {type(config[name]).__name__}"
+        for name, types in _FIELDS.items()
+        if name in config and not isinstance(config[name], types)
+    ]
+    if not wrong and config["kind"] not in BUILDERS:
+        wrong = [f"kind is {config['kind']!r}, not one of {', '.join(BUILDERS)}"]
+    if config.get("kind") == "generator" and config.get("sampler") is None:
+        wrong.append("a generator needs a sampler")
+    if config.get("tokenizer") and set(config["tokenizer"]) != {"config", "hash"}:
+        wrong.append("tokenizer must hold config and hash")
+    if wrong:
+        raise InputError(f"{where} is not a bundle's: {'; '.join(wrong)}")
+    return config
+
+
+def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:
+    """Reads a tokenizer's bundle and checks that it is the one the model's tokens belong to.
+
+    Args:
+        path: the tokenizer's folder, usually <model's bundle>/tokenizer.
+        model: a teacher or generator; None for no comparison.
+
+    Returns:
+        The tokenizer's bundle.
+
+    Raises:
+        InputError: as `load`, or it is another tokenizer than the model was trained with.
+    """
+    bundle = load(path, kind="tokenizer")
+    if model is None:
+        return bundle
+    tokenizer, network = bundle.build(), model.build()
+    found = (tokenizer.num_tokens, tokenizer.codebook_size)
+    if found != (network.num_tokens, network.codebook_size):
+        raise InputError(
+            f"the tokenizer {bundle.path} has {found[0]} tokens of {found[1]} codes, but "
+            f"{model.path} has {network.num_tokens} tokens of {network.codebook_size} codes"
+        )
+    digest = tokenizers.fingerprint(tokenizer, bundle.params)
+    if model.tokenizer is not None and digest != model.tokenizer["hash"]:
+        raise InputError(
+            f"the tokenizer {bundle.path} has the hash {digest[:12]}..., but {model.path} was "
+            f"trained with {str(model.tokenizer['hash'])[:12]}...; give that one"
+        )
+    return bundle

@@ -1,0 +1,155 @@
+"""The start that all commands share: flags in, one line and an exit status out."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import flags
+
+from dimo_jax import host_memory
+from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.files import FULL_DISK
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -> NoReturn:
+    """Parses sys.argv, calls main() and exits; never returns.
+
+    Exit status 0: done. 2: bad input (a flag, a config field, a file), explained in one line on
+    stderr. 130: interrupted. 1: the disk is full. Any other exception is a defect of the program
+    and keeps its traceback.
+
+    Args:
+        main: the command; takes nothing and reads its flags itself. Its module's docstring is the
+            head of --help.
+        flag_values: the command's own flags. None means absl's global ones; two commands in one
+            process need their own, since one name cannot be defined twice.
+
+    Raises:
+        SystemExit: always.
+    """
+    flag_values = flags.FLAGS if flag_values is None else flag_values
+    try:
+        if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+            print(_help(main, flag_values))
+            raise SystemExit(0)
+        _parse(flag_values)
+        host_memory.keep_freed_memory()
+        main()
+    except InputError as error:
+        _stop(BAD_INPUT, f"error: {error}")
+    except Interrupted as error:
+        _stop(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        _stop(INTERRUPTED, "interrupted")
+    except Exception as error:
+        full = _full_disk(error)
+        if full is None:
+            raise
+        where = f" while writing {full.filename}" if full.filename else ""
+        _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
+    raise SystemExit(0)
+
+
+def _stop(status: int, message: str) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def _help(main: Callable[[], None], flag_values: flags.FlagValues) -> str:
+    head = sys.modules[main.__module__].__doc__ or ""
+    if flag_values is flags.FLAGS:
+        return f"{head}\n{flag_values.main_module_help()}"
+    return f"{head}\n{flag_values.get_help(include_special_flags=False)}"
+
+
+def _parse(flag_values: flags.FlagValues) -> None:
+    """Parses sys.argv; whatever goes wrong here is the user's input, so all of it is InputError."""
+    # Libraries that read absl's global flags (tfds, grain) want them parsed.
+    flags.FLAGS.mark_as_parsed()
+    try:
+        rest = flag_values(sys.argv)[1:]
+        for name in flag_values:
+            # A config file that is not there fails only when its value is touched.
+            getattr(flag_values[name].value, "to_dict", None)
+    except Exception as error:
+        # ml_collections raises AttributeError, KeyError, TypeError and ValueError for overrides
+        # (1.1), absl its own errors; for a misspelt field it names one neighbour at most.
+        raise InputError(_unknown_fields(flag_values) or _last_line(error)) from error
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; every flag is written --name=value")
+
+
+def _last_line(error: Exception) -> str:
+    """The message of a parsing error, of a formatted traceback only its last line and place."""
+    head, _, trace = str(error).partition("Traceback (most recent call last)")
+    if isinstance(error, OSError):
+        return f"a config file cannot be loaded: {head.strip().splitlines()[-1]}"
+    if not trace:
+        return head or type(error).__name__
+    place = re.findall(r'File "(.*?)", line (\d+)', trace)[-1]
+    message = re.sub(r"^(\w+\.)*InputError: ", "", trace.strip().splitlines()[-1])
+    return f"{head} {message} ({place[0]}, line {place[1]})"
+
+
+def _unknown_fields(flag_values: flags.FlagValues) -> str:
+    """One sentence about overrides like --config.lrr=1 that name no field; empty if all exist."""
+    complaints = []
+    for name, config in _config_files(flag_values).items():
+        known = _field_names(config)
+        for argument in sys.argv[1:]:
+            override = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
+            if not override or (field := re.sub(r"\[.*", "", override[1])) in known:
+                continue
+            nearest = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
+            # A field without its section, or in another one, is not close as a string.
+            last_names = {x: x.rpartition(".")[2] for x in known}
+            near = difflib.get_close_matches(
+                field.rpartition(".")[2], last_names.values(), cutoff=0.8
+            )
+            nearest += [x for x, last in last_names.items() if last in near and x not in nearest]
+            shown = ", ".join(f"{name}.{x}" for x in nearest)
+            hint = f"nearest: {shown}" if nearest else "no field is similar"
+            complaints.append(f"there is no field {name}.{field}; {hint}")
+    return "; ".join(complaints)
+
+
+def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """The config objects named on the command line, without their overrides, by flag name."""
+    configs = {}
+    pattern = re.compile(r"--?(\w+)(?:=(.*))?$", re.DOTALL)
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        match = pattern.match(argument)
+        if not match or match[1] not in flag_values:
+            continue
+        try:
+            value = flag_values[match[1]].parser.parse(match[2] or following)
+            if callable(getattr(value, "to_dict", None)):
+                configs[match[1]] = value.to_dict()
+        except Exception:  # the file's own error is the one to report, and it is at hand
+            continue
+    return configs
+
+
+def _field_names(config: dict[str, Any]) -> list[str]:
+    names = []
+    for key, value in config.items():
+        names.append(key)
+        if isinstance(value, dict):
+            names += [f"{key}.{inner}" for inner in _field_names(value)]
+    return names
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error behind this one that says the disk is full, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return error
+        # Orbax writes through TensorStore, whose errors carry the system's only as text.
+        if "No space left on device" in str(error):
+            return OSError(FULL_DISK[0], "No space left on device")
+        error = error.__cause__ or error.__context__
+    return None

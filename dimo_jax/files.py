@@ -1,0 +1,104 @@
+"""Files and folders that appear whole or not at all: written elsewhere, then renamed."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dimo_jax.errors import InputError
+
+# The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        # A rename may reach the disk before the bytes; a power cut would then leave an empty file.
+        os.fsync(file.fileno())
+
+
+def write_file(path: str | os.PathLike, data: bytes) -> Path:
+    """Writes a file atomically, creating its folder.
+
+    Args:
+        path: the file; one that exists is replaced.
+        data: its whole content.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the path cannot be written.
+        OSError: the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.writing")
+    with _explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_and_sync(temporary, data)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    return path
+
+
+def write_folder(path: str | os.PathLike, files: dict[str, bytes]) -> Path:
+    """Writes a folder of files; a folder of that name is replaced whole.
+
+    A folder cannot be renamed over one that is not empty, so the old one steps aside first. If the
+    process is killed between the two renames, the old one is still complete at `replaced(path)`.
+
+    Args:
+        path: the folder.
+        files: content by path inside the folder ("config.json", "tokenizer/config.json").
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the path cannot be written.
+        OSError: the disk is full.
+    """
+    path = Path(os.path.abspath(path))  # "." has no name that a sibling could be called after
+    temporary, old = path.with_name(f".{path.name}.writing"), replaced(path)
+    with _explained(path):
+        try:
+            # Left by an earlier process that was killed while it wrote.
+            shutil.rmtree(temporary, ignore_errors=True)
+            for name, data in files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                _write_and_sync(temporary / name, data)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def replaced(path: str | os.PathLike) -> Path:
+    """Where `write_folder` keeps the previous folder for the moment between its two renames."""
+    path = Path(os.path.abspath(path))
+    return path.with_name(f".{path.name}.replaced")

@@ -1,0 +1,161 @@
+"""Whole runs of shipped configs, shrunk: the commands of the README, one after the other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dimo_jax.training import metrics
+
+SMALL = [
+    "--config=configs/digits.py:patch",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.heads=2",
+    "--config.model.mlp_dim=16",
+    "--config.pretrain.num_steps=12",
+    "--config.pretrain.batch_size=8",
+    "--config.pretrain.optimizer.warmup_steps=2",
+    "--config.distill.num_steps=12",
+    "--config.distill.batch_size=8",
+    "--config.distill.generator.optimizer.warmup_steps=2",
+    "--config.distill.auxiliary.optimizer.warmup_steps=2",
+    "--config.checkpoint.save_every_steps=4",
+    "--config.logging.log_every_steps=2",
+    "--config.logging.images_every_steps=6",
+    "--config.logging.tensorboard=False",
+    "--config.classifier.num_steps=40",
+    "--config.evaluation.num_samples=40",
+    "--config.evaluation.seeds=(0,1)",
+    "--config.evaluation.teacher_steps=(1,2)",
+    "--config.evaluation.sweep_steps=(2,)",
+    "--config.evaluation.sweep_num_samples=20",
+    "--config.evaluation.choice_temperatures=(4.5,)",
+    "--config.evaluation.num_pictures=10",
+    "--config.evaluation.batch_size=40",
+]
+METRICS = {
+    "frechet_features", "frechet_pixels", "accuracy", "precision", "recall", "density", "coverage",
+    "duplicates", "copies", "entropy",
+}  # fmt: skip
+
+
+def command(module, *arguments, **options):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"dimo_jax.{module}", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def finish(process, status=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    out, err = finish(command("main", *SMALL, f"--workdir={workdir}"))
+    return workdir, out, err
+
+
+def test_a_run_leaves_teacher_generator_report_and_record(finished):
+    workdir, out, err = finished
+    assert str(workdir) in out.splitlines()[-1]
+    assert "ETA" in err
+    results = json.loads((workdir / "report" / "results.json").read_text())
+    rows = {(row["model"], row["steps"]): row for row in results["rows"]}
+    assert set(rows) == {("teacher", 1), ("teacher", 2), ("generator", 1), ("test_split", 0)}
+    for row in rows.values():
+        assert set(row["metrics"]) == METRICS
+        assert all(np.isfinite([m["mean"], m["std"]]).all() for m in row["metrics"].values())
+    assert rows["generator", 1]["sampler"]["ratio"] == 0.6
+    for name in ("seed", "versions", "device", "wall_seconds", "hashes"):
+        assert results[name] is not None
+    report = (workdir / "report" / "report.md").read_text()
+    for picture in [w.split(")")[0] for w in report.split("](")[1:]]:
+        assert (workdir / "report" / picture).is_file(), picture
+    stages = {(line["stage"], line["step"]) for line in metrics.read(workdir)}
+    assert {("pretrain", 12), ("distill", 12)} <= stages
+    assert list((workdir / "images" / "distill").glob("*.png"))
+
+
+def test_the_same_command_again_has_nothing_to_do(finished):
+    workdir, _, _ = finished
+    before = (workdir / "report" / "results.json").read_bytes()
+    out, _ = finish(command("main", *SMALL, f"--workdir={workdir}"))
+    assert "done already" in out
+    assert (workdir / "report" / "results.json").read_bytes() == before
+
+
+def test_other_settings_in_the_same_place_are_refused(finished):
+    workdir, _, _ = finished
+    changed = ["--config.distill.sigma=0.3", f"--workdir={workdir}"]
+    _, err = finish(command("main", *SMALL, *changed), status=2)
+    assert "distill.sigma" in err and err.strip().splitlines()[-1].startswith("error:")
+
+
+def test_the_exported_generator_is_sampled_and_exported(finished, tmp_path):
+    workdir, _, _ = finished
+    picture = tmp_path / "grid.png"
+    finish(command("sample", f"--generator={workdir}/export", f"--output={picture}"))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name in ("msgpack", "safetensors"):
+        path = tmp_path / f"generator.{name}"
+        finish(command("export", f"--workdir={workdir}", f"--format={name}", f"--output={path}"))
+        assert path.stat().st_size > 10_000
+
+
+def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
+    workdir, _, _ = finished
+    given = f"--config.teacher.bundle={workdir}/teacher"
+    other = tmp_path / "other"
+    _, err = finish(command("main", *SMALL, given, f"--workdir={other}"))
+    assert "pretrain" not in err
+    hashes = [
+        json.loads((w / "report" / "results.json").read_text())["hashes"] for w in (workdir, other)
+    ]
+    assert hashes[0]["teacher"] == hashes[1]["teacher"]
+    assert hashes[0]["generator"] == hashes[1]["generator"]
+    wrong = ["--config.model.width=32", given, f"--workdir={tmp_path}/wrong"]
+    _, err = finish(command("main", *SMALL, *wrong), status=2)
+    assert "width 16 (config: 32)" in err
+
+
+def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
+    """SIGKILL in each of the two stages, then SIGTERM: the last start ends as if nothing was."""
+    workdir, _, _ = finished
+    other = tmp_path / "killed"
+    for sign, stage in ((signal.SIGKILL, "pretrain"), (signal.SIGKILL, "distill")):
+        process = command("main", *SMALL, f"--workdir={other}")
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if any(line["stage"] == stage for line in metrics.read(other)):
+                process.send_signal(sign)
+                break
+            time.sleep(0.02)
+        process.communicate()
+    finish(command("main", *SMALL, f"--workdir={other}"))
+    hashes = [
+        json.loads((w / "report" / "results.json").read_text())["hashes"] for w in (workdir, other)
+    ]
+    assert hashes[0] == hashes[1]
+
+    def record(where):
+        return [
+            {k: v for k, v in line.items() if not k.startswith("time/")}
+            for line in metrics.read(where)
+        ]
+
+    assert record(workdir) == record(other)

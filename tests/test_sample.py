@@ -1,0 +1,268 @@
+"""dimo_jax.sample: bundles in, pictures out, and each flag does what it says."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network, tiny_params
+from PIL import Image
+
+from dimo_jax import bundles, models, sample
+from dimo_jax.errors import InputError
+from dimo_jax.samplers import maskgit, one_step
+
+__all__ = ["built_once"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("sample") / "export")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("sample") / "teacher", kind="teacher")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, built_once):
+    def run(*arguments, status=0):
+        found, out, err = run_command(sample, arguments, monkeypatch, capsys)
+        assert found == status, err
+        return err if status else out
+
+    return run
+
+
+@pytest.fixture
+def arrays(run, tmp_path):
+    """What a .npz of these flags holds; the same batch size throughout compiles once."""
+
+    def arrays(bundle, *arguments):
+        output = tmp_path / "samples.npz"
+        run(f"--generator={bundle}", f"--output={output}", "--batch_size=4", *arguments)
+        with np.load(output) as data:
+            return dict(data)
+
+    return arrays
+
+
+def test_a_grid_has_a_row_for_each_label(run, generator, tmp_path):
+    output = tmp_path / "new" / "grid.png"
+    flags = [f"--generator={generator}", "--labels=7,2", "--num_per_label=3", "--batch_size=4"]
+    out = run(*flags, f"--output={output}")
+    assert out == f"6 images, seed 0: {output}\n"
+    picture = np.asarray(Image.open(output))
+    assert picture.shape[0] == 2 * 42 + 2 and 3 * 42 + 2 < picture.shape[1] < 3 * 42 + 40
+    run(*flags[:1], *flags[2:], f"--output={tmp_path / 'x.npz'}", "--labels=7,2")
+    with np.load(tmp_path / "x.npz") as data:
+        assert data["labels"].tolist() == [7, 7, 7, 2, 2, 2]
+        pixels = data["images"]
+    # Tiles of 8 x 8 pixels, five times enlarged, two pixels apart, at the right end of the picture.
+    for i, (row, column) in enumerate(np.ndindex(2, 3)):
+        top, left = 2 + 42 * row, picture.shape[1] - 126 + 42 * column
+        tile = picture[top + 2 : top + 40 : 5, left + 2 : left + 40 : 5, 0]
+        np.testing.assert_array_equal(tile, pixels[i, :, :, 0])
+
+
+def test_the_arrays_are_the_images_of_the_tokens(arrays, generator):
+    data = arrays(generator, "--num=5")
+    assert data["labels"].tolist() == [0, 1, 2, 3, 4]
+    assert (data["images"].dtype, data["images"].shape) == (np.uint8, (5, 8, 8, 1))
+    levels = np.floor(data["tokens"].reshape(5, 8, 8, 1) * 255 / 16 + 0.5)
+    np.testing.assert_array_equal(data["images"], levels)
+    assert len(np.unique(data["tokens"])) > 10
+
+
+def test_num_goes_through_the_classes_in_turn(arrays, generator):
+    assert arrays(generator, "--num=12")["labels"].tolist() == [*range(10), 0, 1]
+
+
+def test_labels_default_to_all_classes(arrays, generator):
+    labels = arrays(generator, "--num_per_label=2")["labels"]
+    assert labels.tolist() == [i // 2 for i in range(20)]
+
+
+def test_a_folder_gets_a_picture_for_each_image(run, arrays, generator, tmp_path):
+    folder = tmp_path / "pictures"
+    run(f"--generator={generator}", f"--output={folder}/", "--num=12", "--batch_size=4")
+    names = sorted(x.name for x in folder.iterdir())
+    assert names[:2] + names[-1:] == ["00_label0.png", "01_label1.png", "11_label1.png"]
+    pixels = arrays(generator, "--num=12")["images"]
+    for name, image in zip(names, pixels, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / name)), image[..., 0])
+    err = run(f"--generator={generator}", f"--output={folder}", status=2)
+    assert "must be a new or empty folder" in err
+
+
+def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
+    base = arrays(generator, "--num=10")
+    longer = arrays(generator, "--num=15", "--batch_size=7")
+    np.testing.assert_array_equal(longer["images"][:10], base["images"])
+    assert (arrays(generator, "--num=10", "--seed=1")["images"] != base["images"]).any()
+    ones = arrays(generator, "--labels=1", "--num_per_label=2")
+    np.testing.assert_array_equal(ones["images"][1], base["images"][1])
+    assert (ones["images"][0] != base["images"][0]).any()
+
+
+@pytest.fixture
+def settings_of(run, tmp_path, monkeypatch):
+    """The settings that a command samples with, without sampling."""
+
+    def settings_of(module, bundle, *arguments):
+        seen = []
+
+        def record(*args):
+            seen.extend(x for x in args if dataclasses.is_dataclass(x))
+            return np.zeros((4, 64), np.int32)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "sample", record)
+            output = tmp_path / "x.npz"
+            run(f"--generator={bundle}", f"--output={output}", "--num=4", *arguments)
+        return seen[0]
+
+    return settings_of
+
+
+def test_flags_override_a_generators_own_settings(settings_of, generator):
+    own = one_step.settings_from(SAMPLER, tiny_network())
+    assert settings_of(one_step, generator) == own
+    for name, value in {"temperature": 3.0, "top_k": 2, "top_p": 0.2}.items():
+        changed = settings_of(one_step, generator, f"--{name}={value}")
+        assert changed == dataclasses.replace(own, **{name: value})
+
+
+def test_flags_set_a_teachers_decoding(settings_of, teacher):
+    plain = maskgit.MaskGitSettings(num_steps=3)
+    assert settings_of(maskgit, teacher, "--steps=3") == plain
+    options = {
+        "schedule": "cosine",
+        "randomize": "warm_up",
+        "choice_temperature": 2.0,
+        "guidance": 2.5,
+        "guidance_schedule": "constant",
+        "temperature": 0.8,
+        "top_k": 9,
+        "top_p": 0.95,
+    }
+    for name, value in options.items():
+        changed = settings_of(maskgit, teacher, "--steps=3", f"--{name}={value}")
+        assert changed == dataclasses.replace(plain, **{name: value})
+
+
+def test_a_teachers_own_sampler_is_the_default_and_flags_come_first(settings_of, tmp_path):
+    own = {"num_steps": 3, "guidance": 2.0}
+    bundle = save_tiny(tmp_path / "t", kind="teacher", sampler=own)
+    expected = maskgit.MaskGitSettings(num_steps=3, guidance=2.0)
+    assert settings_of(maskgit, bundle) == expected
+    changed = settings_of(maskgit, bundle, "--steps=2")
+    assert changed == dataclasses.replace(expected, num_steps=2)
+
+
+def test_a_teacher_is_decoded_with_its_labels_and_the_null_label(arrays, teacher):
+    labels = np.arange(4, dtype=np.int32)
+    settings = maskgit.MaskGitSettings(num_steps=2, guidance=3.0)
+    expected = maskgit.sample(
+        tiny_network().apply,
+        tiny_params(),
+        jax.random.key(5),
+        labels,
+        np.full_like(labels, 10),
+        settings,
+        64,
+        17,
+        4,
+    )
+    data = arrays(teacher, "--num=4", "--steps=2", "--guidance=3", "--seed=5")
+    np.testing.assert_array_equal(data["tokens"], expected)
+    np.testing.assert_array_equal(data["labels"], labels)
+
+
+def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
+    (tmp_path / "far").mkdir()
+    alone = save_tiny(tmp_path / "alone", tokenizer_params=None)
+    output = tmp_path / "x.png"
+    run(
+        f"--generator={alone}",
+        f"--tokenizer={generator}/tokenizer",
+        f"--output={output}",
+        "--num=2",
+        "--batch_size=4",
+    )
+    assert output.is_file()
+    assert "no bundle at" in run(f"--generator={alone}", f"--output={output}", status=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--labels=1,10"], "--labels has '10'; labels are whole numbers from 0 to 9"),
+        (["--labels=-1"], "'-1'"),
+        (["--labels="], "--labels has nothing"),
+        (["--labels=1", "--num=3"], "exclude each other"),
+        (["--num=0"], "flag --num=0"),
+        (["--seed=-1"], "flag --seed=-1"),
+        (["--batch_size=0"], "flag --batch_size=0"),
+        (["--output=x.jpg"], "must end in .png or .npz"),
+        (["--output="], "--output= names nothing"),
+        (["--temperature=0"], "temperature is 0.0; it must be above 0"),
+        (["--steps=4"], "--steps is for a teacher"),
+        (["--guidance=2"], "--guidance is for a teacher"),
+        (["--lables=1"], "Did you mean: labels"),
+        (["--output=/dev/null/x.png"], "cannot write /dev/null/x.png: "),
+    ],
+)
+def test_wrong_flags_of_a_generator(run, generator, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"--generator={generator}", "--output=x.png", "--batch_size=4", *flags]
+    err = run(*arguments, status=2)
+    assert message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "is a teacher, which needs --steps=N"),
+        (["--steps=0"], "num_steps is 0; it must be at least 1"),
+        (["--steps=2", "--schedule=sine"], "schedule is 'sine'; it must be one of root, linear"),
+        (["--steps=2", "--randomize=no"], "randomize is 'no'"),
+    ],
+)
+def test_wrong_flags_of_a_teacher(run, teacher, tmp_path, flags, message):
+    output = tmp_path / "x.png"
+    assert message in run(f"--generator={teacher}", f"--output={output}", *flags, status=2)
+
+
+def test_other_kinds_and_other_sizes_are_refused(run, generator, tmp_path):
+    output = f"--output={tmp_path / 'x.png'}"
+    err = run(f"--generator={generator}/tokenizer", output, status=2)
+    assert "is a tokenizer; give a generator's or teacher's bundle" in err
+    network = models.build({"name": "exact_posterior", "num_tokens": 2, "codebook_size": 4})
+    toy = bundles.save(
+        tmp_path / "toy",
+        kind="teacher",
+        model=network.config,
+        params=network.init(jax.random.key(0)),
+    )
+    flags = [f"--generator={toy}", f"--tokenizer={generator}/tokenizer", "--steps=1", output]
+    assert "2 tokens of 4 codes" in run(*flags, status=2)
+
+
+def test_a_sampler_for_another_program_is_refused(tmp_path):
+    path = save_tiny(tmp_path / "t", kind="teacher", sampler={"num_steps": 2, "halton": True})
+    with pytest.raises(InputError, match="halton"):
+        sample.draw_tokens(bundles.load(path), np.zeros(1, np.int32), 0, 1, {})
+
+
+def test_the_command_itself_ends_with_status_2_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "dimo_jax.sample", "--output=x.png"]
+    result = subprocess.run(
+        [*command, "--generator=nowhere"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: there is no bundle at nowhere: it is not a folder\n"
