@@ -19,6 +19,7 @@ CHOICES = {
     "model.name": ("maskgit",),
     "mask.schedule": ("arccos", "cosine", "linear", "square", "mage"),
     "mask.kind": ("exact", "bernoulli"),
+    "optimizer.name": ("adam", "muon"),
     "optimizer.schedule": ("constant", "cosine", "linear"),
     "positions": ("masked", "all"),
     "reduction": ("sum", "mean_masked", "mean_batch"),
@@ -41,6 +42,7 @@ CHOICES = {
 
 def _optimizer(learning_rate: float) -> dict[str, Any]:
     return {
+        "name": "adam",  # adam | muon
         "learning_rate": learning_rate,
         "schedule": "constant",  # constant | cosine | linear, the last two down to 0
         "warmup_steps": 100,

@@ -41,6 +41,8 @@ def main() -> None:
     configs.validate(config)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; name a folder")
+    trained = ("distill",) if config["teacher"]["bundle"] else ("pretrain", "distill")
+    stages.refuse_other_settings(config, {name: _checkpoints(workdir, name) for name in trained})
     files.write_file(workdir / "config.json", json.dumps(config, indent=1).encode())
     metrics = Metrics(workdir, config["logging"]["tensorboard"])
     try:
@@ -73,7 +75,7 @@ class ImageRun:
             teacher,
             self.network,
             teacher,
-            directory=self.workdir / "checkpoints" / "distill",
+            directory=_checkpoints(self.workdir, "distill"),
             metrics=self.metrics,
             pictures=self._pictures(one_step_of=True),
         )
@@ -132,7 +134,7 @@ class ImageRun:
             self.network,
             np.asarray(encode(self.tokenizer_params, self.train.images), np.int32),
             np.asarray(self.train.labels, np.int32),
-            directory=self.workdir / "checkpoints" / "pretrain",
+            directory=_checkpoints(self.workdir, "pretrain"),
             metrics=self.metrics,
             pictures=self._pictures(one_step_of=False),
         )
@@ -277,7 +279,7 @@ class JointRun:
             self.network,
             tokens,
             np.zeros(len(tokens), np.int32),
-            directory=self.workdir / "checkpoints" / "pretrain",
+            directory=_checkpoints(self.workdir, "pretrain"),
             metrics=self.metrics,
         )
         generator = stages.run_distill(
@@ -286,7 +288,7 @@ class JointRun:
             start,
             self.teacher,
             {"log_joint": np.log(self.joint).astype(np.float32)},
-            directory=self.workdir / "checkpoints" / "distill",
+            directory=_checkpoints(self.workdir, "distill"),
             metrics=self.metrics,
         )
         sampler = stages.sampler_of(self.config)
@@ -321,6 +323,10 @@ class JointRun:
             },
         )
         return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"
+
+
+def _checkpoints(workdir: Path, stage: str) -> Path:
+    return workdir / "checkpoints" / stage
 
 
 def _hashes_of(path: Path) -> dict[str, str]:

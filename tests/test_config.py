@@ -38,6 +38,7 @@ def test_the_choices_are_those_that_exist():
     assert set(choices["reduction"]) == set(losses.REDUCTIONS)
     assert set(choices["distill.sigma_schedule"]) == set(schedules.WARMUPS)
     assert set(choices["distill.divergence.name"]) == set(divergences.DIVERGENCES)
+    assert set(choices["optimizer.name"]) == set(optimizers.NAMES)
     assert set(choices["optimizer.schedule"]) == set(optimizers.SCHEDULES)
     assert set(choices["tokenizer.name"]) == set(TOKENIZERS)
     assert set(VARIANTS["toy"]) == set(joints.JOINTS)

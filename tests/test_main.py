@@ -101,9 +101,11 @@ def test_the_same_command_again_has_nothing_to_do(finished):
 
 def test_other_settings_in_the_same_place_are_refused(finished):
     workdir, _, _ = finished
+    before = (workdir / "config.json").read_bytes()
     changed = ["--config.distill.sigma=0.3", f"--workdir={workdir}"]
     _, err = finish(command("main", *SMALL, *changed), status=2)
     assert "distill.sigma" in err and err.strip().splitlines()[-1].startswith("error:")
+    assert (workdir / "config.json").read_bytes() == before, "a refused start changed the record"
 
 
 def test_the_exported_generator_is_sampled_and_exported(finished, tmp_path):

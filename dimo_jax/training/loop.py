@@ -110,6 +110,27 @@ def run_stage(
         return state
 
 
+def check_settings(name: str, checkpoints: Checkpoints, meta: Mapping[str, Any]) -> None:
+    """Compares what the newest checkpoint was made with to what is asked for now.
+
+    Args:
+        name: the stage, for the message.
+        checkpoints: of this stage; where there is none yet, all is well.
+        meta: JSON values as for `run_stage`.
+
+    Raises:
+        InputError: if one of them is another one now; each is listed.
+    """
+    if checkpoints.latest() is None:
+        return
+    changes = changed_entries(checkpoints.meta(), meta)
+    if changes:
+        raise InputError(
+            f"{name}: {checkpoints.directory} was started with other settings: "
+            f"{'; '.join(changes)}; use those again, or another work directory"
+        )
+
+
 def _open(
     name: str,
     create_state: Callable[[], State],
@@ -126,12 +147,7 @@ def _open(
         progress.note(f"starts; {num_steps} steps, the first one compiles")
         return create_state(), 0
     # First the settings: where they differ the tree may too, and they are the cause.
-    changes = changed_entries(checkpoints.meta(), meta)
-    if changes:
-        raise InputError(
-            f"{name}: {checkpoints.directory} was started with other settings: "
-            f"{'; '.join(changes)}; use those again, or another work directory"
-        )
+    check_settings(name, checkpoints, meta)
     like = jax.eval_shape(create_state) if abstract_state is None else abstract_state
     state, _ = checkpoints.restore(like)
     start = int(state.step)

@@ -1,4 +1,4 @@
-"""Adam with a learning-rate schedule, clipping and frozen leaves."""
+"""Adam or Muon with a learning-rate schedule, clipping and frozen leaves."""
 
 import difflib
 import re
@@ -7,12 +7,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
 from dimo_jax.training import trees
 
+NAMES = ("adam", "muon")
 SCHEDULES = ("constant", "cosine", "linear")
+
+# Muon's update has orthonormal rows or columns; scaled to this root mean square it moves a matrix
+# about as far as Adam does, so that one learning rate serves both (Liu et al., arXiv 2502.16982).
+_MUON_RMS = 0.2
 
 
 def learning_rate_schedule(
@@ -55,6 +61,7 @@ def learning_rate_schedule(
 
 def build(
     *,
+    name: str,
     learning_rate: float,
     schedule: str,
     warmup_steps: int,
@@ -67,20 +74,25 @@ def build(
     frozen: Sequence[str],
     params: Any,
 ) -> optax.GradientTransformation:
-    """Adam, or AdamW where `weight_decay` is not 0, for a parameter tree with frozen leaves.
+    """The optimizer of a parameter tree, some of whose leaves may be frozen.
+
+    "muon" orthogonalizes the update of every kernel; embeddings, norms and biases follow Adam with
+    Nesterov momentum at the same learning rate.
 
     Frozen leaves have no moments, get zero updates whatever their gradient, and do not count in
     the norm that is clipped.
 
     Args:
+        name: "adam" or "muon".
         learning_rate: see `learning_rate_schedule`, as for the next three.
         schedule: "constant", "cosine" or "linear".
         warmup_steps: updates of linear warm-up.
         num_steps: length of the run in updates.
-        beta1: decay of the first moment.
+        beta1: decay of the first moment, which is Muon's momentum too.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
-        weight_decay: decoupled decay, scaled by the learning rate, of every trained leaf.
+        weight_decay: decoupled decay, scaled by the learning rate, of every trained leaf; with
+            "adam" it makes AdamW.
         clip_norm: largest global norm of the trained leaves' gradient; 0 clips nothing.
         frozen: regular expressions searched in path names such as "token_embedding/embedding".
         params: the parameter tree, or its shapes.
@@ -89,12 +101,28 @@ def build(
         The transformation; its `update` needs `params`.
 
     Raises:
-        InputError: for a bad schedule; for an expression that is invalid or matches no leaf (the
-            nearest names are listed); where nothing is left to train.
+        InputError: for an unknown name; for a bad schedule; for an expression that is invalid or
+            matches no leaf (the nearest names are listed); where nothing is left to train.
     """
     rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, num_steps)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    if weight_decay:
+    if name == "muon":
+        steps.append(
+            optax.contrib.muon(
+                rate,
+                beta=beta1,
+                eps=eps,
+                weight_decay=weight_decay,
+                adam_b1=beta1,
+                adam_b2=beta2,
+                adam_weight_decay=weight_decay,
+                muon_weight_dimension_numbers=_kernel_axes,
+                consistent_rms=_MUON_RMS,
+            )
+        )
+    elif name != "adam":
+        raise InputError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")
+    elif weight_decay:
         steps.append(optax.adamw(rate, beta1, beta2, eps, weight_decay=weight_decay))
     else:
         steps.append(optax.adam(rate, beta1, beta2, eps))
@@ -107,6 +135,20 @@ def build(
     )
     # The clipping stands inside the partition: outside, frozen gradients would count in its norm.
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _kernel_axes(params: Any) -> Any:
+    """Which axes of a kernel are its rows and columns, for Muon; None where it is no kernel."""
+
+    def axes(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if not name.endswith("kernel") or leaf.ndim < 2:
+            return None
+        # Attention's kernels have three axes, with the heads on the side away from the width.
+        inputs = 1 if leaf.ndim == 3 and not name.endswith("out/kernel") else leaf.ndim - 1
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+
+    return trees.map_named(axes, params)
 
 
 def _check_frozen(frozen: Sequence[str], names: list[str]) -> None:

@@ -22,7 +22,7 @@ from dimo_jax.method.generate import GeneratorSettings
 from dimo_jax.models import Network
 from dimo_jax.training import optimizers, rng, trees
 from dimo_jax.training.checkpoints import Checkpoints
-from dimo_jax.training.loop import run_stage
+from dimo_jax.training.loop import check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
 
 Config = Mapping[str, Any]
@@ -99,6 +99,29 @@ def sampler_of(config: Config) -> dict[str, Any]:
         "ratio": low if low == high else [low, high],
         **{name: section[name] for name in ("sigma", "temperature", "top_k", "top_p")},
     }
+
+
+def refuse_other_settings(config: Config, directories: Mapping[str, Path]) -> None:
+    """Compares a config to what stages were begun with, before anything of a run is touched.
+
+    Args:
+        config: a complete config.
+        directories: {"pretrain" or "distill": its checkpoints}; those that do not exist are new.
+
+    Raises:
+        InputError: if a stage has a checkpoint of other settings; each is listed.
+    """
+    for stage, directory in directories.items():
+        if not directory.exists():
+            continue
+        checkpoints = Checkpoints(directory, config["checkpoint"]["keep"])
+        try:
+            if checkpoints.latest() is not None:
+                # Hashes of the networks come later; until then the saved ones stand for them.
+                meta = {**checkpoints.meta(), **configs.stage_settings(config, stage)}
+                check_settings(stage, checkpoints, meta)
+        finally:
+            checkpoints.close()
 
 
 def run_pretrain(

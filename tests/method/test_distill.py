@@ -300,7 +300,7 @@ def test_ema_follows_its_decay_and_its_warm_up():
 def test_frozen_leaves_never_move_and_have_no_moments():
     params = init(1)
     optimizer = optimizers.build(
-        learning_rate=0.1, schedule="constant", warmup_steps=0, num_steps=9, beta1=0.9,
+        name="adam", learning_rate=0.1, schedule="constant", warmup_steps=0, num_steps=9, beta1=0.9,
         beta2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=1.0, frozen=("table", "position"),
         params=params,
     )  # fmt: skip

@@ -39,6 +39,7 @@ def train(workdir: Path, before_step=lambda step: None) -> dict:
     """A linear model on random data with Adam, in 28 steps; saves every 4, logs every 3."""
     params = {"w": jnp.zeros((16, 4)), "b": jnp.zeros(4), "embedding": jnp.ones(4)}
     tx = optimizers.build(
+        name="adam",
         learning_rate=0.05,
         schedule="cosine",
         warmup_steps=5,

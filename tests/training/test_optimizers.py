@@ -8,6 +8,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.training import optimizers
 
 PLAIN = dict(
+    name="adam",
     learning_rate=0.1,
     schedule="constant",
     warmup_steps=0,
@@ -44,6 +45,16 @@ def adam_numpy(p, g, num_updates, rate, b1, b2, eps, decay):
     for n in range(1, num_updates + 1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         p = p - rate * (m / (1 - b1**n) / (np.sqrt(v / (1 - b2**n)) + eps) + decay * p)
+    return p
+
+
+def nadam_numpy(p, g, num_updates, rate, b1, b2, eps):
+    """Adam with Nesterov momentum (Dozat 2016), for a gradient that stays the same."""
+    p, m, v = np.asarray(p, np.float64), 0.0, 0.0
+    for n in range(1, num_updates + 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        ahead = b1 * m / (1 - b1 ** (n + 1)) + (1 - b1) * g / (1 - b1**n)
+        p = p - rate * ahead / (np.sqrt(v / (1 - b2**n)) + eps)
     return p
 
 
@@ -127,3 +138,50 @@ def test_bad_options_are_explained(options, words):
     with pytest.raises(InputError) as caught:
         optimizers.build(**PLAIN | options, params=PARAMS)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "inputs"),
+    [
+        (("mlp", "kernel"), (12, 20), 12),
+        (("attention", "query", "kernel"), (12, 4, 5), 12),
+        (("attention", "out", "kernel"), (4, 5, 12), 20),
+        (("conv", "kernel"), (3, 2, 4, 9), 24),
+    ],
+)
+def test_muon_moves_a_kernel_by_the_orthogonal_factor_of_its_gradient(path, shape, inputs):
+    gradient = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    tree = jnp.asarray(gradient)
+    for name in reversed(path):
+        tree = {name: tree}
+    start = jax.tree.map(jnp.zeros_like, tree)
+    moved = jax.tree.leaves(train(start, tree, name="muon")[0])[0]
+    u, _, vt = np.linalg.svd(gradient.reshape(inputs, -1), full_matrices=False)
+    found = u.T @ np.reshape(moved, (inputs, -1)) @ vt.T
+    # -rate * 0.2 * sqrt(longer side) * U V^T (Liu et al. 2025, equation 4); five Newton-Schulz
+    # steps bring each singular value to between 0.68 and 1.13 of that (Jordan 2024).
+    scaled = found / (-0.1 * 0.2 * np.sqrt(max(inputs, gradient.size // inputs)))
+    assert ((np.diag(scaled) > 0.67) & (np.diag(scaled) < 1.14)).all(), np.diag(scaled)
+    assert np.abs(scaled - np.diag(np.diag(scaled))).max() < 1e-3
+
+
+def test_muon_leaves_the_rest_to_nadam_and_keeps_frozen_leaves():
+    rng = np.random.default_rng(0)
+    params = {
+        "token_embedding": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+        "dense": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+        "kept": {"kernel": jnp.ones((4, 4))},
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    muon, _ = train(params, grads, num_updates=3, name="muon", frozen=("kept",))
+    adam, _ = train(params, grads, num_updates=3, name="adam", frozen=("kept",))
+    for leaf in (lambda tree: tree["token_embedding"], lambda tree: tree["dense"]["bias"]):
+        expected = nadam_numpy(leaf(params), np.asarray(leaf(grads)), 3, 0.1, 0.9, 0.99, 1e-8)
+        np.testing.assert_allclose(leaf(muon), expected, rtol=1e-4)
+    np.testing.assert_array_equal(muon["kept"]["kernel"], params["kept"]["kernel"])
+    assert np.abs(muon["dense"]["kernel"] - adam["dense"]["kernel"]).max() > 1e-3
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(InputError, match="sgd.*adam, muon"):
+        train(PARAMS, GRADS, name="sgd")
