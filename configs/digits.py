@@ -30,21 +30,31 @@ def get_config(variant: str = "gray"):
     config.model.update(width=64, depth=3, heads=2, mlp_dim=256, dropout=0.0)
     config.model.predict_mask_id = False
 
-    config.pretrain.update(num_steps=2000, batch_size=64, dropout=False)
+    config.pretrain.update(num_steps=1100, batch_size=64, dropout=False, ema_decay=0.997)
     config.pretrain.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, beta2=0.99
     )
 
     distill = config.distill
-    distill.update(num_steps=1600, batch_size=64, guidance=1.0, reduction="mean_masked")
-    distill.ema_decay = 0.999
+    distill.update(num_steps=1100, batch_size=32, guidance=1.0, reduction="mean_masked")
+    distill.ema_decay = 0.995
+    # This teacher's embeddings have a deviation of 0.08: the paper's sigma of 0.1 drowns the tokens
+    # that the generator starts from, and it learns half as fast.
+    distill.sigma = 0.01
+    distill.divergence = {"name": "jeffrey", "parameter": 0.3}
     # One sample for both networks: a quarter cheaper than a fresh one, and no worse at this size.
     distill.auxiliary.sample = "reuse"
     # An auxiliary four times as fast as the generator: one as slow diverges here.
     distill.generator.optimizer.update(
-        learning_rate=5e-4, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
+        name="muon", learning_rate=7e-4, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
     )
     distill.auxiliary.optimizer.update(
-        learning_rate=2e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
+        name="muon", learning_rate=3e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
+    )
+    # The token noise that is left after distillation only blurs strokes.
+    config.sampler.temperature = 0.8
+
+    config.evaluation.update(
+        num_samples=1000, batch_size=100, sweep_num_samples=250, guidances=(1.0, 1.25)
     )
     return config

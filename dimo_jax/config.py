@@ -110,7 +110,7 @@ def default_config() -> ConfigDict:
                 "sigma": 0.1,  # embedding noise
                 "sigma_schedule": "fixed",
                 "sigma_warmup_steps": 0,
-                "temperature": 1.0,  # of the generator's sampling
+                "temperature": 1.0,  # of the generator's samples in training
                 "top_k": 0,
                 "top_p": 1.0,
                 "mask": _mask(),  # of the generator's samples, x~_t
@@ -139,6 +139,8 @@ def default_config() -> ConfigDict:
                     "optimizer": _optimizer(1e-5),
                 },
             },
+            # With the ratio and sigma of the training, what the generator is sampled with.
+            "sampler": {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
             "evaluation": {
                 "num_samples": 1400,
                 "seeds": (0, 1, 2),
@@ -274,7 +276,7 @@ def _validate_together(config: Mapping[str, Any]) -> None:
 STAGE_SECTIONS = {
     "pretrain": ("seed", "data", "tokenizer", "model", "pretrain"),
     "distill": ("seed", "data", "tokenizer", "model", "distill"),
-    "evaluation": ("seed", "data", "tokenizer", "evaluation", "classifier"),
+    "evaluation": ("seed", "data", "tokenizer", "sampler", "evaluation", "classifier"),
 }
 
 

@@ -25,6 +25,7 @@ SMALL = [
     "--config.distill.batch_size=8",
     "--config.distill.generator.optimizer.warmup_steps=2",
     "--config.distill.auxiliary.optimizer.warmup_steps=2",
+    "--config.sampler.temperature=0.7",
     "--config.checkpoint.save_every_steps=4",
     "--config.logging.log_every_steps=2",
     "--config.logging.images_every_steps=6",
@@ -80,7 +81,8 @@ def test_a_run_leaves_teacher_generator_report_and_record(finished):
     for row in rows.values():
         assert set(row["metrics"]) == METRICS
         assert all(np.isfinite([m["mean"], m["std"]]).all() for m in row["metrics"].values())
-    assert rows["generator", 1]["sampler"]["ratio"] == 0.6
+    sampler = rows["generator", 1]["sampler"]
+    assert (sampler["ratio"], sampler["temperature"]) == (0.6, 0.7)
     for name in ("seed", "versions", "device", "wall_seconds", "hashes"):
         assert results[name] is not None
     report = (workdir / "report" / "report.md").read_text()

@@ -4,9 +4,11 @@ Axes: B batch, L tokens, V vocabulary, S steps, N images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,15 +129,62 @@ def most_confident(
     return mask & (rank < count)
 
 
+class Plan(flax.struct.PyTreeNode):
+    """The numbers of each step, and how many steps there are: traced, so that no other S compiles.
+
+    Attributes:
+        num_steps: scalar, at most L.
+        counts: [L] tokens to write; 0 from num_steps on, as in the next two.
+        scales: [L] guidance.
+        noise: [L] scale of the Gumbel noise on the confidence.
+    """
+
+    num_steps: Int[Array | np.ndarray, ""]
+    counts: Int[Array | np.ndarray, "L"]
+    scales: Float[Array | np.ndarray, "L"]
+    noise: Float[Array | np.ndarray, "L"]
+
+
+def make_plan(settings: MaskGitSettings, num_tokens: int) -> Plan:
+    """What the settings say of each step.
+
+    Args:
+        settings: of the decoding.
+        num_tokens: L.
+
+    Returns:
+        NumPy arrays.
+    """
+    counts = unmask_counts(settings.schedule, settings.num_steps, num_tokens)
+    last = settings.num_steps - 1
+    progress = np.arange(len(counts)) / last if last else np.ones(1)
+    ramp = progress if settings.guidance_schedule == "linear" else np.ones(len(counts))
+
+    def padded(values: Any, dtype: Any) -> np.ndarray:
+        return np.pad(np.asarray(values, dtype), (0, num_tokens - len(counts)))
+
+    return Plan(
+        num_steps=np.asarray(len(counts), np.int32),
+        counts=padded(counts, np.int32),
+        scales=padded(1 + (settings.guidance - 1) * ramp, np.float32),
+        noise=padded(settings.choice_temperature * (1 - progress), np.float32),
+    )
+
+
 def _decode_step(
-    logits_at: Callable, settings: MaskGitSettings, keys: Key[Array, "B"], grid: Any, step: Any
-) -> tuple[Any, None]:
-    """Predicts every position, then writes the most confident `count` of the masked ones."""
-    (tokens, mask), (index, count, scale, noise) = grid, step
+    logits_at: Callable,
+    settings: MaskGitSettings,
+    plan: Plan,
+    keys: Key[Array, "B"],
+    index: Int[Array, ""] | int,
+    grid: tuple[Int[Array, "B L"], Bool[Array, "B L"]],
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Predicts every position, then writes the most confident of the masked ones."""
+    tokens, mask = grid
     # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)
     logits = guidance.shape_logits(
-        logits_at(tokens, scale), settings.temperature, settings.top_k, settings.top_p
+        logits_at(tokens, plan.scales[index]), settings.temperature, settings.top_k, settings.top_p
     )
     gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(pairs[:, 0])
     drawn = jnp.argmax(logits + gumbel, axis=-1).astype(tokens.dtype)
@@ -145,13 +194,13 @@ def _decode_step(
     length = confidence.shape[1:]
     if settings.randomize == "linear":
         order_noise = jax.vmap(lambda key: jax.random.gumbel(key, length))(pairs[:, 1])
-        confidence = confidence + settings.choice_temperature * noise * order_noise
+        confidence = confidence + plan.noise[index] * order_noise
     elif settings.randomize in ("warm_up", "random"):
         uniform = jax.vmap(lambda key: jax.random.uniform(key, length))(pairs[:, 1])
         shuffled = (index < 2) if settings.randomize == "warm_up" else True
         confidence = jnp.where(shuffled, uniform, confidence)
-    write = most_confident(confidence, mask, count)
-    return (jnp.where(write, drawn, tokens), mask & ~write), None
+    write = most_confident(confidence, mask, plan.counts[index])
+    return jnp.where(write, drawn, tokens), mask & ~write
 
 
 def decode(
@@ -163,6 +212,7 @@ def decode(
     settings: MaskGitSettings,
     num_tokens: int,
     mask_id: int,
+    plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens in `settings.num_steps` network calls, each of 2 B grids where there is guidance.
 
@@ -180,6 +230,8 @@ def decode(
         settings: static under jit.
         num_tokens: L.
         mask_id: the id of [MASK].
+        plan: that of the settings; given, it stands for num_steps, schedule, choice_temperature
+            and guidance_schedule, and for all of guidance but whether it is 1.
 
     Returns:
         [B, L] int32. With a network that predicts [MASK] too, its id may occur; decoding to images
@@ -188,11 +240,7 @@ def decode(
     Source: MaskGit-PyTorch v1.0 `sample`.
     """
     batch = keys.shape[0]
-    counts = unmask_counts(settings.schedule, settings.num_steps, num_tokens)
-    steps = np.arange(len(counts))
-    progress = steps / (settings.num_steps - 1) if settings.num_steps > 1 else np.ones(1)
-    ramp = progress if settings.guidance_schedule == "linear" else np.ones(len(counts))
-    scales = 1 + (settings.guidance - 1) * ramp
+    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
 
     def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
         if settings.guidance == 1:
@@ -205,17 +253,9 @@ def decode(
         jnp.full((batch, num_tokens), mask_id, jnp.int32),
         jnp.ones((batch, num_tokens), bool),
     )
-    schedule = (
-        jnp.asarray(steps, jnp.int32),
-        jnp.asarray(counts, jnp.int32),
-        jnp.asarray(scales, jnp.float32),
-        jnp.asarray(1 - progress, jnp.float32),
-    )
+    step = functools.partial(_decode_step, logits_at, settings, plan, keys)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    (tokens, _), _ = jax.lax.scan(
-        lambda grid, step: _decode_step(logits_at, settings, keys, grid, step), grid, schedule
-    )
-    return tokens
+    return jax.lax.fori_loop(0, plan.num_steps, step, grid)[0]
 
 
 # At module level, so that the second call with the same network and settings compiles nothing.
@@ -251,8 +291,18 @@ def sample(
     Returns:
         [N, L] int32.
     """
+    plan = make_plan(settings, num_tokens)
+    # All that the plan says is taken out of what is static: a sweep over it compiles once.
+    static = dataclasses.replace(
+        settings,
+        num_steps=1,
+        schedule="arccos",
+        choice_temperature=0.0,
+        guidance=1.0 if settings.guidance == 1 else 2.0,
+        guidance_schedule="constant",
+    )
 
     def draw(keys: Key[Array, "B"], batch: tuple[Any, Any]) -> Int[Array, "B L"]:
-        return _decode(apply, params, keys, *batch, settings, num_tokens, mask_id)
+        return _decode(apply, params, keys, *batch, static, num_tokens, mask_id, plan)
 
     return in_batches(draw, key, (condition, null_condition), batch_size, first_index)

@@ -92,13 +92,15 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
 
 
 def sampler_of(config: Config) -> dict[str, Any]:
-    """The sampler entry of the generator's bundle: what it must be sampled with."""
+    """The sampler entry of the generator's bundle: what it is sampled with.
+
+    Ratio and sigma must be those of the training. Temperature and truncation are free afterwards:
+    the paper's own best temperature in sampling is not the 1 it trains with (appendix D.1).
+    """
     section = config["distill"]
     low, high = section["ratio"]
-    return {
-        "ratio": low if low == high else [low, high],
-        **{name: section[name] for name in ("sigma", "temperature", "top_k", "top_p")},
-    }
+    ratio = low if low == high else [low, high]
+    return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"]}
 
 
 def refuse_other_settings(config: Config, directories: Mapping[str, Path]) -> None:

@@ -285,6 +285,28 @@ def test_a_compiled_sample_in_batches_is_the_numpy_loop_on_the_documented_keys()
     assert (sample(labels, seed=2) != whole).any()
 
 
+def test_a_sweep_over_steps_noise_and_guidance_traces_the_network_once():
+    traces = []
+
+    def apply(params, tokens, condition):
+        traces.append(tokens.shape)
+        return fake_apply(params, tokens, condition)
+
+    labels = np.zeros(3, np.int32)
+    weights = jax.tree.map(jnp.asarray, network_weights())
+    for change in (
+        {"guidance": 2.0},
+        {"guidance": 3.0, "num_steps": 7},
+        {"guidance": 1.5, "choice_temperature": 9.0, "schedule": "cosine"},
+    ):
+        settings = dataclasses.replace(BASE, **change)
+        key, null = jax.random.key(0), np.full_like(labels, NULL)
+        found = maskgit.sample(apply, weights, key, labels, null, settings, L, MASK_ID, 3)
+        keys = [jax.random.fold_in(key, i) for i in range(3)]
+        np.testing.assert_array_equal(found, numpy_decode(settings, labels, keys))
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
