@@ -218,6 +218,7 @@ def evaluate(
     labels = balanced_labels(settings.num_samples, data.num_classes)
     work = _Work(samplers, settings, progress)
     sweep = _sweep(sample_teacher, reference, samplers, settings, work)
+    work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, pictures = [], {}
 
     def add_row(
@@ -280,12 +281,19 @@ class _Work:
     """Counts images times network calls, known beforehand, so that an ETA can be linear in it."""
 
     def __init__(self, samplers: Sequence[Sampler], settings: ProtocolSettings, report: Progress):
-        # How often the sweep will choose a guidance that needs two calls is not known: none.
-        in_rows = len(settings.seeds) * (sum(settings.teacher_steps) + 1)
         in_sweep = sum(_calls(n, s) for n in settings.sweep_steps for s in _distinct(samplers, n))
-        self.total = settings.num_samples * in_rows + settings.sweep_num_samples * in_sweep
+        self.in_sweep = settings.sweep_num_samples * in_sweep
+        self.settings, self.report = settings, report
         self.done = 0
-        self.report = report
+        # Which of the samplers the sweep will choose is not known yet: the dearest.
+        dearest = max(samplers, key=lambda sampler: _calls(1, sampler))
+        self.count_rows(dict.fromkeys(settings.teacher_steps, dearest))
+
+    def count_rows(self, chosen: Mapping[int, Sampler]) -> None:
+        """Counts the teacher's rows anew, now that their samplers are known."""
+        calls = sum(_calls(steps, sampler) for steps, sampler in chosen.items()) + 1
+        in_rows = self.settings.num_samples * len(self.settings.seeds) * calls
+        self.total = self.in_sweep + in_rows
 
     def start(self, text: str) -> None:
         self.report(min(self.done, self.total), self.total, text)
