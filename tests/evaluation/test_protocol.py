@@ -81,14 +81,14 @@ def data():
     )
 
 
-def run(data, settings=SETTINGS, progress=lambda done, total, text: None):
+def run(data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS):
     fake = FakeModels(data)
     evaluation = protocol.evaluate(
         fake.teacher,
         fake.generator,
         data=data,
         network=FakeNetwork(data.train_images, data.train_labels),
-        samplers=SAMPLERS,
+        samplers=samplers,
         generator_sampler={"ratio": 0.6},
         settings=settings,
         progress=progress,
@@ -252,6 +252,23 @@ def test_progress_counts_up_to_the_end(data):
     assert done[-1] == seen[-1][1]
     assert any("sweep, 4 steps, choice_temperature 9.0" in entry[2] for entry in seen)
     assert any("teacher, 16 steps, seed 3" in entry[2] for entry in seen)
+
+
+@pytest.mark.parametrize(
+    "samplers",
+    [
+        [{"guidance": 2.0, "randomize": "none", "choice_temperature": 0.0}],
+        protocol.candidates((1.0, 2.0), (4.5,), True),
+    ],
+)
+def test_progress_counts_two_calls_a_step_where_the_sweep_chose_guidance(data, samplers):
+    seen = []
+    run(data, SMALL, lambda *entry: seen.append(entry), samplers)
+    total = seen[-1][1]
+    assert all(entry[1] >= total for entry in seen), "the dearest case comes first"
+    starts = [done for done, _, text in seen if text.startswith("generator")]
+    left = [SMALL.num_samples * n for n in range(len(SMALL.seeds), 0, -1)]
+    assert starts == [total - n for n in left]
 
 
 @pytest.mark.parametrize(
