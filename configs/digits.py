@@ -39,7 +39,7 @@ def get_config(variant: str = "gray"):
     distill.update(num_steps=1500, batch_size=32, guidance=1.0, reduction="mean_masked")
     distill.ema_decay = 0.995
     # This teacher's embeddings have a deviation of 0.08: the paper's sigma of 0.1 drowns the tokens
-    # that the generator starts from, and it learns half as fast.
+    # that the generator starts from, and doubles its pixel distance after 1,200 steps.
     distill.sigma = 0.01
     distill.divergence = {"name": "jeffrey", "parameter": 0.3}
     # One sample for both networks: a quarter cheaper than a fresh one, and no worse at this size.
@@ -51,7 +51,7 @@ def get_config(variant: str = "gray"):
     distill.auxiliary.optimizer.update(
         name="muon", learning_rate=3e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
     )
-    # The token noise that is left after distillation only blurs strokes.
+    # Lowered the feature distance from 0.74 to 0.67 at mlp_dim 256; not compared at 128.
     config.sampler.temperature = 0.8
 
     config.evaluation.update(

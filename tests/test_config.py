@@ -111,6 +111,15 @@ def test_a_stages_settings_are_json_and_leave_out_what_does_not_matter():
         other.seed = 5
         assert settings != configs.stage_settings(other.to_dict(), stage)
         other.seed = one.seed
+    # Another sampling temperature asks for a new evaluation, and for no new training.
+    other.sampler.temperature = 0.3
+    changed = [
+        stage
+        for stage in configs.STAGE_SECTIONS
+        if configs.stage_settings(one.to_dict(), stage)
+        != configs.stage_settings(other.to_dict(), stage)
+    ]
+    assert changed == ["evaluation"]
     assert configs.settings_hash({"a": 1, "b": 2}) == configs.settings_hash({"b": 2, "a": 1})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import statistics
+from dimo_jax.evaluation import statistics, words
 from dimo_jax.evaluation.features import FeatureNetwork
 
 Images = Float[np.ndarray, "N H W C"]
@@ -226,7 +226,7 @@ def evaluate(
     ) -> None:
         results = []
         for seed in settings.seeds:
-            work.start(f"{model}, {count_steps(steps)}, seed {seed}")
+            work.start(f"{model}, {words.count_steps(steps)}, seed {seed}")
             images = np.asarray(sample(seed, labels), np.float32)
             if seed == settings.seeds[0]:
                 pictures[model, steps] = images[: settings.num_pictures]
@@ -315,7 +315,7 @@ def _sweep(
     for steps in settings.sweep_steps:
         here = []
         for sampler in _distinct(samplers, steps):
-            work.start(f"sweep, {count_steps(steps)}, {describe(sampler)}")
+            work.start(f"sweep, {words.count_steps(steps)}, {words.describe(sampler)}")
             images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
             here.append({"steps": steps, "sampler": sampler, **reference.distances(images)})
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))
@@ -334,16 +334,6 @@ def _distinct(samplers: Sequence[Sampler], steps: int) -> list[Sampler]:
 def _calls(steps: int, sampler: Mapping) -> int:
     """Network calls of a sampler; guidance needs two in each step, unless it is 1."""
     return max(steps, 1) * (1 if sampler.get("guidance", 1.0) == 1.0 else 2)
-
-
-def describe(sampler: Mapping) -> str:
-    """A sampler in a few words: 'guidance 1.0, choice_temperature 4.5, randomize linear'."""
-    return ", ".join(f"{name} {value}" for name, value in sorted(sampler.items()))
-
-
-def count_steps(steps: int) -> str:
-    """'1 step', '2 steps'."""
-    return f"{steps} step" if steps == 1 else f"{steps} steps"
 
 
 def _row(model: str, steps: int, sampler: Mapping, results: Sequence[Mapping]) -> dict:

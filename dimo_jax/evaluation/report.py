@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from dimo_jax import images as pictures
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation import protocol, words
 from dimo_jax.evaluation.protocol import Evaluation
 from dimo_jax.files import write_file
 
@@ -138,7 +138,7 @@ def headline(rows: Sequence[Mapping]) -> list[str]:
         ours, theirs = (row["metrics"][metric] for row in (generator, best))
         sentences.append(
             f"The Fréchet distance {where} of the generator in one step is {_value(metric, ours)}, "
-            f"the teacher's best {_value(metric, theirs)} ({protocol.count_steps(best['steps'])}): "
+            f"the teacher's best {_value(metric, theirs)} ({words.count_steps(best['steps'])}): "
             f"{ours['mean'] / theirs['mean']:.2f} times as much."
         )
     return sentences
@@ -152,7 +152,7 @@ def results_table(rows: Sequence[Mapping]) -> str:
             NAMES[row["model"]],
             str(row["steps"]) if row["steps"] else "",
             *(_value(name, row["metrics"][name]) for name in protocol.METRICS),
-            protocol.describe(row["sampler"]),
+            words.describe(row["sampler"]),
         ]
         for row in rows
     ]
@@ -164,7 +164,7 @@ def _sweep_table(sweep: Sequence[Mapping]) -> str:
     body = [
         [
             str(row["steps"]),
-            protocol.describe(row["sampler"]),
+            words.describe(row["sampler"]),
             f"{row['frechet_features']:.2f}",
             f"{row['frechet_pixels']:.2f}",
             "chosen" if row["chosen"] else "",
@@ -240,7 +240,7 @@ def _file_name(model: str, steps: int) -> str:
 
 
 def _title(model: str, steps: int) -> str:
-    return f"{NAMES[model]}, {protocol.count_steps(steps)}" if steps else NAMES[model]
+    return f"{NAMES[model]}, {words.count_steps(steps)}" if steps else NAMES[model]
 
 
 def _heading(metric: str) -> str:

@@ -115,14 +115,12 @@ def check_settings(name: str, checkpoints: Checkpoints, meta: Mapping[str, Any])
 
     Args:
         name: the stage, for the message.
-        checkpoints: of this stage; where there is none yet, all is well.
+        checkpoints: of this stage; at least one.
         meta: JSON values as for `run_stage`.
 
     Raises:
         InputError: if one of them is another one now; each is listed.
     """
-    if checkpoints.latest() is None:
-        return
     changes = changed_entries(checkpoints.meta(), meta)
     if changes:
         raise InputError(

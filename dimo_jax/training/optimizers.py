@@ -140,7 +140,7 @@ def build(
 def _kernel_axes(params: Any) -> Any:
     """Which axes of a kernel are its rows and columns, for Muon; None where it is no kernel."""
 
-    def axes(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+    def split(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         if not name.endswith("kernel") or leaf.ndim < 2:
             return None
         # Attention's kernels have three axes, with the heads on the side away from the width.
@@ -148,7 +148,7 @@ def _kernel_axes(params: Any) -> Any:
         axes = tuple(range(leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
-    return trees.map_named(axes, params)
+    return trees.map_named(split, params)
 
 
 def _check_frozen(frozen: Sequence[str], names: list[str]) -> None:
