@@ -19,10 +19,11 @@ LINES = [
     ["config", "host_memory", "images", "training.trees", "training.rng", "training.progress"],
     ["method.*", "models.*", "parallel.*", "data.*", "tokenizers.*"],
     [
-        *("samplers.*", "conditions.*", "bundles", "convert.*"),
+        *("samplers.*", "conditions.*", "bundles", "convert.*", "parts"),
         *("training.state", "training.optimizers", "training.checkpoints", "training.metrics"),
     ],
     ["evaluation.*", "training.loop", "training.stages"],
+    ["runs.*"],
     ["cli"],
     ["main", "sample", "evaluate", "export", "plan", "benchmark", "convert.__main__"],
 ]
@@ -37,7 +38,7 @@ SEAMS = {
     "ml_collections": ["config", "main"],
     "tensorflow": [],
     "torch": [],
-    "pickle": [],
+    "pickle": ["convert.torch_files"],
 }
 
 

@@ -67,6 +67,7 @@ class Block(nn.Module):
             deterministic=deterministic,
             qkv_dot_general=_flat_dot_general,
             out_dot_general=_flat_dot_general,
+            force_fp32_for_softmax=True,
             name="attention",
         )
         x = x + attention(_norm(1e-5, "attention_norm")(x))

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -31,3 +34,37 @@ class Network:
     def mask_id(self) -> int:
         """The token that stands for "masked": the first after the codes."""
         return self.codebook_size
+
+
+def in_dtype(network: Network, dtype: str) -> Network:
+    """The same network, computed in another precision; parameters and logits stay float32.
+
+    Args:
+        network: with float32 parameters.
+        dtype: "float32" or "bfloat16", as torch.autocast does it: the norms' statistics and the
+            softmax are still float32.
+
+    Returns:
+        A network of the same config: the precision belongs to a run, not to a bundle.
+    """
+    if dtype == "float32":
+        return network
+
+    def apply(
+        params: Any,
+        tokens: Any,
+        condition: Any,
+        *,
+        perturb: Callable | None = None,
+        dropout_key: Any = None,
+    ) -> Any:
+        # The noise is float32: left so, it would carry all that follows back to float32.
+        def perturb_low(x: Any) -> Any:
+            return perturb(x.astype(jnp.float32)).astype(dtype)
+
+        low = jax.tree.map(lambda x: x.astype(dtype), params)
+        noise = None if perturb is None else perturb_low
+        logits = network.apply(low, tokens, condition, perturb=noise, dropout_key=dropout_key)
+        return logits.astype(jnp.float32)
+
+    return dataclasses.replace(network, apply=apply)

@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimo_jax.errors import InputError
-from dimo_jax.tokenizers import gray_levels, patches
+from dimo_jax.tokenizers import google_vqgan, gray_levels, patches, vqgan
 from dimo_jax.tokenizers.tokenizer import Tokenizer
 from dimo_jax.training import trees
 
 __all__ = ["TOKENIZERS", "Tokenizer", "build", "fingerprint"]
 
 TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
+    "google_vqgan": google_vqgan.build,
     "gray_levels": gray_levels.build,
     "patches": patches.build,
+    "vqgan": vqgan.build,
+    "llamagen": vqgan.build_llamagen,
 }
 
 

@@ -49,6 +49,37 @@ class Tokenizer:
         return self.grid[0] * self.grid[1]
 
 
+def decode_in_chunks(
+    tokenizer: Tokenizer, params: Tree, tokens: Tokens, chunk: int
+) -> Float[np.ndarray, "B H W C"]:
+    """Decodes any number of images with the memory of `chunk`.
+
+    The result is that of one `decode` up to float rounding, whatever the chunk.
+
+    Args:
+        tokenizer: the tokenizer.
+        params: its parameters.
+        tokens: [B, L] ids; B may be anything, 0 too.
+        chunk: images decoded at a time, always as many, so that one program is compiled.
+
+    Returns:
+        float32 pixels in [0, 1], in the host's memory.
+
+    Raises:
+        InputError: if the chunk is not positive.
+    """
+    if chunk < 1:
+        raise InputError(f"the decoder's chunk is {chunk} images, expected at least 1")
+    tokens, num = np.asarray(tokens), len(tokens)
+    images = np.empty((num, *tokenizer.image_shape), np.float32)
+    for start in range(0, num, chunk):
+        # The last chunk repeats the last image; its surplus is dropped.
+        rows = np.minimum(np.arange(start, start + chunk), num - 1)
+        decoded = tokenizer.decode(params, tokens[rows])
+        images[start : start + chunk] = np.asarray(decoded)[: num - start]
+    return images
+
+
 def check_sizes(name: str, **sizes: Any) -> None:
     """Raises InputError unless every size in a tokenizer's config is a positive integer."""
     for field, value in sizes.items():

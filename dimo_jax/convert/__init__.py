@@ -1,0 +1,1 @@
+"""Published checkpoints -> bundles, and back; executes nothing that a file contains."""
