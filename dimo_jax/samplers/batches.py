@@ -3,12 +3,14 @@
 Axes: B batch, N images.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from dimo_jax.training import rng
@@ -30,18 +32,27 @@ def in_batches(
         sample: for B = batch_size always, so that a jitted function compiles once.
         key: of the whole set.
         condition: pytree of arrays with a leading axis N.
-        batch_size: B; smaller N are filled up to it, and the surplus dropped.
+        batch_size: B; smaller N are filled up to it, and the surplus dropped. A batch is spread
+            over this process's devices where they divide it.
         first_index: the first image's index.
 
     Returns:
         What `sample` returns, as NumPy arrays with a leading axis N.
     """
     num = len(jax.tree.leaves(condition)[0])
+    devices = jax.local_devices()
+    # Each process draws its own images: they are spread over its own devices only.
+    spread = NamedSharding(Mesh(np.array(devices), "data"), PartitionSpec("data"))
+    place = (
+        functools.partial(jax.device_put, device=spread)
+        if (len(devices) > 1 and batch_size % len(devices) == 0)
+        else (lambda x: x)
+    )
     parts = []
     for start in range(0, num, batch_size):
         # The last batch repeats the last image instead of tracing another shape.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         index = jnp.asarray(first_index + rows, jnp.int32)
         batch = jax.tree.map(lambda c, rows=rows: jnp.asarray(c[rows]), condition)
-        parts.append(sample(rng.example_keys(key, index), batch))
+        parts.append(sample(*place((rng.example_keys(key, index), batch))))
     return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:num], *parts)
