@@ -4,8 +4,9 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from dimo_jax.errors import InputError
 
@@ -23,12 +24,38 @@ def _explained(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _write_and_sync(path: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
     with open(path, "wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         # A rename may reach the disk before the bytes; a power cut would then leave an empty file.
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to, piece by piece, that takes its name when the block ends without error.
+
+    Args:
+        path: the file; one that exists is replaced, its folder is created.
+
+    Raises:
+        InputError: the path cannot be written.
+        OSError: the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.writing")
+    with _explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _synced(temporary) as file:
+                yield file
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> Path:
@@ -45,21 +72,14 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
         InputError: the path cannot be written.
         OSError: the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.writing")
-    with _explained(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_and_sync(temporary, data)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    return path
+    with writing(path) as file:
+        file.write(data)
+    return Path(path)
 
 
-def write_folder(path: str | os.PathLike, files: dict[str, bytes]) -> Path:
+def write_folder(
+    path: str | os.PathLike, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]]
+) -> Path:
     """Writes a folder of files; a folder of that name is replaced whole.
 
     A folder cannot be renamed over one that is not empty, so the old one steps aside first. If the
@@ -67,7 +87,8 @@ def write_folder(path: str | os.PathLike, files: dict[str, bytes]) -> Path:
 
     Args:
         path: the folder.
-        files: content by path inside the folder ("config.json", "tokenizer/config.json").
+        files: content by path inside the folder ("config.json", "tokenizer/config.json"), or such
+            pairs, which need not all be in memory at once.
 
     Returns:
         The path.
@@ -82,9 +103,10 @@ def write_folder(path: str | os.PathLike, files: dict[str, bytes]) -> Path:
         try:
             # Left by an earlier process that was killed while it wrote.
             shutil.rmtree(temporary, ignore_errors=True)
-            for name, data in files.items():
+            for name, data in files.items() if isinstance(files, Mapping) else files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                _write_and_sync(temporary / name, data)
+                with _synced(temporary / name) as file:
+                    file.write(data)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(path, old)

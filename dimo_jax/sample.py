@@ -1,14 +1,16 @@
 """Images from a bundle on disk.
 
 python -m dimo_jax.sample --generator=runs/digits/export --labels=0,1,2 --output=grid.png
-python -m dimo_jax.sample --generator=runs/digits/export --num=1000 --output=samples.npz
+python -m dimo_jax.sample --generator=runs/digits/export --num=50000 --output=samples.npz
 python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --output=folder/
 
-A teacher's bundle is sampled with MaskGit decoding, which needs --steps. An image depends on the
-seed, its place in the order and its label, not on how many are drawn or in what batches.
+A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps.
+An image depends on the seed, its place in the order and its label, not on how many are drawn, in
+what batches or on how many devices. A .npz holds arr_0 (uint8 [N, H, W, 3]), labels and tokens; it
+and a folder are drawn in ranges, so that the same command goes on after a kill.
 """
 
-import io
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Int
 from numpy import ndarray
 
-from dimo_jax import bundles, cli, files, images
+from dimo_jax import bundles, cli, images, samplers
 from dimo_jax.errors import InputError
-from dimo_jax.samplers import batches, maskgit, one_step
+from dimo_jax.parts import Parts
+from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers.tokenizer import decode_in_chunks
+from dimo_jax.training.progress import Progress
 
 # Its own, not absl's global ones: other commands define flags of the same names.
 FLAGS = flags.FlagValues()
@@ -43,27 +49,27 @@ flags.DEFINE_integer(
     "seed", 0, "of all randomness", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
 )
 flags.DEFINE_integer("batch_size", 64, "images in a batch", lower_bound=1, flag_values=FLAGS)
-# No defaults from here on: they stand in the bundle, and for a teacher in MaskGitSettings.
+# No defaults from here on: they stand in the bundle, and for a teacher in its sampler's settings.
 flags.DEFINE_float("temperature", None, "divides the logits", flag_values=FLAGS)
 flags.DEFINE_integer("top_k", None, "0 for all tokens", flag_values=FLAGS)
 flags.DEFINE_float("top_p", None, "1 for all tokens", flag_values=FLAGS)
-flags.DEFINE_integer("steps", None, "teacher: network calls", flag_values=FLAGS)
-flags.DEFINE_string(
-    "schedule", None, f"teacher: {', '.join(maskgit.UNMASK_SCHEDULES)}", flag_values=FLAGS
+flags.DEFINE_float("ratio", None, "generator: share of [MASK] at the start", flag_values=FLAGS)
+flags.DEFINE_float("sigma", None, "generator: noise on the embeddings", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "sampler", None, list(samplers.SAMPLERS), "teacher: how it is decoded", flag_values=FLAGS
 )
-flags.DEFINE_string(
-    "randomize", None, f"teacher: order, {', '.join(maskgit.RANDOMIZE)}", flag_values=FLAGS
-)
+flags.DEFINE_integer("steps", None, "teacher: steps of the sampler", flag_values=FLAGS)
+flags.DEFINE_string("schedule", None, "teacher: tokens written in each step", flag_values=FLAGS)
+flags.DEFINE_string("randomize", None, "teacher: noise of the order", flag_values=FLAGS)
 flags.DEFINE_float("choice_temperature", None, "teacher: noise of the order", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "teacher: s in u + s (c - u)", flag_values=FLAGS)
-flags.DEFINE_string(
-    "guidance_schedule",
-    None,
-    f"teacher: {', '.join(maskgit.GUIDANCE_SCHEDULES)}",
-    flag_values=FLAGS,
+flags.DEFINE_string("guidance_schedule", None, "teacher: linear or constant", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "option", [], "teacher: any other setting of the sampler, as name=value", flag_values=FLAGS
 )
 flags.mark_flags_as_required(["generator", "output"], flag_values=FLAGS)
 
+_GENERATOR_FLAGS = ("ratio", "sigma")
 _TEACHER_FLAGS = {
     "steps": "num_steps",
     "schedule": "schedule",
@@ -75,41 +81,68 @@ _TEACHER_FLAGS = {
 _ALL_FLAGS = ("temperature", "top_k", "top_p")
 
 
+def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a bundle is sampled with.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher".
+        overrides: settings to use in place of the bundle's; "name" is the sampler's.
+
+    Returns:
+        (name, settings): "one_step" for a generator, else a key of samplers.SAMPLERS.
+
+    Raises:
+        InputError: a setting is unknown, missing or out of range.
+    """
+    sampler = {**(model.sampler or {}), **overrides}
+    if model.kind == "generator":
+        return "one_step", one_step.settings_from(sampler, model.build())
+    name = sampler.pop("name", samplers.DEFAULTS.get(model.model["name"], "maskgit"))
+    if "num_steps" not in sampler:
+        raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
+    known = [field.name for field in dataclasses.fields(samplers.SAMPLERS[name].settings)]
+    if unknown := sorted(set(sampler) - set(known)):
+        raise InputError(
+            f"the sampler {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    try:
+        return name, samplers.SAMPLERS[name].settings(**sampler)
+    except TypeError as error:  # a value of another type, compared with a number
+        raise InputError(f"the sampler {name!r} does not take these: {error}") from error
+
+
 def draw_tokens(
     model: bundles.Bundle,
     labels: Int[ndarray, "N"],
     seed: int,
     batch_size: int,
     overrides: Mapping[str, Any],
+    first_index: int = 0,
 ) -> Int[ndarray, "N L"]:
     """Tokens for labels, by the one step of a generator or a teacher's decoding.
 
     Args:
         model: a bundle of kind "generator" or "teacher".
         labels: int32, in [0, num_classes).
-        seed: image i has the key fold_in(key(seed), i).
+        seed: image i has the key fold_in(key(seed), first_index + i).
         batch_size: images in a batch.
-        overrides: sampler settings to use in place of the bundle's.
+        overrides: as for `sampler_of`.
+        first_index: the first image's index.
 
     Returns:
         [N, L] int32.
 
     Raises:
-        InputError: a setting is unknown, missing or out of range.
+        InputError: as `sampler_of`.
     """
     network, key = model.build(), jax.random.key(seed)
-    sampler = {**(model.sampler or {}), **overrides}
-    if model.kind == "generator":
-        settings = one_step.settings_from(sampler, network)
-        return one_step.sample(network.apply, model.params, key, labels, settings, batch_size)
-    if "num_steps" not in sampler:
-        raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
-    try:
-        settings = maskgit.MaskGitSettings(**sampler)
-    except TypeError as error:
-        raise InputError(f"{model.path} has a sampler for another program: {error}") from error
+    name, settings = sampler_of(model, overrides)
+    if name == "one_step":
+        return one_step.sample(
+            network.apply, model.params, key, labels, settings, batch_size, first_index
+        )
     null = np.full_like(labels, network.num_classes)
-    return maskgit.sample(
+    return samplers.SAMPLERS[name].sample(
         network.apply,
         model.params,
         key,
@@ -119,6 +152,7 @@ def draw_tokens(
         network.num_tokens,
         network.mask_id,
         batch_size,
+        first_index,
     )
 
 
@@ -135,13 +169,7 @@ def decode_images(
     Returns:
         [N, H, W, C] float32.
     """
-    built = tokenizer.build()
-    return batches.in_batches(
-        lambda _, part: built.decode(tokenizer.params, part),
-        jax.random.key(0),
-        tokens,
-        batch_size,
-    )
+    return decode_in_chunks(tokenizer.build(), tokenizer.params, tokens, batch_size)
 
 
 def chosen_labels(
@@ -187,64 +215,104 @@ def check_output(path: Path) -> None:
         raise InputError(f"--output={path} must be a new or empty folder")
 
 
-def write(
-    path: Path,
-    pixels: UInt8[ndarray, "N H W C"],
-    tokens: Int[ndarray, "N L"],
-    labels: Int[ndarray, "N"],
-    per_row: int | None,
-) -> None:
-    """Writes what was drawn in the form that the path's ending asks for.
-
-    Args:
-        path: .png for one grid, .npz for the arrays images, tokens and labels, else a folder with
-            a PNG for each image.
-        pixels: the images.
-        tokens: their tokens.
-        labels: their labels.
-        per_row: images of a grid's row, all of one label, which stands beside it; None for a
-            square without names.
-    """
-    if path.suffix == ".png":
-        columns = per_row or math.ceil(math.sqrt(len(pixels)))
-        names = [str(x) for x in labels[::per_row]] if per_row else None
-        images.save_png(path, images.grid(pixels, columns, names))
-    elif path.suffix == ".npz":
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=pixels, tokens=tokens, labels=labels)
-        files.write_file(path, buffer.getvalue())
-    else:
-        digits = len(str(len(pixels) - 1))
-        names = [f"{i:0{digits}d}_label{label}.png" for i, label in enumerate(labels)]
-        pictures = zip(names, map(images.encode_png, pixels), strict=True)
-        files.write_folder(path, dict(pictures))
+def _value(text: str) -> Any:
+    """An option's value: a number, true or false, or the text itself."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _overrides(model: bundles.Bundle) -> dict[str, Any]:
     """The sampler settings given as flags."""
     teacher = {field: FLAGS[flag].value for flag, field in _TEACHER_FLAGS.items()}
-    given = [flag for flag in _TEACHER_FLAGS if FLAGS[flag].value is not None]
-    if given and model.kind == "generator":
-        raise InputError(f"--{given[0]} is for a teacher; {model.path} is a one-step generator")
-    values = teacher | {name: FLAGS[name].value for name in _ALL_FLAGS}
+    teacher["name"] = FLAGS.sampler
+    for option in FLAGS.option:
+        name, equals, text = option.partition("=")
+        if not equals:
+            raise InputError(f"--option={option} is not name=value")
+        teacher[name] = _value(text)
+    own = {name: FLAGS[name].value for name in _GENERATOR_FLAGS}
+    foreign, whose, here = (
+        ((*_TEACHER_FLAGS, "sampler"), "a teacher", "is a one-step generator")
+        if model.kind == "generator"
+        else (_GENERATOR_FLAGS, "a generator", "is a teacher")
+    )
+    given = [flag for flag in foreign if FLAGS[flag].value is not None]
+    given += ["option"] if FLAGS.option and model.kind == "generator" else []
+    if given:
+        raise InputError(f"--{given[0]} is for {whose}; {model.path} {here}")
+    values = teacher | own | {name: FLAGS[name].value for name in _ALL_FLAGS}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _draw_ranges(
+    model: bundles.Bundle, tokenizer: bundles.Bundle, labels: Int[ndarray, "N"], output: Path
+) -> int:
+    """Draws what is missing, range by range, then joins; returns how many were there already."""
+    overrides = _overrides(model)
+    name, settings = sampler_of(model, overrides)
+    parts = Parts(
+        output,
+        labels,
+        {
+            "model": model.params_hash,
+            "tokenizer": tokenizer.params_hash,
+            "sampler": {"name": name, **dataclasses.asdict(settings)},
+            "seed": FLAGS.seed,
+            "labels": FLAGS.labels,
+        },
+    )
+    # Each process of a run on many takes every n-th range; the folder is shared between them.
+    mine = parts.ranges()[jax.process_index() :: jax.process_count()]
+    left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
+    total = sum(stop - start for start, stop in mine)
+    before = done = total - sum(stop - start for start, stop in left)
+    with Progress("sample", silent=jax.process_index() != 0) as progress:
+        if before:
+            progress.note(f"goes on: {before} of {total} images are there already")
+        for start, stop in left:
+            some = labels[start:stop]
+            tokens = draw_tokens(model, some, FLAGS.seed, FLAGS.batch_size, overrides, start)
+            pixels = images.to_uint8(decode_images(tokenizer, tokens, FLAGS.batch_size))
+            parts.save(start, pixels, tokens)
+            done += stop - start
+            progress.update(done, total, "images")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("sampled")
+    if jax.process_index() == 0:
+        parts.finish()
+    return before
 
 
 def main() -> None:
     """Flags in, pictures out."""
     output = Path(FLAGS.output)
     check_output(output)
+    devices = jax.local_device_count()
+    if FLAGS.batch_size % devices:
+        raise InputError(
+            f"--batch_size={FLAGS.batch_size} is not divisible by the {devices} devices; give "
+            f"--batch_size={devices * math.ceil(FLAGS.batch_size / devices)}"
+        )
     model = bundles.load(FLAGS.generator)
     if model.kind not in ("generator", "teacher"):
         raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
-    overrides = _overrides(model)
     labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, model.build().num_classes)
     tokenizer = bundles.load_tokenizer(
         FLAGS.tokenizer or model.path / bundles.TOKENIZER_FOLDER, model
     )
-    tokens = draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
-    pixels = images.to_uint8(decode_images(tokenizer, tokens, FLAGS.batch_size))
-    write(output, pixels, tokens, labels, None if FLAGS.num else FLAGS.num_per_label)
+    if output.suffix == ".png":
+        overrides = _overrides(model)
+        tokens = draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
+        pixels = images.to_uint8(decode_images(tokenizer, tokens, FLAGS.batch_size))
+        columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
+        names = None if FLAGS.num else [str(x) for x in labels[::columns]]
+        images.save_png(output, images.grid(pixels, columns, names))
+    else:
+        _draw_ranges(model, tokenizer, labels, output)
     print(f"{len(labels)} images, seed {FLAGS.seed}: {output}")
 
 

@@ -10,9 +10,9 @@ import pytest
 from command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network, tiny_params
 from PIL import Image
 
-from dimo_jax import bundles, models, sample
+from dimo_jax import bundles, models, parts, sample, samplers
 from dimo_jax.errors import InputError
-from dimo_jax.samplers import maskgit, one_step
+from dimo_jax.samplers import maskgit, one_step, solvers
 
 __all__ = ["built_once"]  # a fixture
 
@@ -43,7 +43,7 @@ def arrays(run, tmp_path):
 
     def arrays(bundle, *arguments):
         output = tmp_path / "samples.npz"
-        run(f"--generator={bundle}", f"--output={output}", "--batch_size=4", *arguments)
+        run(f"--generator={bundle}", f"--output={output}", "--batch_size=8", *arguments)
         with np.load(output) as data:
             return dict(data)
 
@@ -52,7 +52,7 @@ def arrays(run, tmp_path):
 
 def test_a_grid_has_a_row_for_each_label(run, generator, tmp_path):
     output = tmp_path / "new" / "grid.png"
-    flags = [f"--generator={generator}", "--labels=7,2", "--num_per_label=3", "--batch_size=4"]
+    flags = [f"--generator={generator}", "--labels=7,2", "--num_per_label=3", "--batch_size=8"]
     out = run(*flags, f"--output={output}")
     assert out == f"6 images, seed 0: {output}\n"
     picture = np.asarray(Image.open(output))
@@ -60,7 +60,7 @@ def test_a_grid_has_a_row_for_each_label(run, generator, tmp_path):
     run(*flags[:1], *flags[2:], f"--output={tmp_path / 'x.npz'}", "--labels=7,2")
     with np.load(tmp_path / "x.npz") as data:
         assert data["labels"].tolist() == [7, 7, 7, 2, 2, 2]
-        pixels = data["images"]
+        pixels = data["arr_0"][..., :1]
     # Tiles of 8 x 8 pixels, five times enlarged, two pixels apart, at the right end of the picture.
     for i, (row, column) in enumerate(np.ndindex(2, 3)):
         top, left = 2 + 42 * row, picture.shape[1] - 126 + 42 * column
@@ -71,9 +71,9 @@ def test_a_grid_has_a_row_for_each_label(run, generator, tmp_path):
 def test_the_arrays_are_the_images_of_the_tokens(arrays, generator):
     data = arrays(generator, "--num=5")
     assert data["labels"].tolist() == [0, 1, 2, 3, 4]
-    assert (data["images"].dtype, data["images"].shape) == (np.uint8, (5, 8, 8, 1))
+    assert (data["arr_0"].dtype, data["arr_0"].shape) == (np.uint8, (5, 8, 8, 3))
     levels = np.floor(data["tokens"].reshape(5, 8, 8, 1) * 255 / 16 + 0.5)
-    np.testing.assert_array_equal(data["images"], levels)
+    np.testing.assert_array_equal(data["arr_0"][..., :1], levels)
     assert len(np.unique(data["tokens"])) > 10
 
 
@@ -88,10 +88,10 @@ def test_labels_default_to_all_classes(arrays, generator):
 
 def test_a_folder_gets_a_picture_for_each_image(run, arrays, generator, tmp_path):
     folder = tmp_path / "pictures"
-    run(f"--generator={generator}", f"--output={folder}/", "--num=12", "--batch_size=4")
+    run(f"--generator={generator}", f"--output={folder}/", "--num=12", "--batch_size=8")
     names = sorted(x.name for x in folder.iterdir())
     assert names[:2] + names[-1:] == ["00_label0.png", "01_label1.png", "11_label1.png"]
-    pixels = arrays(generator, "--num=12")["images"]
+    pixels = arrays(generator, "--num=12")["arr_0"]
     for name, image in zip(names, pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / name)), image[..., 0])
     err = run(f"--generator={generator}", f"--output={folder}", status=2)
@@ -100,12 +100,12 @@ def test_a_folder_gets_a_picture_for_each_image(run, arrays, generator, tmp_path
 
 def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
     base = arrays(generator, "--num=10")
-    longer = arrays(generator, "--num=15", "--batch_size=7")
-    np.testing.assert_array_equal(longer["images"][:10], base["images"])
-    assert (arrays(generator, "--num=10", "--seed=1")["images"] != base["images"]).any()
+    longer = arrays(generator, "--num=15", "--batch_size=16")
+    np.testing.assert_array_equal(longer["arr_0"][:10], base["arr_0"])
+    assert (arrays(generator, "--num=10", "--seed=1")["arr_0"] != base["arr_0"]).any()
     ones = arrays(generator, "--labels=1", "--num_per_label=2")
-    np.testing.assert_array_equal(ones["images"][1], base["images"][1])
-    assert (ones["images"][0] != base["images"][0]).any()
+    np.testing.assert_array_equal(ones["arr_0"][1], base["arr_0"][1])
+    assert (ones["arr_0"][0] != base["arr_0"][0]).any()
 
 
 @pytest.fixture
@@ -121,6 +121,9 @@ def settings_of(run, tmp_path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "sample", record)
+            for name, sampler in samplers.SAMPLERS.items():
+                recording = dataclasses.replace(sampler, sample=record)
+                patch.setitem(samplers.SAMPLERS, name, recording)
             output = tmp_path / "x.npz"
             run(f"--generator={bundle}", f"--output={output}", "--num=4", *arguments)
         return seen[0]
@@ -191,7 +194,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         f"--tokenizer={generator}/tokenizer",
         f"--output={output}",
         "--num=2",
-        "--batch_size=4",
+        "--batch_size=8",
     )
     assert output.is_file()
     assert "no bundle at" in run(f"--generator={alone}", f"--output={output}", status=2)
@@ -211,6 +214,13 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         (["--output="], "--output= names nothing"),
         (["--temperature=0"], "temperature is 0.0; it must be above 0"),
         (["--steps=4"], "--steps is for a teacher"),
+        (["--sampler=halton"], "--sampler is for a teacher"),
+        (["--option=theta=0.5"], "--option is for a teacher"),
+        (["--sigma=2"], "sigma is 2.0; it must be in [0, 1]"),
+        (
+            ["--batch_size=12"],
+            "--batch_size=12 is not divisible by the 8 devices; give --batch_size=16",
+        ),
         (["--guidance=2"], "--guidance is for a teacher"),
         (["--lables=1"], "Did you mean: labels"),
         (["--output=/dev/null/x.png"], "cannot write /dev/null/x.png: "),
@@ -218,7 +228,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
 )
 def test_wrong_flags_of_a_generator(run, generator, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    arguments = [f"--generator={generator}", "--output=x.png", "--batch_size=4", *flags]
+    arguments = [f"--generator={generator}", "--output=x.png", "--batch_size=8", *flags]
     err = run(*arguments, status=2)
     assert message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -231,6 +241,13 @@ def test_wrong_flags_of_a_generator(run, generator, tmp_path, monkeypatch, flags
         (["--steps=0"], "num_steps is 0; it must be at least 1"),
         (["--steps=2", "--schedule=sine"], "schedule is 'sine'; it must be one of root, linear"),
         (["--steps=2", "--randomize=no"], "randomize is 'no'"),
+        (["--steps=2", "--ratio=0.5"], "--ratio is for a generator"),
+        (["--steps=2", "--option=theta"], "--option=theta is not name=value"),
+        (
+            ["--steps=2", "--sampler=halton", "--schedule=linear"],
+            "'halton' has no setting schedule",
+        ),
+        (["--steps=2", "--option=guidance=high"], "does not take these"),
     ],
 )
 def test_wrong_flags_of_a_teacher(run, teacher, tmp_path, flags, message):
@@ -266,3 +283,63 @@ def test_the_command_itself_ends_with_status_2_and_no_traceback(tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr == "error: there is no bundle at nowhere: it is not a folder\n"
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "folder"])
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
+    run, generator, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
+    run(*flags, f"--output={tmp_path / 'whole' / name}")
+    drawn, draw = [], sample.draw_tokens
+
+    def killed_at_the_third(*args):
+        drawn.append(args[-1])
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    output = tmp_path / "again" / name
+    monkeypatch.setattr(sample, "draw_tokens", killed_at_the_third)
+    run(*flags, f"--output={output}", status=130)
+    assert drawn == [0, 8, 16] and not output.exists()
+    other = run(*flags, "--seed=1", f"--output={output}", status=2)
+    assert "was begun with other settings" in other
+    run(*flags, f"--output={output}")
+    assert drawn == [0, 8, 16, 16], "a finished range was drawn again"
+    assert [x.name for x in output.parent.iterdir()] == [name]
+    pairs = [(x, tmp_path / "whole" / x.relative_to(output.parent)) for x in output.rglob("*.png")]
+    assert len(pairs) == (0 if output.suffix else 20)
+    for one, other in pairs:
+        assert one.read_bytes() == other.read_bytes()
+    if output.suffix:
+        with np.load(output) as one, np.load(tmp_path / "whole" / name) as other:
+            assert set(one) == {"arr_0", "labels", "tokens"}
+            for key in one:
+                np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.mark.parametrize("options", [[], ["--sampler=halton"], ["--sampler=solver"]])
+def test_every_sampler_decodes_a_teacher(arrays, teacher, options):
+    tokens = arrays(teacher, "--num=8", "--steps=3", *options)["tokens"]
+    assert tokens.shape == (8, 64) and 0 <= tokens.min() and tokens.max() < 17
+    more = arrays(teacher, "--num=16", "--steps=3", *options)["tokens"]
+    np.testing.assert_array_equal(more[:8], tokens)
+
+
+def test_options_reach_the_sampler(settings_of, teacher):
+    changed = settings_of(
+        solvers,
+        teacher,
+        "--sampler=solver",
+        "--steps=3",
+        "--option=theta=0.3",
+        "--option=method=theta_rk2",
+    )
+    assert (changed.theta, changed.method) == (0.3, "theta_rk2")
+
+
+def test_a_generator_starts_as_the_flags_say(settings_of, generator):
+    changed = settings_of(one_step, generator, "--ratio=0.25", "--sigma=0.5")
+    assert (changed.ratio_low, changed.ratio_high, changed.sigma) == (0.25, 0.25, 0.5)

@@ -1,0 +1,106 @@
+"""Many images on disk in ranges, so that a killed command goes on where it was.
+
+While it runs the ranges lie in <output>.parts/; at the end they become one .npz or a folder of PNG
+files, which appears whole, and the ranges go. Axes: N images, H, W, C, L tokens.
+"""
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from numpy import ndarray
+
+from dimo_jax import files, images
+from dimo_jax.errors import InputError
+
+# Images of a range: what a kill may cost. 50 MB at 256 x 256.
+RANGE_SIZE = 256
+
+
+class Parts:
+    """The ranges of one output.
+
+    Args:
+        output: the .npz file or the folder that they are to become.
+        labels: [N] int32, the label of each image.
+        settings: plain values that decide the images; a folder begun with others is refused.
+
+    Raises:
+        InputError: there are ranges of another command, or the place cannot be written.
+    """
+
+    def __init__(self, output: Path, labels: Int[ndarray, "N"], settings: Mapping[str, Any]):
+        self.output, self.labels = output, labels
+        self.folder = output.with_name(f"{output.name}.parts")
+        text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
+        path = self.folder / "settings.json"
+        if not path.exists():
+            files.write_file(path, text.encode())
+        elif path.read_text(encoding="utf-8") != text:
+            raise InputError(
+                f"{self.folder} was begun with other settings than these; give those again to go "
+                "on, or remove it"
+            )
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """All ranges [start, stop) in order."""
+        num = len(self.labels)
+        return [(i, min(i + RANGE_SIZE, num)) for i in range(0, num, RANGE_SIZE)]
+
+    def path(self, start: int) -> Path:
+        """The file of the range that begins at `start`; it is there when the range is done."""
+        return self.folder / f"{start:08d}.npz"
+
+    def save(self, start: int, pixels: UInt8[ndarray, "n H W C"], tokens: Int[ndarray, "n L"]):
+        """Writes a range."""
+        buffer = io.BytesIO()
+        np.savez(buffer, pixels=pixels, tokens=tokens)
+        files.write_file(self.path(start), buffer.getvalue())
+
+    def finish(self) -> None:
+        """Joins the ranges into the output and removes them."""
+        if self.output.suffix == ".npz":
+            self._write_npz()
+        else:
+            files.write_folder(self.output, self._pictures())
+        shutil.rmtree(self.folder)
+
+    def _load(self, start: int) -> tuple[ndarray, ndarray]:
+        with np.load(self.path(start)) as data:
+            return data["pixels"], data["tokens"]
+
+    def _write_npz(self) -> None:
+        starts = [start for start, _ in self.ranges()]
+        shape = self._load(0)[0].shape[1:3]
+        head = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": (len(self.labels), *shape, 3),
+        }
+        tokens = []
+        with files.writing(self.output) as file, zipfile.ZipFile(file, "w") as archive:
+            # Without the size in advance zipfile wants to be told that it may pass 4 GB.
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, head)
+                for start in starts:
+                    pixels, part = self._load(start)
+                    # Evaluators of arr_0 expect RGB; gray stands in all three.
+                    rgb = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+                    member.write(np.ascontiguousarray(rgb).data)
+                    tokens.append(part)
+            for name, array in (("labels", self.labels), ("tokens", np.concatenate(tokens))):
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array)
+
+    def _pictures(self) -> Iterator[tuple[str, bytes]]:
+        digits = len(str(len(self.labels) - 1))
+        for start, stop in self.ranges():
+            pixels, _ = self._load(start)
+            for i, image in zip(range(start, stop), pixels, strict=True):
+                yield f"{i:0{digits}d}_label{self.labels[i]}.png", images.encode_png(image)
