@@ -35,8 +35,9 @@ CHOICES = {
     "distill.jacobian": ("auxiliary", "generator"),
     "distill.weighting": ("one", "paper"),
     "distill.auxiliary.sample": ("fresh", "reuse"),
-    "tokenizer.name": ("gray_levels", "patches"),
-    "data.name": ("digits", "joint"),
+    "tokenizer.name": ("gray_levels", "patches", "vqgan", "llamagen", "google_vqgan"),
+    "compute_dtype": ("float32", "bfloat16"),
+    "data.name": ("digits", "joint", "labels"),
 }
 
 
@@ -76,13 +77,16 @@ def default_config() -> ConfigDict:
         {
             "title": "Di[M]O",
             "seed": 0,
+            # Of the networks' products; parameters, moments and losses are float32 always.
+            "compute_dtype": "float32",
             "data": {
-                "name": "digits",
+                "name": "digits",  # digits | joint | labels: no images, a teacher is given
                 "directory": "",  # empty: <workdir>/data
                 "num_classes": 10,
                 "joint": "",  # for data.name=joint: which known distribution (data/joints.py)
             },
-            "tokenizer": {"name": "gray_levels"},  # and that tokenizer's own sizes
+            # A bundle brings its own name and sizes; else a name, and that tokenizer's own sizes.
+            "tokenizer": {"bundle": "", "name": "gray_levels"},
             "model": {
                 "name": "maskgit",
                 "width": 768,
@@ -92,7 +96,9 @@ def default_config() -> ConfigDict:
                 "dropout": 0.1,
                 "predict_mask_id": True,
             },
-            "teacher": {"bundle": ""},  # empty: the section `pretrain` trains it first
+            # Bundle empty: the section `pretrain` trains the teacher first. random: none is
+            # trained, for a dry run of the rest. With a bundle the network is the bundle's.
+            "teacher": {"bundle": "", "random": False},
             "pretrain": {
                 "num_steps": 3000,
                 "batch_size": 64,
@@ -169,6 +175,7 @@ def default_config() -> ConfigDict:
             "logging": {
                 "log_every_steps": 50,
                 "images_every_steps": 500,  # 0: never
+                "picture_labels": (),  # of those images; empty: every class
                 "tensorboard": True,
             },
         }
@@ -268,14 +275,51 @@ def _validate_together(config: Mapping[str, Any]) -> None:
             f"config.model.width is {model['width']}, not divisible by config.model.heads "
             f"{model['heads']}; change one of them"
         )
+    labels, num_classes = config["logging"]["picture_labels"], config["data"]["num_classes"]
+    if not set(labels) <= set(range(num_classes)):
+        raise InputError(
+            f"config.logging.picture_labels is {tuple(labels)}; labels are whole numbers from 0 to "
+            f"{num_classes - 1}"
+        )
+    _validate_teacher(config)
     if config["data"]["name"] == "joint" and not config["data"]["joint"]:
         raise InputError("config.data.joint is empty; name one of the joints in data/joints.py")
 
 
+def _validate_teacher(config: Mapping[str, Any]) -> None:
+    """Distilling without images needs a teacher and a tokenizer from elsewhere."""
+    teacher = config["teacher"]
+    if teacher["bundle"] and teacher["random"]:
+        raise InputError("config.teacher has a bundle and random=True; take one of them away")
+    if config["data"]["name"] != "labels" or teacher["random"]:
+        return
+    missing = [f"{name}.bundle" for name in ("teacher", "tokenizer") if not config[name]["bundle"]]
+    if missing:
+        raise InputError(
+            f"config.{' and config.'.join(missing)} empty, and config.data.name=labels has no "
+            "images to train them on; make both once, from the published files, with "
+            "`python -m dimo_jax.convert --source=maskgit --input=MaskGIT_ImageNet_256.pth "
+            "--output=bundles/maskgit256` and `python -m dimo_jax.convert --source=vqgan "
+            "--input=VQGAN/last.ckpt --output=bundles/vqgan_f16_1024`, then give "
+            "--config.teacher.bundle=bundles/maskgit256 "
+            "--config.tokenizer.bundle=bundles/vqgan_f16_1024"
+        )
+
+
+def trains_teacher(config: Mapping[str, Any]) -> bool:
+    """Whether the run has a stage `pretrain`."""
+    return not (config["teacher"]["bundle"] or config["teacher"]["random"])
+
+
+def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A section's fields but these."""
+    return {name: value for name, value in section.items() if name not in names}
+
+
 # What a stage's result depends on; the rest only says how often something is logged or saved.
 STAGE_SECTIONS = {
-    "pretrain": ("seed", "data", "tokenizer", "model", "pretrain"),
-    "distill": ("seed", "data", "tokenizer", "model", "distill"),
+    "pretrain": ("seed", "compute_dtype", "data", "tokenizer", "model", "pretrain"),
+    "distill": ("seed", "compute_dtype", "data", "tokenizer", "model", "distill"),
     "evaluation": ("seed", "data", "tokenizer", "sampler", "evaluation", "classifier"),
 }
 
@@ -292,7 +336,9 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """
     sections = {name: config[name] for name in STAGE_SECTIONS[stage]}
     fields = json.loads(json.dumps(_flat(sections), default=list))
-    fields.pop("data.directory", None)
+    # Where data and bundles lie does not matter; what is in them goes by its hash.
+    for name in ("data.directory", "tokenizer.bundle"):
+        fields.pop(name, None)
     return fields
 
 

@@ -1,6 +1,8 @@
 """For tests of the commands: running one in this process, and small bundles to run it on."""
 
 import functools
+import os
+import subprocess
 import sys
 
 import jax
@@ -46,6 +48,26 @@ def run_command(module, arguments, monkeypatch, capsys):
         cli.run(module.main, module.FLAGS)
     printed = capsys.readouterr()
     return stopped.value.code, printed.out, printed.err
+
+
+def command(module, *arguments, **options):
+    """A command as a process of its own, started."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"dimo_jax.{module}", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def finish(process, status=0):
+    """(stdout, stderr) of a process that is to end with that status."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, err
+    return out, err
 
 
 @functools.lru_cache

@@ -12,7 +12,11 @@ from dimo_jax.method import divergences, losses, masking, schedules
 from dimo_jax.tokenizers import TOKENIZERS
 from dimo_jax.training import optimizers
 
-VARIANTS = {"digits": ("gray", "patch"), "toy": ("pair", "modes", "parity")}
+VARIANTS = {
+    "digits": ("gray", "patch"),
+    "toy": ("pair", "modes", "parity"),
+    "imagenet": ("default", "released", "paper", "512", "smoke"),
+}
 SHIPPED = [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 
 
@@ -27,6 +31,8 @@ def validate(config):
 @pytest.mark.parametrize(("name", "variant"), SHIPPED)
 def test_every_shipped_config_is_valid_and_complete(name, variant):
     config = shipped(name, variant)
+    if config.data.name == "labels" and not config.teacher.random:
+        config.teacher.bundle, config.tokenizer.bundle = "teacher", "tokenizer"
     validate(config)
     assert set(config) == set(configs.default_config())
 

@@ -1,14 +1,12 @@
 """Whole runs of shipped configs, shrunk: the commands of the README, one after the other."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from command_line import command, finish
 
 from dimo_jax.training import metrics
 
@@ -44,24 +42,6 @@ METRICS = {
     "frechet_features", "frechet_pixels", "accuracy", "precision", "recall", "density", "coverage",
     "duplicates", "copies", "entropy",
 }  # fmt: skip
-
-
-def command(module, *arguments, **options):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", f"dimo_jax.{module}", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def finish(process, status=0):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, err
-    return out, err
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +112,12 @@ def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
     ]
     assert hashes[0]["teacher"] == hashes[1]["teacher"]
     assert hashes[0]["generator"] == hashes[1]["generator"]
-    wrong = ["--config.model.width=32", given, f"--workdir={tmp_path}/wrong"]
-    _, err = finish(command("main", *SMALL, *wrong), status=2)
-    assert "width 16 (config: 32)" in err
+    gray = ["--config=configs/digits.py", given, f"--workdir={tmp_path}/wrong"]
+    _, err = finish(command("main", *gray), status=2)
+    assert "has 16 tokens of 128 codes, the tokenizer 64 of 17; set config.tokenizer" in err
+    both = [given, "--config.teacher.random=True", f"--workdir={tmp_path}/wrong"]
+    _, err = finish(command("main", *SMALL, *both), status=2)
+    assert "has a bundle and random=True" in err
 
 
 def test_killed_runs_end_in_the_same_bits(finished, tmp_path):

@@ -7,7 +7,7 @@ split, each in percent of that split's total variance.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,10 @@ class ProtocolSettings:
                 f"num_neighbours is {self.num_neighbours}; it must be above 0 and below the number "
                 f"of samples, {self.num_samples}"
             )
+
+
+# The names of its fields: a config's section may hold more than the protocol's.
+SETTINGS = tuple(field.name for field in fields(ProtocolSettings))
 
 
 @dataclass(frozen=True)

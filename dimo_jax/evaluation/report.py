@@ -81,6 +81,19 @@ def write(
     return [*paths, write_file(folder / "report.md", report.encode())]
 
 
+def hashes_of(folder: Path | str) -> dict[str, str]:
+    """What a report that is there already was made of; empty if there is none that can be read.
+
+    Args:
+        folder: of the report.
+    """
+    try:
+        text = (Path(folder) / "results.json").read_text(encoding="utf-8")
+        return dict(json.loads(text)["hashes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def read_rows(path: Path | str) -> list[dict]:
     """The rows of a results.json.
 

@@ -164,14 +164,20 @@ def token_gradient(
 def _sample_metrics(
     generator: Array, teacher: Array, auxiliary: Array, mask: Array, settings: DistillSettings
 ) -> dict[str, Array]:
-    """What tells collapse (entropy falls to 0) and divergence apart while training."""
+    """What tells collapse and divergence apart while training.
+
+    In collapse the entropy falls to 0 and the share of near-one-hot tokens, with one choice above
+    0.001 (Di[M]O appendix D.3), rises to 1; a good generator ends with about half of them so.
+    """
     probs = jax.nn.softmax(generator)
+    choices = (probs > 1e-3).sum(-1)
     entropy = -(probs * jax.nn.log_softmax(generator)).sum(-1).mean()
     distance = divergences.value(settings.divergence, teacher, auxiliary / settings.aux_temperature)
     return {
         "divergence": (losses.token_weights(mask, "mean_batch") * distance).sum(),
         "generator_entropy": entropy,
-        "generator_choices": (probs > 1e-3).sum(-1).mean(),
+        "generator_choices": choices.mean(),
+        "generator_one_hot": (choices == 1).mean(),
     }
 
 

@@ -26,14 +26,30 @@ from dimo_jax.training.loop import check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
 
 Config = Mapping[str, Any]
-# (parameters of the EMA, step) -> {name: uint8 image}
+# (a stage's state, step) -> {name: uint8 image}
 Pictures = Callable[[Any, int], Mapping[str, np.ndarray]]
 
 
 def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
     """The network of the section `model` for a tokenizer's sizes."""
     sizes = {"num_tokens": num_tokens, "codebook_size": codebook_size}
-    return models.build({**config["model"], **sizes, "num_classes": config["data"]["num_classes"]})
+    classes = {"num_classes": config["data"]["num_classes"]}
+    return network_from({**config["model"], **sizes, **classes}, config)
+
+
+def network_from(model: Config, config: Config) -> Network:
+    """The network of a bundle, as this run computes it.
+
+    Args:
+        model: a bundle's `model`.
+        config: a complete config; config.compute_dtype is the run's choice, not the bundle's.
+    """
+    return models.build(model, config["compute_dtype"])
+
+
+def checkpoints_of(workdir: Path, stage: str) -> Path:
+    """Where a stage's checkpoints lie."""
+    return workdir / "checkpoints" / stage
 
 
 def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:
@@ -145,16 +161,14 @@ def run_pretrain(
         classes: [N] its labels.
         directory: of the checkpoints.
         metrics: of the run.
-        pictures: what to draw from the averaged parameters at intervals.
+        pictures: what to draw from the state at intervals.
 
     Returns:
         The averaged parameters, which are the teacher.
     """
     section, seed, size = config["pretrain"], config["seed"], config["pretrain"]["batch_size"]
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    optimizer = optimizers.build(
-        **section["optimizer"], num_steps=section["num_steps"], params=shapes
-    )
+    optimizer, rate = _optimizer(section, section["num_steps"], shapes)
     step = pretrain.make_step(
         network.apply,
         optimizer,
@@ -179,9 +193,10 @@ def run_pretrain(
             null_condition=null,
         )
 
+    jitted = jax.jit(_with_rates(step, {"teacher_learning_rate": rate}), donate_argnums=0)
     meta = configs.stage_settings(config, "pretrain")
     return _run(
-        "pretrain", create_state, jax.jit(step, donate_argnums=0), batch_of, config, meta,
+        "pretrain", create_state, jitted, batch_of, config, meta,
         directory, metrics, pictures, shown=("teacher_loss",),
     ).ema  # fmt: skip
 
@@ -207,19 +222,15 @@ def run_distill(
         teacher_params: frozen.
         directory: of the checkpoints.
         metrics: of the run.
-        pictures: what to draw from the averaged parameters at intervals.
+        pictures: what to draw from the state at intervals.
 
     Returns:
         The averaged generator.
     """
     section, seed, size = config["distill"], config["seed"], config["distill"]["batch_size"]
     num_steps, updates = section["num_steps"], section["auxiliary"]["updates"]
-    generator_optimizer = optimizers.build(
-        **section["generator"]["optimizer"], num_steps=num_steps, params=start
-    )
-    aux_optimizer = optimizers.build(
-        **section["auxiliary"]["optimizer"], num_steps=num_steps * updates, params=start
-    )
+    generator_optimizer, generator_rate = _optimizer(section["generator"], num_steps, start)
+    aux_optimizer, aux_rate = _optimizer(section["auxiliary"], num_steps * updates, start)
     step = distill.make_step(
         network.apply,
         teacher_network.apply,
@@ -252,7 +263,11 @@ def run_distill(
     create = jax.jit(
         lambda params: distill.create_state(params, generator_optimizer, aux_optimizer)
     )
-    jitted = jax.jit(step, donate_argnums=0)
+    rates = {
+        "generator_learning_rate": generator_rate,
+        "aux_learning_rate": lambda number: aux_rate(number * updates),
+    }
+    jitted = jax.jit(_with_rates(step, rates), donate_argnums=0)
     meta = {
         **configs.stage_settings(config, "distill"),
         "teacher": trees.fingerprint(teacher_params),
@@ -262,6 +277,24 @@ def run_distill(
         "distill", lambda: create(start), lambda state, batch: jitted(state, teacher_params, batch),
         batch_of, config, meta, directory, metrics, pictures, shown=("divergence", "aux_loss"),
     ).ema  # fmt: skip
+
+
+def _optimizer(section: Config, num_steps: int, params: Any) -> tuple[Any, Callable]:
+    """A section's optimizer, and its learning rate as a function of the update."""
+    fields = section["optimizer"]
+    names = ("learning_rate", "schedule", "warmup_steps")
+    rate = optimizers.learning_rate_schedule(**{n: fields[n] for n in names}, num_steps=num_steps)
+    return optimizers.build(**fields, num_steps=num_steps, params=params), rate
+
+
+def _with_rates(step: Callable, rates: Mapping[str, Callable]) -> Callable:
+    """The step with learning rates among its metrics."""
+
+    def run(state: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+        new, values = step(state, *args)
+        return new, {**values, **{name: rate(state.step) for name, rate in rates.items()}}
+
+    return run
 
 
 def _run(
@@ -290,7 +323,7 @@ def _run(
             log_every_steps=config["logging"]["log_every_steps"],
             save_every_steps=config["checkpoint"]["save_every_steps"],
             images_every_steps=config["logging"]["images_every_steps"],
-            on_images=pictures and (lambda state, done: pictures(state.ema, done)),
+            on_images=pictures,
             shown=shown,
         )
     finally:

@@ -1,0 +1,109 @@
+"""ImageNet 256x256, class-conditional: a MaskGit teacher distilled into one step.
+
+python -m dimo_jax.main --config=configs/imagenet.py --workdir=runs/imagenet \
+    --config.teacher.bundle=bundles/maskgit256 --config.tokenizer.bundle=bundles/vqgan_f16_1024
+
+The argument chooses the settings: "released" differs from the default only by the dropout that the
+authors' scripts leave active; "paper" follows the equations where scripts and paper differ; "512"
+is the 512x512 teacher; "smoke" is the same program on a CPU in under a minute, with two layers and
+random weights. "Code" names the authors' scripts, "yaml" their DIMO_MaskGit.yaml, "P" the paper
+(arXiv 2503.15457).
+"""
+
+from dimo_jax.config import default_config
+
+VARIANTS = ("default", "released", "paper", "512", "smoke")
+
+
+def get_config(variant: str = "default"):
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/imagenet.py has the variants {', '.join(VARIANTS)}")
+    config = default_config()
+    config.title = "ImageNet 256x256, MaskGit teacher"
+    config.seed = 3407  # yaml
+    config.data.update(name="labels", num_classes=1000)  # no images: classes drawn uniformly, P 5
+    config.compute_dtype = "bfloat16"  # Code: bf16 autocast, float32 weights
+
+    distill = config.distill
+    distill.num_steps = (
+        30_000  # P 5.2 and the checkpoint that evaluate.sh names; yaml goes to 50,001
+    )
+    distill.batch_size = 64  # P 5.2; the script's 64 on one GPU
+    distill.ratio = (0.6, 0.6)  # yaml r_init; best in P figure 5
+    distill.sigma = 0.1  # yaml; embeddings only, before the positions (P 4.3)
+    distill.temperature = 1.0  # P appendix C: all three temperatures are 1
+    distill.mask.update(schedule="arccos", kind="exact")  # Code: round(L m) positions, at least 1
+    distill.divergence.update(name="forward_kl", parameter=0.0)  # yaml beta 0; P's best is -0.2
+    distill.guidance = 2.0  # yaml; P 5: u + 2 (c - u), constant
+    distill.reduction = "sum"  # Code: summed over tokens and vocabulary, divided by the batch
+    distill.weighting = "one"  # Code: the paper's w(t) is commented out
+    distill.ema_decay, distill.ema_warmup = 0.9999, True  # P appendix C; min(0.9999, (1+n)/(10+n))
+
+    # P 4.3: the noise is on the embeddings, so they stay; Code: positions and output bias too.
+    frozen = ("token_embedding", "position_embedding", "output_bias")
+    shared = {
+        "name": "adam",
+        "learning_rate": 1e-5,  # P appendix C, both networks
+        "schedule": "constant",  # Code
+        "warmup_steps": 100,  # Code, linear
+        "beta1": 0.9,  # P appendix C
+        "beta2": 0.999,
+        "eps": 1e-6,  # Code: under bf16; 1e-8 in float32
+        "weight_decay": 0.0,
+        "frozen": frozen,
+    }
+    distill.generator.optimizer.update(**shared, clip_norm=1.0)  # Code: generator only
+    distill.auxiliary.optimizer.update(**shared, clip_norm=0.0)
+    distill.auxiliary.update(
+        sample="fresh",  # Code; P algorithm 1 reuses the generator's sample
+        updates=1,  # Code: fake_rounds
+        positions="masked",  # Code
+        reduction="mean_batch",  # Code: torch's cross-entropy over the batch's masked positions
+        label_smoothing=0.1,  # Code; the teacher was trained with it too
+        condition_drop=0.0,  # Code: the auxiliary is always conditional
+    )
+
+    config.sampler.temperature = 7.0  # P appendix D.1: best FID; 1 gives the best Inception Score
+    config.checkpoint.update(save_every_steps=1000, keep=3)
+    config.evaluation.batch_size = 64  # of the grids drawn in training
+    # The showcase classes of the teacher's authors.
+    labels = (1, 7, 282, 604, 724, 179, 751, 404, 850)
+    config.logging.update(log_every_steps=50, images_every_steps=1000, picture_labels=labels)
+
+    if variant == "released":
+        # Code: .eval() of the teacher is commented out, and the others train with dropout 0.1.
+        distill.teacher.dropout = distill.auxiliary.dropout = distill.generator.dropout = True
+    elif variant == "paper":
+        distill.divergence.update(name="jeffrey", parameter=-0.2)  # P 5.2: the best
+        distill.reduction = "mean_masked"  # P equation 5: 1 / L_M
+        distill.weighting = "paper"  # P appendix C
+        distill.auxiliary.sample = "reuse"  # P algorithm 1: one sample for both updates
+        distill.auxiliary.label_smoothing = 0.0  # not in P
+    elif variant == "512":
+        config.title = "ImageNet 512x512, MaskGit teacher"
+    elif variant == "smoke":
+        _shrink(config)
+    return config
+
+
+def _shrink(config):
+    """Two layers, random weights, a few steps; every other choice stays."""
+    config.title = "ImageNet smoke test: random weights"
+    config.teacher.random = True
+    config.model.update(width=64, depth=2, heads=2, mlp_dim=128)
+    config.tokenizer.update(
+        name="vqgan",
+        image_size=16,
+        ch=32,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_levels=(1,),
+        z_channels=16,
+        embed_dim=16,
+    )
+    config.distill.update(num_steps=6, batch_size=4)
+    config.distill.generator.optimizer.warmup_steps = 2
+    config.distill.auxiliary.optimizer.warmup_steps = 2
+    config.checkpoint.save_every_steps = 3
+    config.logging.update(log_every_steps=1, images_every_steps=3)
+    config.evaluation.batch_size = 9

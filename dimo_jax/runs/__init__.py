@@ -1,0 +1,1 @@
+"""Whole runs: what dimo_jax.main does with a config, one file for each kind."""

@@ -1,0 +1,268 @@
+"""Images by way of a tokenizer: teacher, one-step generator and, where there are data, a report."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dimo_jax import bundles, images, samplers, tokenizers
+from dimo_jax import config as configs
+from dimo_jax.data import digits
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import features, protocol, report
+from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers import patches
+from dimo_jax.tokenizers.tokenizer import decode_in_chunks
+from dimo_jax.training import stages, trees
+from dimo_jax.training.metrics import Metrics
+from dimo_jax.training.progress import Progress
+
+# Rows of the grids drawn in training.
+_PICTURES_PER_LABEL = 4
+
+
+class ImageRun:
+    """Everything that one config says about images; `run` goes the whole way."""
+
+    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics):
+        self.config, self.workdir, self.metrics = config, workdir, metrics
+        self.train = self.test = None
+        if config["data"]["name"] == "digits":
+            where = config["data"]["directory"] or workdir / "data"
+            self.train, self.test = (digits.load(split, where) for split in ("train", "test"))
+        self.tokenizer, self.tokenizer_params = self._open_tokenizer()
+        self.tokenizer_entry = {
+            "config": self.tokenizer.config,
+            "hash": tokenizers.fingerprint(self.tokenizer, self.tokenizer_params),
+        }
+        self.bundle = self._open_teacher()
+        num_tokens, codebook_size = self.tokenizer.num_tokens, self.tokenizer.codebook_size
+        self.network = (
+            stages.network_of(config, num_tokens, codebook_size)
+            if self.bundle is None
+            else stages.network_from(self.bundle.model, config)
+        )
+
+    def run(self, began: float) -> str:
+        """The whole way; each part is skipped where its result is there already."""
+        teacher = self._teacher()
+        generator = stages.run_distill(
+            self.config,
+            self.network,
+            teacher,
+            self.network,
+            teacher,
+            directory=stages.checkpoints_of(self.workdir, "distill"),
+            metrics=self.metrics,
+            pictures=self._generator_pictures(teacher),
+        )
+        self._save("export", "generator", generator, sampler=stages.sampler_of(self.config))
+        if self.test is None:
+            where = self.workdir / "export"
+            return f"done, the generator is {where} (python -m dimo_jax.sample --generator={where})"
+        hashes = {
+            "teacher": trees.fingerprint(teacher),
+            "generator": trees.fingerprint(generator),
+            "tokenizer": self.tokenizer_entry["hash"],
+            "settings": configs.settings_hash(configs.stage_settings(self.config, "evaluation")),
+        }
+        folder = self.workdir / "report"
+        if report.hashes_of(folder).items() >= hashes.items():
+            return f"done already, see {folder / 'report.md'}; nothing was left to do"
+        self._evaluate(teacher, generator, folder, hashes, began)
+        return f"done, see {folder / 'report.md'}: teacher, generator and report"
+
+    def _open_tokenizer(self) -> tuple[tokenizers.Tokenizer, Any]:
+        """The tokenizer and its parameters: from the bundle that is named, or made here."""
+        section = self.config["tokenizer"]
+        if section["bundle"]:
+            bundle = bundles.load(section["bundle"], kind="tokenizer")
+            return bundle.build(), bundle.params
+        tokenizer = tokenizers.build(configs.without(section, "bundle"))
+        if tokenizer.config["name"] == "patches":
+            return tokenizer, self._fit_patches(tokenizer)
+        # The gray levels have no parameters; those of a network are random, see config.teacher.
+        return tokenizer, jax.device_get(tokenizer.init(jax.random.key(self.config["seed"])))
+
+    def _fit_patches(self, tokenizer: tokenizers.Tokenizer) -> Any:
+        """The codebook: fitted once, and kept beside the run."""
+        path = self.workdir / "tokenizer"
+        if path.exists():
+            bundle = bundles.load_tokenizer(path)
+            if bundle.model == tokenizer.config:
+                return jax.tree.map(np.asarray, bundle.params)
+        config = tokenizer.config
+        params = patches.fit(
+            self.train.images, config["codebook_size"], self.config["seed"], config["patch_size"]
+        )
+        bundles.save(path, kind="tokenizer", model=config, params=params)
+        return params
+
+    def _open_teacher(self) -> bundles.Bundle | None:
+        """The teacher's bundle if one is named, checked against the tokenizer."""
+        path = self.config["teacher"]["bundle"]
+        if not path:
+            return None
+        bundle = bundles.load(path, kind="teacher")
+        found = tuple(bundle.model.get(name) for name in ("num_tokens", "codebook_size"))
+        expected = (self.tokenizer.num_tokens, self.tokenizer.codebook_size)
+        if found != expected:
+            raise InputError(
+                f"config.teacher.bundle={path} has {found[0]} tokens of {found[1]} codes, the "
+                f"tokenizer {expected[0]} of {expected[1]}; set config.tokenizer to match"
+            )
+        if bundle.tokenizer and bundle.tokenizer["hash"] != self.tokenizer_entry["hash"]:
+            raise InputError(
+                f"config.teacher.bundle={path} was trained with another tokenizer than "
+                "config.tokenizer describes; set config.tokenizer to match"
+            )
+        num_classes = self.config["data"]["num_classes"]
+        if bundle.model["num_classes"] != num_classes:
+            raise InputError(
+                f"config.teacher.bundle={path} has {bundle.model['num_classes']} classes, "
+                f"config.data.num_classes is {num_classes}; set that to match"
+            )
+        return bundle
+
+    def _teacher(self) -> Any:
+        """The teacher's parameters: from its bundle, random, or trained here."""
+        if self.bundle is not None:
+            return self.bundle.params
+        if self.config["teacher"]["random"]:
+            teacher = self.network.init(jax.random.key(self.config["seed"]))
+        else:
+            encode = self.tokenizer.encode
+            teacher = stages.run_pretrain(
+                self.config,
+                self.network,
+                np.asarray(encode(self.tokenizer_params, self.train.images), np.int32),
+                np.asarray(self.train.labels, np.int32),
+                directory=stages.checkpoints_of(self.workdir, "pretrain"),
+                metrics=self.metrics,
+                pictures=lambda state, _: {"samples": self._teacher_grid(state.ema)},
+            )
+        self._save("teacher", "teacher", teacher, sampler=None)
+        return teacher
+
+    def _save(self, name: str, kind: str, params: Any, sampler: Any) -> None:
+        bundles.save(
+            self.workdir / name,
+            kind=kind,
+            model=self.network.config,
+            params=params,
+            sampler=sampler,
+            tokenizer=self.tokenizer_entry,
+            tokenizer_params=self.tokenizer_params,
+            provenance={"title": self.config["title"], "seed": self.config["seed"]},
+        )
+
+    def _decode(self, tokens: np.ndarray) -> np.ndarray:
+        size = self.config["evaluation"]["batch_size"]
+        return decode_in_chunks(self.tokenizer, self.tokenizer_params, tokens, size)
+
+    def _sample_teacher(
+        self, params: Any, num_steps: int, sampler: Mapping, seed: int, classes: np.ndarray
+    ) -> np.ndarray:
+        name = samplers.DEFAULTS.get(self.network.config["name"], "maskgit")
+        tokens = samplers.SAMPLERS[name].sample(
+            self.network.apply,
+            params,
+            jax.random.key(seed),
+            np.asarray(classes, np.int32),
+            np.full(len(classes), self.network.num_classes, np.int32),
+            samplers.SAMPLERS[name].settings(num_steps=num_steps, **sampler),
+            self.network.num_tokens,
+            self.network.mask_id,
+            min(self.config["evaluation"]["batch_size"], len(classes)),
+        )
+        return self._decode(tokens)
+
+    def _sample_generator(self, params: Any, seed: int, classes: np.ndarray) -> np.ndarray:
+        tokens = one_step.sample(
+            self.network.apply,
+            params,
+            jax.random.key(seed),
+            np.asarray(classes, np.int32),
+            one_step.settings_from(stages.sampler_of(self.config), self.network),
+            min(self.config["evaluation"]["batch_size"], len(classes)),
+        )
+        return self._decode(tokens)
+
+    def _picture_labels(self) -> np.ndarray:
+        """The labels of the grids drawn in training, each several times in a row."""
+        labels = self.config["logging"]["picture_labels"] or range(self.network.num_classes)
+        return np.repeat(np.asarray(labels, np.int32), _PICTURES_PER_LABEL)
+
+    def _grid(self, pixels: np.ndarray) -> np.ndarray:
+        """A column for each label."""
+        tiles = images.to_uint8(pixels)
+        columns = tiles.reshape(-1, _PICTURES_PER_LABEL, *tiles.shape[1:]).swapaxes(0, 1)
+        return images.grid(columns.reshape(tiles.shape), len(tiles) // _PICTURES_PER_LABEL)
+
+    def _teacher_grid(self, params: Any) -> np.ndarray:
+        return self._grid(self._sample_teacher(params, 8, {}, 0, self._picture_labels()))
+
+    def _generator_pictures(self, teacher: Any) -> stages.Pictures:
+        """Samples in training, of the same seed and labels each time; the teacher's once."""
+
+        def draw(state: Any, step: int) -> dict[str, np.ndarray]:
+            labels = self._picture_labels()
+            grids = {
+                name: self._grid(self._sample_generator(params, 0, labels))
+                for name, params in (("ema", state.ema), ("generator", state.generator))
+            }
+            if step == self.config["logging"]["images_every_steps"]:
+                grids["teacher"] = self._teacher_grid(teacher)
+            return grids
+
+        return draw
+
+    def _evaluate(
+        self, teacher: Any, generator: Any, folder: Path, hashes: dict[str, str], began: float
+    ) -> None:
+        section = self.config["evaluation"]
+        fit = features.FitSettings(**self.config["classifier"])
+        num_classes = self.network.num_classes
+        with Progress("evaluate") as progress:
+            progress.note("fits the feature classifier")
+            network = features.load_or_fit(
+                self.workdir / "classifier", self.train.images, self.train.labels, num_classes, fit
+            )
+            result = protocol.evaluate(
+                lambda *args: self._sample_teacher(teacher, *args),
+                lambda *args: self._sample_generator(generator, *args),
+                data=protocol.Data(
+                    self.train.images,
+                    self.train.labels,
+                    self.test.images,
+                    self.test.labels,
+                    num_classes,
+                    lambda pixels: np.asarray(
+                        self.tokenizer.encode(self.tokenizer_params, pixels), np.int32
+                    ),
+                    self.tokenizer.codebook_size,
+                ),
+                network=network,
+                samplers=protocol.candidates(
+                    section["guidances"], section["choice_temperatures"], section["random_order"]
+                ),
+                generator_sampler=stages.sampler_of(self.config),
+                settings=protocol.ProtocolSettings(
+                    **{k: v for k, v in section.items() if k in protocol.SETTINGS}
+                ),
+                progress=progress.update,
+            )
+        report.write(
+            folder,
+            result,
+            title=self.config["title"],
+            provenance={
+                "seed": self.config["seed"],
+                **report.environment(),
+                "wall_seconds": round(time.monotonic() - began, 1),
+                "hashes": {**hashes, "classifier": network.params_hash},
+            },
+        )
