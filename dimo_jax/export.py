@@ -3,6 +3,8 @@
 python -m dimo_jax.export --workdir=runs/digits --format=stablehlo --output=generator.stablehlo
 
 msgpack      the parameter tree, as flax.serialization writes it
+torch        a PyTorch state dict with the original's keys (maskgit, halton, vqgan, llamagen,
+             google_vqgan); torch.load(path, weights_only=True) reads it
 safetensors  the parameters as 'block_0/mlp_in/kernel', the bundle's config.json in the metadata
 stablehlo    a generator with its weights and its tokenizer as one function, through jax.export:
              (key_data uint32 [2], labels int32 [b]) -> images float32 [b, H, W, C] in [0, 1],
@@ -30,6 +32,7 @@ from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
 from dimo_jax import bundles, cli, files
+from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
 from dimo_jax.method.generate import generate
 from dimo_jax.samplers import one_step
@@ -37,6 +40,7 @@ from dimo_jax.training import rng, trees
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
+FORMATS = ("msgpack", "safetensors", "stablehlo", "torch")
 # Where a finished run leaves its generator.
 EXPORT_FOLDER = "export"
 
@@ -45,9 +49,7 @@ FLAGS = flags.FlagValues()
 
 flags.DEFINE_string("workdir", None, "a finished run; its generator is taken", flag_values=FLAGS)
 flags.DEFINE_string("bundle", None, "a bundle, in place of --workdir", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "format", None, ["msgpack", "safetensors", "stablehlo"], "what to write", flag_values=FLAGS
-)
+flags.DEFINE_enum("format", None, list(FORMATS), "what to write", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "the file", flag_values=FLAGS)
 flags.mark_flags_as_required(["format", "output"], flag_values=FLAGS)
 
@@ -127,6 +129,32 @@ def stablehlo(generator: bundles.Bundle, tokenizer: bundles.Bundle) -> bytes:
     return bytes(exported.serialize())
 
 
+def write_torch(path: Path, bundle: bundles.Bundle) -> None:
+    """Writes a PyTorch state dict of the original's keys, without PyTorch, and reads it back.
+
+    Args:
+        path: the file.
+        bundle: of a network or tokenizer in convert.sources.TORCH_TABLES.
+
+    Raises:
+        InputError: the model has no PyTorch original, or the path cannot be written.
+        RuntimeError: what was written is not what was meant; the file is removed.
+    """
+    name = bundle.model["name"]
+    if name not in sources.TORCH_TABLES:
+        raise InputError(
+            f"{bundle.path} is a {name}, which no PyTorch original has the keys for; there are "
+            f"{', '.join(sources.TORCH_TABLES)}: use --format=safetensors"
+        )
+    state = layouts.to_state(sources.TORCH_TABLES[name](bundle.build().config), bundle.params)
+    torch_writer.write_state_dict(path, state)
+    found = torch_files.state_dict(path)
+    wrong = [k for k in state if k not in found or found[k].tobytes() != state[k].tobytes()]
+    if wrong or len(found) != len(state):
+        path.unlink()
+        raise RuntimeError(f"the export reads back differently: {', '.join(wrong)}")
+
+
 def check_leaves(found: dict[str, np.ndarray], bundle: bundles.Bundle) -> None:
     """Raises RuntimeError unless these are the bundle's parameters, bit for bit."""
     wrong = trees.differences(found, trees.named_leaves(bundle.params))
@@ -191,9 +219,13 @@ def main() -> None:
     output = Path(FLAGS.output)
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file")
-    data = exported(bundles.load(_source()), FLAGS.format)
-    files.write_file(output, data)
-    print(f"{FLAGS.format}, {len(data):,} bytes, read back and compared: {output}")
+    bundle = bundles.load(_source())
+    if FLAGS.format == "torch":
+        write_torch(output, bundle)
+    else:
+        files.write_file(output, exported(bundle, FLAGS.format))
+    size = output.stat().st_size
+    print(f"{FLAGS.format}, {size:,} bytes, read back and compared: {output}")
 
 
 if __name__ == "__main__":
