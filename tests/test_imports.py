@@ -38,7 +38,7 @@ SEAMS = {
     "ml_collections": ["config", "main"],
     "tensorflow": [],
     "torch": [],
-    "pickle": ["convert.torch_files"],
+    "pickle": [],
 }
 
 

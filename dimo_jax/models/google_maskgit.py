@@ -44,6 +44,8 @@ class Block(nn.Module):
             dropout_rate=self.dropout,
             broadcast_dropout=False,
             deterministic=deterministic,
+            # Without a dtype the float32 probabilities would carry the rest up with them.
+            dtype=x.dtype,
             force_fp32_for_softmax=True,
             name="attention",
         )
@@ -162,4 +164,4 @@ def build(
         rngs = {"dropout": dropout_key} if on else {}
         return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
 
-    return Network(config, num_tokens, codebook_size, num_classes, init, apply)
+    return Network(config, num_tokens, codebook_size, num_classes, init, apply, has_null=False)

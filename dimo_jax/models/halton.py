@@ -88,8 +88,10 @@ class Attention(nn.Module):
             dropout_rate=self.dropout,
             broadcast_dropout=False,
             deterministic=not on,
+            force_fp32_for_softmax=True,
         )
-        y = _dense(width, "out")(y.reshape(batch, length, inner))
+        # Cast: in bfloat16 the float32 probabilities would carry all that follows up with them.
+        y = _dense(width, "out")(y.reshape(batch, length, inner).astype(x.dtype))
         return nn.Dropout(self.dropout, deterministic=deterministic)(y)
 
 

@@ -67,6 +67,8 @@ class Block(nn.Module):
             deterministic=deterministic,
             qkv_dot_general=_flat_dot_general,
             out_dot_general=_flat_dot_general,
+            # Without a dtype the float32 probabilities would carry the rest up with them.
+            dtype=x.dtype,
             force_fp32_for_softmax=True,
             name="attention",
         )

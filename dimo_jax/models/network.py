@@ -17,6 +17,7 @@ class Network:
         num_tokens: L, image tokens in a sequence.
         codebook_size: codes 0 .. codebook_size - 1 are image tokens.
         num_classes: labels 0 .. num_classes - 1; the label num_classes means "no condition".
+        has_null: whether the network knows that label; without it there is no guidance.
         init: key -> params.
         apply: (params, tokens [B, L] int32, condition, *, perturb=None, dropout_key=None) ->
             logits [B, L, V] float32. `perturb` maps the image tokens' embeddings [B, L, D] before
@@ -29,6 +30,7 @@ class Network:
     num_classes: int
     init: Callable[..., Any]
     apply: Callable[..., Any]
+    has_null: bool = True
 
     @property
     def mask_id(self) -> int:
@@ -42,7 +44,7 @@ def in_dtype(network: Network, dtype: str) -> Network:
     Args:
         network: with float32 parameters.
         dtype: "float32" or "bfloat16", as torch.autocast does it: the norms' statistics and the
-            softmax are still float32.
+            attention's probabilities are still float32.
 
     Returns:
         A network of the same config: the precision belongs to a run, not to a bundle.

@@ -45,6 +45,7 @@ class ImageRun:
             if self.bundle is None
             else stages.network_from(self.bundle.model, config)
         )
+        self._check_null()
 
     def run(self, began: float) -> str:
         """The whole way; each part is skipped where its result is there already."""
@@ -126,6 +127,20 @@ class ImageRun:
                 f"config.data.num_classes is {num_classes}; set that to match"
             )
         return bundle
+
+    def _check_null(self) -> None:
+        """Refuses guidance and dropped conditions with a network that has no null class."""
+        distill = self.config["distill"]
+        needed = {
+            "config.distill.guidance=1": distill["guidance"] != 1,
+            "config.distill.auxiliary.condition_drop=0": distill["auxiliary"]["condition_drop"] > 0,
+        }
+        wrong = [f"--{flag}" for flag, is_wrong in needed.items() if is_wrong]
+        if wrong and not self.network.has_null:
+            raise InputError(
+                f"the network {self.network.config['name']} has no null class, which guidance and "
+                f"dropped conditions need; give {' '.join(wrong)}"
+            )
 
     def _teacher(self) -> Any:
         """The teacher's parameters: from its bundle, random, or trained here."""

@@ -108,6 +108,24 @@ def mixing_weights(method: str, theta: float) -> tuple[float, float]:
     return -scale * ((1 - theta) ** 2 + theta**2), scale
 
 
+def mixed_rates(
+    method: str, theta: float, at_start: Float[Array, "*N K"], at_inner: Float[Array, "*N K"]
+) -> Float[Array, "*N K"]:
+    """The second leap's rates.
+
+    Args:
+        method: "theta_rk2" or "theta_trapezoidal".
+        theta: the inner point.
+        at_start: rates at the step's start.
+        at_inner: rates at the inner point; 0 where the first leap wrote a token.
+
+    Returns:
+        The sum with `mixing_weights`, where it is negative 0.
+    """
+    start_weight, inner_weight = mixing_weights(method, theta)
+    return jnp.maximum(start_weight * at_start + inner_weight * at_inner, 0.0)
+
+
 def rates(
     logits: Float[Array, "B L V"],
     tokens: Int[Array, "B L"],
@@ -208,11 +226,8 @@ def _solver_step(
     if settings.method == "tau_leaping":
         return tau_leap(pairs[:, 0], tokens, rate, length, mask_id)
     inner = tau_leap(pairs[:, 0], tokens, rate, theta * length, mask_id)
-    at_start, at_inner = mixing_weights(settings.method, theta)
-    # Where the first leap wrote a token the inner rates are 0; the trapezoidal mixture is then
-    # negative, so clipping keeps that token.
-    mixed = at_start * rate + at_inner * rates_at(inner, time - theta * length)
-    mixed = jnp.maximum(mixed, 0.0)
+    inner_rate = rates_at(inner, time - theta * length)
+    mixed = mixed_rates(settings.method, theta, rate, inner_rate)
     if settings.method == "theta_rk2":
         return tau_leap(pairs[:, 1], tokens, mixed, length, mask_id)
     return tau_leap(pairs[:, 1], inner, mixed, (1 - theta) * length, mask_id)

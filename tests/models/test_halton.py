@@ -180,6 +180,15 @@ def test_attention_drops_probabilities_too_and_not_only_outputs():
     assert np.abs(y - 2 * still)[kept].max() > 0.05
 
 
+@pytest.mark.parametrize("proj", [1, 2])
+def test_in_bfloat16_every_block_stays_in_bfloat16(proj):
+    network = models.build({**SIZES, "proj": proj})
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), like)
+    tokens, labels = (jnp.asarray(x) for x in inputs(SIZES))
+    assert jax.eval_shape(network.apply, params, tokens, labels).dtype == jnp.bfloat16
+
+
 def test_every_parameter_has_a_gradient():
     config = {**SIZES, "depth": 1, "proj": 2}
     apply, params = in_jax(config, random_state(config))

@@ -40,13 +40,13 @@ NETWORK = models.build(SIZES)
 
 
 def image_keys():
-    """The documented key of each image in a set whose key is key(0)."""
-    return [jax.random.fold_in(jax.random.key(0), i) for i in range(B)]
+    """[B] the documented key of each image in a set whose key is key(0)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(B))
 
 
-def stacked(draw, keys, shape):
-    """One tensor of random numbers for each image, [B, *shape]."""
-    return torch.tensor(np.stack([draw(key, shape) for key in keys]))
+def numbers(draw, keys, shape):
+    """[B, *shape] random numbers, from a key for each image."""
+    return torch.tensor(np.asarray(jax.vmap(lambda key: draw(key, shape))(keys)))
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +96,21 @@ def torch_decode(network, S, schedule, randomize, w=0.0, sm_temp=1.0, r_temp=4.5
         if remaining == 0:
             break
         count = min(count, remaining)
-        pairs = [jax.random.split(jax.random.fold_in(key, i)) for key in image_keys()]
-        token_keys, order_keys = zip(*pairs, strict=True)
+        at_step = lambda key, i=i: jax.random.split(jax.random.fold_in(key, i))  # noqa: E731
+        pairs = jax.vmap(at_step)(image_keys())
         logits = network(grid, labels)
         if w:
             w_i = w * i / (S - 1)
             logits = (1 + w_i) * logits - w_i * network(grid, torch.full_like(labels, NULL))
         prob = (logits * sm_temp).softmax(-1)
-        scores = prob.log() + stacked(jax.random.gumbel, token_keys, (L, V))
+        scores = prob.log() + numbers(jax.random.gumbel, pairs[:, 0], (L, V))
         drawn = scores.argmax(-1)
         conf = prob.gather(-1, drawn[..., None])[..., 0]
         if randomize == "linear":
-            noise = stacked(jax.random.gumbel, order_keys, (L,))
+            noise = numbers(jax.random.gumbel, pairs[:, 1], (L,))
             conf = conf.log() + r_temp * noise * (1 - i / (S - 1))
         elif randomize == "random" or (randomize == "warm_up" and i < 2):
-            conf = stacked(jax.random.uniform, order_keys, (L,))
+            conf = numbers(jax.random.uniform, pairs[:, 1], (L,))
         conf = torch.where(masked, conf, -math.inf)
         threshold = conf.sort(-1, descending=True).values[:, count - 1 : count]
         gap = min(gap, smallest_gap(scores, 1))
@@ -175,16 +175,16 @@ def kept(logits, top_k, top_p):
 @torch.no_grad()
 def torch_one_step(network, settings):
     """(tokens, smallest gap) of one call: an image's key gives one for the start, one to draw."""
-    start_keys, draw_keys = zip(*(jax.random.split(key) for key in image_keys()), strict=True)
-    start, noise_keys = generate.initial_state(jnp.stack(start_keys), settings)
-    noise, sigma = stacked(jax.random.normal, list(noise_keys), (L, WIDTH)), settings.sigma
+    pairs = jax.vmap(jax.random.split)(image_keys())
+    start, noise_keys = generate.initial_state(pairs[:, 0], settings)
+    noise, sigma = numbers(jax.random.normal, noise_keys, (L, WIDTH)), settings.sigma
     logits = network(
         torch.tensor(np.asarray(start)),
         torch.tensor(LABELS),
         perturb=lambda e: math.sqrt(1 - sigma**2) * e + sigma * noise,
     )
     logits = kept(logits / settings.temperature, settings.top_k, settings.top_p)
-    scores = logits + stacked(jax.random.gumbel, draw_keys, (L, V))
+    scores = logits + numbers(jax.random.gumbel, pairs[:, 1], (L, V))
     return scores.argmax(-1).numpy(), smallest_gap(scores, 1)
 
 

@@ -56,6 +56,21 @@ def test_mixing_weights_by_hand_and_folded(theta, rk2, alphas):
     np.testing.assert_allclose((1 - theta) * np.array(found), folded)
 
 
+@pytest.mark.parametrize(
+    ("method", "theta", "expected"),
+    [
+        # 2 inner - start; 3/2 inner - 1/2 start; inner.
+        ("theta_trapezoidal", 1 / 2, [0.0, 1.2, 0.0]),
+        ("theta_rk2", 1 / 3, [0.1, 0.9, 0.0]),
+        ("theta_rk2", 1 / 2, [0.4, 0.6, 0.0]),
+    ],
+)
+def test_mixed_rates_by_hand_are_never_negative(method, theta, expected):
+    start, inner = jnp.asarray([1.0, 0.0, 0.7]), jnp.asarray([0.4, 0.6, 0.0])
+    found = solvers.mixed_rates(method, theta, start, inner)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_leap_changes_a_position_when_exactly_one_event_falls_into_it():
     rates, duration, num = np.array([0.4, 0.0, 3.0]), 0.7, 100_000
     tokens = jnp.full((1, num), 3, jnp.int32)

@@ -9,6 +9,16 @@ from dimo_jax import tokenizers
 from dimo_jax.errors import InputError
 from dimo_jax.tokenizers.tokenizer import check_sizes
 
+# The convolutional ones are at their full size by default; their own tests say the same of them.
+SMALL = ["gray_levels", "patches"]
+
+
+@pytest.mark.parametrize("name", sorted(tokenizers.TOKENIZERS))
+def test_every_name_builds_with_its_defaults(name):
+    tokenizer = tokenizers.build({"name": name})
+    assert tokenizer.config["name"] == name
+    assert tokenizers.build(tokenizer.config).config == tokenizer.config
+
 
 @pytest.mark.parametrize(
     ("config", "grid", "codebook_size", "image_shape"),
@@ -33,7 +43,7 @@ def test_sizes_and_round_trip_of_the_config(config, grid, codebook_size, image_s
     assert tokenizers.build(written).config == tokenizer.config
 
 
-@pytest.mark.parametrize("name", sorted(tokenizers.TOKENIZERS))
+@pytest.mark.parametrize("name", SMALL)
 def test_interface(name):
     tokenizer = tokenizers.build({"name": name})
     params = tokenizer.init(jax.random.key(0))
@@ -50,7 +60,7 @@ def test_interface(name):
     hash(tokenizer)  # it may be a static argument of jit
 
 
-@pytest.mark.parametrize("name", sorted(tokenizers.TOKENIZERS))
+@pytest.mark.parametrize("name", SMALL)
 def test_the_mask_id_decodes_as_the_last_code(name):
     tokenizer = tokenizers.build({"name": name})
     params = tokenizer.init(jax.random.key(0))
@@ -59,7 +69,7 @@ def test_the_mask_id_decodes_as_the_last_code(name):
     np.testing.assert_array_equal(tokenizer.decode(params, mask_id), tokenizer.decode(params, last))
 
 
-@pytest.mark.parametrize("name", sorted(tokenizers.TOKENIZERS))
+@pytest.mark.parametrize("name", SMALL)
 def test_other_sizes_are_refused(name):
     tokenizer = tokenizers.build({"name": name})
     params = tokenizer.init(jax.random.key(0))
@@ -72,7 +82,7 @@ def test_other_sizes_are_refused(name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "gray"}, r"name is 'gray', expected one of \['gray_levels', 'patches'\]"),
+        ({"name": "gray"}, r"name is 'gray', expected one of \[.*'gray_levels'.*\]"),
         ({}, "name is None"),
         ({"name": "gray_levels", "patch_size": 2}, r"'gray_levels' has no fields \['patch_size'\]"),
         ({"name": "gray_levels", "image_size": -8}, "image_size .* is -8, expected an int >= 1"),
