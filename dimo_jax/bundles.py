@@ -9,11 +9,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgpack
 from flax import serialization
 
 from dimo_jax import files, models, tokenizers
@@ -69,14 +70,28 @@ class Bundle:
         return BUILDERS[self.kind](self.model)
 
 
-def params_bytes(params: Any) -> bytes:
-    """A parameter tree as flax.serialization's msgpack; the same bytes for the same values.
+def params_pieces(params: Any) -> Iterator[bytes]:
+    """A parameter tree as flax.serialization's msgpack, leaf by leaf.
+
+    The joined pieces are those of msgpack_serialize, whose result is a second copy of all leaves.
 
     Args:
         params: nested dict of arrays, each wholly on this process's devices.
     """
-    # Not in place: copying the tree sorts its keys, so the order they were made in does not count.
-    return serialization.msgpack_serialize(params, in_place=False)
+    if not isinstance(params, Mapping):
+        # In a dict, because only there flax cuts up what is over msgpack's 4 GB (and 1 GB on).
+        yield serialization.msgpack_serialize({"": params})[2:]
+        return
+    yield msgpack.Packer().pack_map_header(len(params))
+    # Sorted: the order they were made in does not count.
+    for name in sorted(params):
+        yield msgpack.packb(name)
+        yield from params_pieces(params[name])
+
+
+def params_bytes(params: Any) -> bytes:
+    """The joined `params_pieces`; the same bytes for the same values."""
+    return b"".join(params_pieces(params))
 
 
 def save(
@@ -127,14 +142,16 @@ def save(
 
 def _content(
     kind: str, model: Any, params: Any, sampler: Any, tokenizer: Any, provenance: Any
-) -> dict[str, bytes]:
+) -> dict[str, files.Content]:
     """The bundle's two files."""
     if kind == "generator" and sampler is None:
         raise ValueError("a generator's bundle needs the sampler it was trained for")
     wrong = trees.differences(params, _expected_params(kind, model))
     if wrong:
         raise ValueError(f"the parameters do not fit the {kind}: {'; '.join(wrong)}")
-    data = params_bytes(params)
+    digest = hashlib.sha256()
+    for piece in params_pieces(params):
+        digest.update(piece)
     config = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -142,10 +159,11 @@ def _content(
         "sampler": sampler,
         "tokenizer": tokenizer,
         "provenance": provenance or {},
-        "params_sha256": hashlib.sha256(data).hexdigest(),
+        "params_sha256": digest.hexdigest(),
     }
     text = json.dumps(config, indent=2, allow_nan=False, default=dict) + "\n"
-    return {CONFIG_FILE: text.encode(), PARAMS_FILE: data}
+    # Serialised a second time rather than kept: a large model would be in memory twice.
+    return {CONFIG_FILE: text.encode(), PARAMS_FILE: params_pieces(params)}
 
 
 def _expected_params(kind: str, model: Mapping[str, Any]) -> Any:

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 from dimo_jax.errors import InputError
 
+# Of a file: all of it, or its pieces one after the other.
+Content = bytes | Iterable[bytes]
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -78,7 +80,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
 
 
 def write_folder(
-    path: str | os.PathLike, files: Mapping[str, bytes] | Iterable[tuple[str, bytes]]
+    path: str | os.PathLike, files: Mapping[str, Content] | Iterable[tuple[str, Content]]
 ) -> Path:
     """Writes a folder of files; a folder of that name is replaced whole.
 
@@ -88,7 +90,7 @@ def write_folder(
     Args:
         path: the folder.
         files: content by path inside the folder ("config.json", "tokenizer/config.json"), or such
-            pairs, which need not all be in memory at once.
+            pairs, which need not all be in memory at once; a content is bytes or pieces of them.
 
     Returns:
         The path.
@@ -106,7 +108,7 @@ def write_folder(
             for name, data in files.items() if isinstance(files, Mapping) else files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 with _synced(temporary / name) as file:
-                    file.write(data)
+                    file.writelines([data] if isinstance(data, bytes) else data)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(path, old)

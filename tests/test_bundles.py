@@ -89,12 +89,12 @@ def test_saving_again_replaces_the_whole_bundle(copy):
 def test_a_save_that_fails_leaves_the_old_bundle(copy, monkeypatch):
     before = (copy / "config.json").read_bytes()
 
-    def fail(path, data, write=files._write_and_sync):
+    def fail(path, opened=files._synced):
         if path.name == "params.msgpack":
             raise OSError(28, "No space left on device", str(path))
-        write(path, data)
+        return opened(path)
 
-    monkeypatch.setattr(files, "_write_and_sync", fail)
+    monkeypatch.setattr(files, "_synced", fail)
     with pytest.raises(OSError, match="No space left"):
         save_tiny(copy, kind="teacher")
     assert (copy / "config.json").read_bytes() == before
@@ -253,3 +253,14 @@ def test_loading_runs_nothing_that_the_file_contains(copy):
         with pytest.raises(InputError, match="not a tree of arrays"):
             bundles.load(copy)
     assert not trace.exists()
+
+
+def test_pieces_are_flaxs_own_bytes():
+    params = {
+        "b": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.zeros(0, np.int8)},
+        "a": np.float32(3.5) * np.ones((), np.float32),
+        "empty": {},
+    }
+    pieces = list(bundles.params_pieces(params))
+    assert b"".join(pieces) == serialization.msgpack_serialize(params, in_place=False)
+    assert max(map(len, pieces)) < 100

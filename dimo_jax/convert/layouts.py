@@ -172,13 +172,19 @@ def state_shapes(entries: Iterable[Entry], params: Tree) -> dict[str, tuple[int,
     return shapes | {e.key: shapes[e.same_as] for e in entries if e.same_as is not None}
 
 
-def to_params(entries: Iterable[Entry], state: Mapping[str, np.ndarray], like: Tree) -> Tree:
+def to_params(
+    entries: Iterable[Entry],
+    state: Mapping[str, np.ndarray],
+    like: Tree,
+    release: Callable[[np.ndarray], None] = lambda tensor: None,
+) -> Tree:
     """Our parameters from a state dict, strictly.
 
     Args:
         entries: the network's table.
         state: {key: array}; nothing in it may be left over.
         like: our tree with shapes and dtypes (jax.eval_shape of the network's init).
+        release: called with each tensor when its values are copied, or else only looked at later.
 
     Returns:
         Nested dicts of arrays in the dtypes of `like`.
@@ -216,6 +222,7 @@ def to_params(entries: Iterable[Entry], state: Mapping[str, np.ndarray], like: T
                 inner = inner.setdefault(name, {})
             dtype = _leaf(like, path).dtype
             inner[path[-1]] = np.ascontiguousarray(value, dtype=dtype)
+        release(state[entry.key])
     return params
 
 

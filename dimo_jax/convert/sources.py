@@ -221,7 +221,9 @@ def convert(state: State, source: Source, options: Options) -> tuple[dict[str, A
     config = source.config_from(kept, options)
     network = build(source.kind, config)
     like = jax.eval_shape(network.init, jax.random.key(0))
-    return network.config, layouts.to_params(source.entries(config, kept), kept, like)
+    return network.config, layouts.to_params(
+        source.entries(config, kept), kept, like, torch_files.release
+    )
 
 
 def build(kind: str, config: Mapping[str, Any]) -> Any:

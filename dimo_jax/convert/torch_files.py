@@ -74,6 +74,22 @@ def read(path: str | os.PathLike) -> Any:
     raise InputError(f"{path} is no PyTorch checkpoint: {_recognised(head)}")
 
 
+def release(array: np.ndarray) -> None:
+    """Lets the kernel take back what was read of an array's file; it is read anew if needed.
+
+    Without it a large file's pages count as this process's memory beside what was made of them.
+
+    Args:
+        array: from `read` or `state_dict`; any other is left alone.
+    """
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def _map(path: Path) -> mmap.mmap:
     if not path.is_file():
         raise InputError(f"there is no file {path}; give the path of a checkpoint file")

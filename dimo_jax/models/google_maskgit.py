@@ -7,6 +7,7 @@ must be 1 everywhere: there is no unconditional branch. Axes: B batch, L image t
 with the class token, D width, V codes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network
+from dimo_jax.models.network import Network, from_module
 
 # Flax's own GELU of that time: the tanh form, in every place.
 _gelu = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
@@ -139,19 +140,10 @@ def build(
     if width % heads:
         raise InputError(f"width {width} is not divisible by {heads} heads; change one of them")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    module = GoogleMaskGitModule(**sizes)
-
-    def init(key: Key[Array, ""]) -> Any:
-        tokens = jnp.zeros((1, num_tokens), jnp.int32)
-        return module.init(key, tokens, jnp.zeros((1,), jnp.int32), None, True)["params"]
+    network = from_module(GoogleMaskGitModule(**sizes), config, has_null=False)
 
     def apply(
-        params: Any,
-        tokens: Int[Array, "B L"],
-        condition: Int[Array, "B"],
-        *,
-        perturb: Callable | None = None,
-        dropout_key: Key[Array, ""] | None = None,
+        params: Any, tokens: Int[Array, "B L"], condition: Int[Array, "B"], **options: Any
     ) -> Float[Array, "B L V"]:
         traced = isinstance(condition, jax.core.Tracer)
         if not traced and np.any(np.asarray(condition) >= num_classes):
@@ -160,8 +152,6 @@ def build(
                 f"the classes 0 .. {num_classes - 1} and no null class: set guidance to 1 and drop "
                 "no conditions"
             )
-        on = dropout_key is not None
-        rngs = {"dropout": dropout_key} if on else {}
-        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
+        return network.apply(params, tokens, condition, **options)
 
-    return Network(config, num_tokens, codebook_size, num_classes, init, apply, has_null=False)
+    return dataclasses.replace(network, apply=apply)

@@ -8,15 +8,14 @@ proj is 2, and the registers), D width, Q = heads * (D // heads), V codes and [M
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network
+from dimo_jax.models.network import Network, from_module
 
 # The released sizes; codebook 16384, 1000 classes, 256 or 576 tokens. mlp_dim is the width inside
 # SwiGLU: the original's 4 D, two thirds of it, up to the next multiple of 256.
@@ -232,22 +231,4 @@ def build(
     if proj == 2 and (math.isqrt(num_tokens) ** 2 != num_tokens or num_tokens % 4):
         raise InputError(f"num_tokens is {num_tokens}, expected the square of an even number")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    module = HaltonModule(**sizes)
-
-    def init(key: Key[Array, ""]) -> Any:
-        tokens = jnp.zeros((1, num_tokens), jnp.int32)
-        return module.init(key, tokens, jnp.zeros((1,), jnp.int32), None, True)["params"]
-
-    def apply(
-        params: Any,
-        tokens: Int[Array, "B L"],
-        condition: Int[Array, "B"],
-        *,
-        perturb: Callable | None = None,
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B L V"]:
-        on = dropout_key is not None
-        rngs = {"dropout": dropout_key} if on else {}
-        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
-
-    return Network(config, num_tokens, codebook_size, num_classes, init, apply)
+    return from_module(HaltonModule(**sizes), config)

@@ -12,10 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network
+from dimo_jax.models.network import Network, from_module
 
 # PyTorch's GELU() is the erf form; jax.nn.gelu defaults to tanh.
 _gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
@@ -166,22 +166,4 @@ def build(
     if width % heads:
         raise InputError(f"width {width} is not divisible by {heads} heads; change one of them")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    module = MaskGitModule(**sizes)
-
-    def init(key: Key[Array, ""]) -> Any:
-        tokens = jnp.zeros((1, num_tokens), jnp.int32)
-        return module.init(key, tokens, jnp.zeros((1,), jnp.int32), None, True)["params"]
-
-    def apply(
-        params: Any,
-        tokens: Int[Array, "B L"],
-        condition: Int[Array, "B"],
-        *,
-        perturb: Callable | None = None,
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B L V"]:
-        on = dropout_key is not None
-        rngs = {"dropout": dropout_key} if on else {}
-        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
-
-    return Network(config, num_tokens, codebook_size, num_classes, init, apply)
+    return from_module(MaskGitModule(**sizes), config)

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,37 @@ class Network:
     def mask_id(self) -> int:
         """The token that stands for "masked": the first after the codes."""
         return self.codebook_size
+
+
+def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True) -> Network:
+    """A Network out of a Flax module.
+
+    Args:
+        module: called with (tokens [B, L], labels [B], perturb or None, deterministic) it gives
+            logits [B, L, V].
+        config: plain values that rebuild it: "name", and num_tokens, codebook_size and num_classes
+            among its sizes.
+        has_null: see Network.
+    """
+    sizes = [config[name] for name in ("num_tokens", "codebook_size", "num_classes")]
+
+    def init(key: Key[Array, ""]) -> Any:
+        tokens = jnp.zeros((1, config["num_tokens"]), jnp.int32)
+        return module.init(key, tokens, jnp.zeros((1,), jnp.int32), None, True)["params"]
+
+    def apply(
+        params: Any,
+        tokens: Int[Array, "B L"],
+        condition: Int[Array, "B"],
+        *,
+        perturb: Callable | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L V"]:
+        on = dropout_key is not None
+        rngs = {"dropout": dropout_key} if on else {}
+        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
+
+    return Network(config, *sizes, init, apply, has_null)
 
 
 def in_dtype(network: Network, dtype: str) -> Network:

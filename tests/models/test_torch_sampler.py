@@ -2,10 +2,11 @@
 
 The loops are written from the original's description and take the numbers that our keys give.
 Tokens may differ where two candidates lie within float noise of each other, about 1e-6 here. Each
-loop returns the smallest gap that it decided by, and the seeds are such that it is far above that.
+loop returns the smallest gap that it decided by, and the seed is one where it is far above that.
 Axes: B batch, L tokens, V vocabulary, S steps.
 """
 
+import itertools
 import math
 
 import jax
@@ -29,19 +30,20 @@ SIZES = {
     "codebook_size": CODES,
     "num_classes": CLASSES,
     "width": WIDTH,
-    "depth": 2,
+    "depth": 1,
     "heads": 4,
     "mlp_dim": 64,
     "dropout": 0.1,
     "predict_mask_id": True,
 }
+SEED = 5
 LABELS = np.arange(B, dtype=np.int32) % CLASSES
 NETWORK = models.build(SIZES)
 
 
 def image_keys():
-    """[B] the documented key of each image in a set whose key is key(0)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(B))
+    """[B] the documented key of each image in a set whose key is key(SEED)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), jnp.arange(B))
 
 
 def numbers(draw, keys, shape):
@@ -49,16 +51,26 @@ def numbers(draw, keys, shape):
     return torch.tensor(np.asarray(jax.vmap(lambda key: draw(key, shape))(keys)))
 
 
+def sharp_state():
+    """Weights with which tokens depend on the class and on the grid, not on the noise alone."""
+    factors = {"0.fn.mha.": 3, "last_layer.4.": 4}
+    state = random_state(SIZES, 5)
+    for key, part in itertools.product(state, factors):
+        if part in key:
+            state[key] = factors[part] * state[key]
+    return state
+
+
 @pytest.fixture(scope="module")
 def params():
     like = jax.eval_shape(NETWORK.init, jax.random.key(0))
-    tree = layouts.to_params(maskgit.entries(SIZES), random_state(SIZES, 5), like)
+    tree = layouts.to_params(maskgit.entries(SIZES), sharp_state(), like)
     return jax.tree.map(jnp.asarray, tree)
 
 
 @pytest.fixture(scope="module")
 def network():
-    return in_torch(SIZES, random_state(SIZES, 5))
+    return in_torch(SIZES, sharp_state())
 
 
 def smallest_gap(scores, rank):
@@ -106,15 +118,16 @@ def torch_decode(network, S, schedule, randomize, w=0.0, sm_temp=1.0, r_temp=4.5
         scores = prob.log() + numbers(jax.random.gumbel, pairs[:, 0], (L, V))
         drawn = scores.argmax(-1)
         conf = prob.gather(-1, drawn[..., None])[..., 0]
+        shuffled = randomize == "random" or (randomize == "warm_up" and i < 2)
         if randomize == "linear":
             noise = numbers(jax.random.gumbel, pairs[:, 1], (L,))
             conf = conf.log() + r_temp * noise * (1 - i / (S - 1))
-        elif randomize == "random" or (randomize == "warm_up" and i < 2):
+        elif shuffled:
             conf = numbers(jax.random.uniform, pairs[:, 1], (L,))
         conf = torch.where(masked, conf, -math.inf)
         threshold = conf.sort(-1, descending=True).values[:, count - 1 : count]
         gap = min(gap, smallest_gap(scores, 1))
-        if count < remaining:
+        if count < remaining and not shuffled:  # shuffled, both compare the very same numbers
             gap = min(gap, smallest_gap(conf, count))
         write = conf >= threshold
         grid, masked = torch.where(write, drawn, grid), masked & ~write
@@ -146,7 +159,7 @@ def decode(params, S, schedule, randomize, w=0.0, sm_temp=1.0, r_temp=4.5):
         temperature=1 / sm_temp,
         guidance=1 + w,
     )
-    null, key = np.full_like(LABELS, NULL), jax.random.key(0)
+    null, key = np.full_like(LABELS, NULL), jax.random.key(SEED)
     return confidence_decoding.sample(
         NETWORK.apply, params, key, LABELS, null, settings, L, MASK_ID, B
     )
@@ -157,7 +170,7 @@ def test_confidence_decoding_is_the_pytorch_loop(name, params, network):
     options = {"S": 8, "schedule": "arccos", "randomize": "linear", **DECODINGS[name]}
     expected, gap = torch_decode(network, **options)
     print(f"\n{name}: smallest gap {gap:.1e}")
-    assert gap > 1e-5, "two candidates within float noise: take another seed"
+    assert gap > 1e-4, "two candidates almost tie: take another seed"
     np.testing.assert_array_equal(decode(params, **options), expected)
 
 
@@ -190,9 +203,8 @@ def torch_one_step(network, settings):
 
 ONE_STEP = {
     "released": {},
-    "temperature": {"temperature": 7.0},
-    "noise": {"sigma": 0.5, "ratio": [0.2, 0.9]},
-    "quiet": {"sigma": 0.0, "top_k": 5, "top_p": 0.7},
+    "other start, temperature": {"ratio": [0.2, 0.9], "sigma": 0.5, "temperature": 7.0},
+    "no noise, truncated": {"sigma": 0.0, "top_k": 5, "top_p": 0.7},
 }
 
 
@@ -202,6 +214,6 @@ def test_one_step_sampling_is_the_pytorch_call(name, params, network):
     settings = one_step.settings_from({**sampler, **ONE_STEP[name]}, NETWORK)
     expected, gap = torch_one_step(network, settings)
     print(f"\n{name}: smallest gap {gap:.1e}")
-    assert gap > 1e-5, "two candidates within float noise: take another seed"
-    found = one_step.sample(NETWORK.apply, params, jax.random.key(0), LABELS, settings, B)
+    assert gap > 1e-4, "two candidates almost tie: take another seed"
+    found = one_step.sample(NETWORK.apply, params, jax.random.key(SEED), LABELS, settings, B)
     np.testing.assert_array_equal(found, expected)
