@@ -111,12 +111,13 @@ def teacher_logits(
     if settings.guidance == 1.0:
         logits = apply(params, x_t, condition, dropout_key=dropout_key)
     else:
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
-        twice = apply(params, jnp.concatenate([x_t, x_t]), both, dropout_key=dropout_key)
+        branches = guidance.both_branches(
+            apply, params, x_t, condition, null_condition, dropout_key=dropout_key
+        )
         scale = settings.guidance
         if settings.adaptive_guidance:
             scale = guidance.adaptive_scale(settings.guidance, mask_ratio)
-        logits = guidance.guided(*jnp.split(twice, 2), scale)
+        logits = guidance.guided(*branches, scale)
     return guidance.shape_logits(
         logits.astype(jnp.float32),
         settings.teacher_temperature,

@@ -3,13 +3,40 @@
 Axes: B batch, L tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 Condition = Any  # a pytree of arrays with a leading batch axis
+
+
+def both_branches(
+    apply: Callable[..., Array],
+    params: Any,
+    tokens: Int[Array, "B L"],
+    condition: Any,
+    null_condition: Any,
+    **options: Any,
+) -> list[Float[Array, "B L V"]]:
+    """Logits with the condition and without it, by one call of twice the batch.
+
+    Args:
+        apply: the network.
+        params: its parameters.
+        tokens: the same for both.
+        condition: pytree with leading axis B.
+        null_condition: the same structure and shapes.
+        **options: of `apply`; a dropout key gives the two halves different masks, as in the
+            released code.
+
+    Returns:
+        [conditional, unconditional], the first two arguments of `guided`.
+    """
+    both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
+    return jnp.split(apply(params, jnp.concatenate([tokens, tokens]), both, **options), 2)
 
 
 def guided(

@@ -209,9 +209,8 @@ def decode(
     def logits_at(tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
         if settings.guidance == 1:
             return apply(params, tokens, condition)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
-        logits = apply(params, jnp.concatenate([tokens, tokens]), both)
-        return guidance.guided(*jnp.split(logits, 2), jnp.broadcast_to(plan.guidance, (batch,)))
+        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
+        return guidance.guided(*branches, jnp.broadcast_to(plan.guidance, (batch,)))
 
     def step(index: Int[Array, ""] | int, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
         logits = plan.inverse_temperature[index] * logits_at(tokens)

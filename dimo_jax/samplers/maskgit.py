@@ -245,9 +245,8 @@ def decode(
     def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
         if settings.guidance == 1:
             return apply(params, tokens, condition)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
-        logits = apply(params, jnp.concatenate([tokens, tokens]), both)
-        return guidance.guided(logits[:batch], logits[batch:], jnp.broadcast_to(scale, (batch,)))
+        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
+        return guidance.guided(*branches, jnp.broadcast_to(scale, (batch,)))
 
     grid = (
         jnp.full((batch, num_tokens), mask_id, jnp.int32),

@@ -271,11 +271,10 @@ def decode(
     def logits_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L V"]:
         if settings.guidance == 1:
             return apply(params, tokens, condition)
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
-        logits = apply(params, jnp.concatenate([tokens, tokens]), both)
+        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
         grown = 1 - time if settings.guidance_schedule == "linear" else 1.0
         scale = 1 + (plan.guidance - 1) * grown
-        return guidance.guided(logits[:batch], logits[batch:], jnp.broadcast_to(scale, (batch,)))
+        return guidance.guided(*branches, jnp.broadcast_to(scale, (batch,)))
 
     def rates_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L K"]:
         return rates(logits_at(tokens, time), tokens, time, mask_id, settings.temperature)

@@ -10,20 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from dimo_jax.errors import InputError
 from dimo_jax.tokenizers.layers import (
-    GROUPS,
     ResidualBlock,
+    as_tokenizer,
+    check_config,
     conv,
     group_norm,
     nearest_codes,
     upsample,
 )
-from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens, check_shape, check_sizes
+from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
 from dimo_jax.training.trees import Tree
 
 
@@ -180,49 +179,5 @@ def build(
         "embed_dim": embed_dim,
         "n_embed": n_embed,
     }
-    _check(config)
-    image_shape = (image_size, image_size, 3)
-    side = image_size // 2 ** (len(ch_mult) - 1)
-
-    def init(key: Key[Array, ""]) -> Tree:
-        # No parameter's shape depends on the image size: the smallest will do.
-        smallest = jnp.zeros((1, image_size // side, image_size // side, 3), jnp.float32)
-        return _module(config).init(key, smallest)["params"]
-
-    @jax.jit
-    def encode(params: Tree, images: Images) -> Int[Array, "B L"]:
-        check_shape("images", images.shape, image_shape)
-        z = latents(config, params, images)
-        tokens = _module(config).apply({"params": params}, z, method="quantize")
-        return tokens.reshape(images.shape[0], -1)
-
-    @jax.jit
-    def decode(params: Tree, tokens: Tokens) -> Float[Array, "B H W C"]:
-        check_shape("tokens", tokens.shape, (side**2,))
-        return jnp.clip(pixels(config, params, tokens), 0.0, 1.0)
-
-    return Tokenizer(
-        config=config,
-        grid=(side, side),
-        codebook_size=n_embed,
-        image_shape=image_shape,
-        init=init,
-        encode=encode,
-        decode=decode,
-    )
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    name, factors = config["name"], config["ch_mult"]
-    sizes = {k: v for k, v in config.items() if k not in ("name", "ch_mult")}
-    check_sizes(name, **sizes, **{f"ch_mult[{i}]": factor for i, factor in enumerate(factors)})
-    multiple = 2 ** max(len(factors) - 1, 0)
-    for field, holds, expected in (
-        ("ch_mult", len(factors) > 0, "a factor for each level"),
-        ("ch", config["ch"] % GROUPS == 0, f"a multiple of {GROUPS}, the groups of its norms"),
-        ("image_size", config["image_size"] % multiple == 0, f"a multiple of {multiple}"),
-    ):
-        if not holds:
-            raise InputError(
-                f"{field} of the tokenizer {name!r} is {config[field]}, expected {expected}"
-            )
+    check_config(config)
+    return as_tokenizer(config, _module(config), lambda x: x)

@@ -1,7 +1,7 @@
 """Sampling against plain PyTorch loops around the PyTorch network: the same tokens, one for one.
 
 The loops are written from the original's description and take the numbers that our keys give.
-Tokens may differ where two candidates lie within float noise of each other, about 1e-6 here. Each
+Tokens may differ where two candidates lie within float noise of each other, about 1e-5 here. Each
 loop returns the smallest gap that it decided by, and the seed is one where it is far above that.
 Axes: B batch, L tokens, V vocabulary, S steps.
 """
@@ -36,7 +36,7 @@ SIZES = {
     "dropout": 0.1,
     "predict_mask_id": True,
 }
-SEED = 5
+SEED = 1
 LABELS = np.arange(B, dtype=np.int32) % CLASSES
 NETWORK = models.build(SIZES)
 
