@@ -203,8 +203,8 @@ def torch_one_step(network, settings):
 
 ONE_STEP = {
     "released": {},
-    "other start, temperature": {"ratio": [0.2, 0.9], "sigma": 0.5, "temperature": 7.0},
-    "no noise, truncated": {"sigma": 0.0, "top_k": 5, "top_p": 0.7},
+    "other start, sharp": {"ratio": [0.2, 0.9], "sigma": 0.6, "temperature": 0.3},
+    "no noise, truncated": {"sigma": 0.0, "temperature": 7.0, "top_k": 5, "top_p": 0.7},
 }
 
 

@@ -34,3 +34,22 @@ def test_the_last_batch_is_filled_up_so_that_one_shape_is_compiled():
 
     assert len(in_batches(sample, KEY, np.zeros((7, 2)), 3)) == 7
     assert sizes == [(3, 3)] * 3
+
+
+def test_a_batch_that_the_devices_divide_is_spread_and_gives_the_same():
+    seen = []
+
+    @jax.jit
+    def draw(keys, labels):
+        return jax.vmap(lambda key: jax.random.bits(key, (3,)))(keys) + labels[:, None]
+
+    def sample(keys, labels):
+        drawn = draw(keys, labels)
+        seen.append(len(drawn.sharding.device_set))
+        return drawn
+
+    labels = np.arange(20, dtype=np.uint32)
+    spread = in_batches(sample, jax.random.key(1), labels, 2 * jax.local_device_count())
+    alone = in_batches(sample, jax.random.key(1), labels, 5)
+    assert set(seen) == {jax.local_device_count(), 1} and jax.local_device_count() > 1
+    np.testing.assert_array_equal(spread, alone)
