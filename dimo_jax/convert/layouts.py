@@ -14,8 +14,6 @@ from dimo_jax.errors import InputError
 from dimo_jax.training.trees import Tree
 
 Path = tuple[str, ...]
-# How many differences one message lists; a wrong model differs in hundreds.
-MAX_LISTED = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +189,7 @@ def to_params(
 
     Raises:
         InputError: keys are missing or unknown, shapes differ, or a tied weight is not tied; one
-            message lists the differences.
+            message lists all differences.
     """
     entries = list(entries)
     expected = state_shapes(entries, like)
@@ -210,8 +208,7 @@ def to_params(
             and not np.array_equal(state[entry.key], state[entry.same_as])
         ]
     if wrong:
-        more = f"; and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
-        raise InputError(f"{'; '.join(wrong[:MAX_LISTED])}{more}")
+        raise InputError("; ".join(wrong))
     params: dict[str, Any] = {}
     for entry in entries:
         if entry.same_as is not None:

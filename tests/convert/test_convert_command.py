@@ -175,12 +175,12 @@ def test_halton_from_safetensors(convert, tmp_path):
 def test_one_message_lists_every_difference(convert, tmp_path):
     _, state = maskgit_state()
     del state["last_layer.0.bias"]
-    state["extra"] = np.zeros(1, np.float32)
+    state |= {f"extra{i}": np.zeros(1, np.float32) for i in range(30)}
     state["transformer.layers.1.0.norm.weight"] = np.zeros(5, np.float32)
     err = convert(published(tmp_path / "x.pth", as_torch(state)), "--source=maskgit", status=2)
     for words in (
         "last_layer.0.bias is missing",
-        "extra is unknown",
+        *(f"extra{i} is unknown" for i in range(30)),
         "transformer.layers.1.0.norm.weight is (5,), expected (32,)",
     ):
         assert words in err

@@ -55,7 +55,7 @@ class Draws:
         return torch.tensor(np.asarray(tokens)), torch.tensor(np.asarray(noise))
 
     def tokens(self, name, logits):
-        """x_theta ~ softmax(logits) at every position."""
+        """x_theta ~ softmax(logits) at every position; SEED is one without ties in float noise."""
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))
         numbers = torch.tensor(np.asarray(gumbel(self.keys(f"{name}_sample"))))
         return (logits.detach() + numbers).argmax(-1)
@@ -160,11 +160,10 @@ def test_both_gradients_are_pytorchs_for_every_tensor(variant):
     for role, network, gradients in zip(("generator", "auxiliary"), trained, found, strict=True):
         for key, tensor in network.named_parameters():
             expected = tensor.grad.numpy()
+            size, difference = np.linalg.norm(expected), np.linalg.norm(gradients[key] - expected)
             # No tensor is without gradient: keys' biases are, but they share theirs with q and v.
-            assert np.linalg.norm(expected) > 1e-3, f"{role} {key}"
-            errors[f"{role} {key}"] = np.linalg.norm(gradients[key] - expected) / np.linalg.norm(
-                expected
-            )
+            assert size > 1e-3, f"{role} {key}"
+            errors[f"{role} {key}"] = difference / size
     worst = max(errors, key=errors.get)
     print(f"\n{variant}: worst of {len(errors)} tensors {worst}, {errors[worst]:.1e}")
     assert errors[worst] < 1e-4, worst
