@@ -89,7 +89,7 @@ def get_config(variant: str = "default"):
 def _shrink(config):
     """Two layers, random weights, a few steps; every other choice stays."""
     config.title = "ImageNet smoke test: random weights"
-    config.teacher.random = True
+    config.teacher.random = config.fast_compile = True
     config.model.update(width=64, depth=2, heads=2, mlp_dim=128)
     config.tokenizer.update(
         name="vqgan",
@@ -105,5 +105,5 @@ def _shrink(config):
     config.distill.generator.optimizer.warmup_steps = 2
     config.distill.auxiliary.optimizer.warmup_steps = 2
     config.checkpoint.save_every_steps = 3
-    config.logging.update(log_every_steps=1, images_every_steps=3)
+    config.logging.update(log_every_steps=1, images_every_steps=6, tensorboard=False)
     config.evaluation.batch_size = 9

@@ -79,6 +79,8 @@ def default_config() -> ConfigDict:
             "seed": 0,
             # Of the networks' products; parameters, moments and losses are float32 always.
             "compute_dtype": "float32",
+            # Half the time for compiling the steps on a CPU, and slower steps: for dry runs.
+            "fast_compile": False,
             "data": {
                 "name": "digits",  # digits | joint | labels: no images, a teacher is given
                 "directory": "",  # empty: <workdir>/data
@@ -317,9 +319,10 @@ def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 # What a stage's result depends on; the rest only says how often something is logged or saved.
+_COMPUTED = ("compute_dtype", "fast_compile")
 STAGE_SECTIONS = {
-    "pretrain": ("seed", "compute_dtype", "data", "tokenizer", "model", "pretrain"),
-    "distill": ("seed", "compute_dtype", "data", "tokenizer", "model", "distill"),
+    "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),
+    "distill": ("seed", *_COMPUTED, "data", "tokenizer", "model", "distill"),
     "evaluation": ("seed", "data", "tokenizer", "sampler", "evaluation", "classifier"),
 }
 

@@ -86,7 +86,8 @@ class ImageRun:
         if tokenizer.config["name"] == "patches":
             return tokenizer, self._fit_patches(tokenizer)
         # The gray levels have no parameters; those of a network are random, see config.teacher.
-        return tokenizer, jax.device_get(tokenizer.init(jax.random.key(self.config["seed"])))
+        key = jax.random.key(self.config["seed"])
+        return tokenizer, jax.device_get(jax.jit(tokenizer.init)(key))
 
     def _fit_patches(self, tokenizer: tokenizers.Tokenizer) -> Any:
         """The codebook: fitted once, and kept beside the run."""
@@ -147,7 +148,7 @@ class ImageRun:
         if self.bundle is not None:
             return self.bundle.params
         if self.config["teacher"]["random"]:
-            teacher = self.network.init(jax.random.key(self.config["seed"]))
+            teacher = jax.jit(self.network.init)(jax.random.key(self.config["seed"]))
         else:
             encode = self.tokenizer.encode
             teacher = stages.run_pretrain(

@@ -193,7 +193,11 @@ def run_pretrain(
             null_condition=null,
         )
 
-    jitted = jax.jit(_with_rates(step, {"teacher_learning_rate": rate}), donate_argnums=0)
+    jitted = jax.jit(
+        _with_rates(step, {"teacher_learning_rate": rate}),
+        donate_argnums=0,
+        compiler_options=_options(config),
+    )
     meta = configs.stage_settings(config, "pretrain")
     return _run(
         "pretrain", create_state, jitted, batch_of, config, meta,
@@ -267,7 +271,7 @@ def run_distill(
         "generator_learning_rate": generator_rate,
         "aux_learning_rate": lambda number: aux_rate(number * updates),
     }
-    jitted = jax.jit(_with_rates(step, rates), donate_argnums=0)
+    jitted = jax.jit(_with_rates(step, rates), donate_argnums=0, compiler_options=_options(config))
     meta = {
         **configs.stage_settings(config, "distill"),
         "teacher": trees.fingerprint(teacher_params),
@@ -285,6 +289,13 @@ def _optimizer(section: Config, num_steps: int, params: Any) -> tuple[Any, Calla
     names = ("learning_rate", "schedule", "warmup_steps")
     rate = optimizers.learning_rate_schedule(**{n: fields[n] for n in names}, num_steps=num_steps)
     return optimizers.build(**fields, num_steps=num_steps, params=params), rate
+
+
+def _options(config: Config) -> dict[str, Any] | None:
+    """XLA's options for a step; another backend than the CPU's does not know these."""
+    if not config["fast_compile"] or jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def _with_rates(step: Callable, rates: Mapping[str, Callable]) -> Callable:

@@ -59,7 +59,7 @@ def test_a_family_is_distilled_from_its_bundle(tmp_path, family):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), teacher.params, generator.params)
     assert np.mean(jax.tree.leaves(moved)) > 0.7  # frozen leaves and unused biases stay
     names = [x.name for x in (tmp_path / "run" / "images" / "distill").iterdir()]
-    assert len(names) == 5 and sum("teacher" in name for name in names) == 1
+    assert len(names) == 3 and sum("teacher" in name for name in names) == 1
     tokens = sample.draw_tokens(generator, np.arange(4, dtype=np.int32), 0, 8, {})
     assert tokens.shape == (4, 64)
 
