@@ -6,6 +6,7 @@ own in the sub-folder tokenizer/. Reading is strict, and executes nothing that a
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -66,7 +67,14 @@ class Bundle:
     params_hash: str
 
     def build(self) -> Any:
-        """The network (or tokenizer, or classifier) that `params` belong to."""
+        """The network (or tokenizer, or classifier) that `params` belong to; always the same one.
+
+        Functions compiled for a network are kept by its `apply`: another one compiles anew.
+        """
+        return self._built
+
+    @functools.cached_property
+    def _built(self) -> Any:
         return BUILDERS[self.kind](self.model)
 
 

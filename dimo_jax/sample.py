@@ -304,6 +304,10 @@ def main() -> None:
     tokenizer = bundles.load_tokenizer(
         FLAGS.tokenizer or model.path / bundles.TOKENIZER_FOLDER, model
     )
+    # Once: from the host's memory every batch would send them to the device again.
+    model, tokenizer = (
+        dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, tokenizer)
+    )
     if output.suffix == ".png":
         overrides = _overrides(model)
         tokens = draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)

@@ -343,3 +343,15 @@ def test_options_reach_the_sampler(settings_of, teacher):
 def test_a_generator_starts_as_the_flags_say(settings_of, generator):
     changed = settings_of(one_step, generator, "--ratio=0.25", "--sigma=0.5")
     assert (changed.ratio_low, changed.ratio_high, changed.sigma) == (0.25, 0.25, 0.5)
+
+
+def test_all_ranges_are_drawn_by_one_compiled_program(generator, tmp_path, monkeypatch, capsys):
+    # Without built_once, which would hide a network that is built for each range.
+    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    before = one_step._generate._cache_size()
+    flags = [f"--generator={generator}", "--num=24", "--batch_size=8"]
+    status, _, err = run_command(
+        sample, [*flags, f"--output={tmp_path / 'x.npz'}"], monkeypatch, capsys
+    )
+    assert status == 0, err
+    assert one_step._generate._cache_size() == before + 1
