@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from dimo_jax.errors import InputError
 from dimo_jax.method import guidance
 from dimo_jax.method.generate import Apply
-from dimo_jax.samplers.batches import in_batches
+from dimo_jax.samplers.batches import sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,48 +193,8 @@ def decode(
     return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
 
 
-# At module level, so that the second call with the same network and settings compiles nothing.
-_decode = jax.jit(decode, static_argnames=("apply", "settings", "num_tokens", "mask_id"))
+def _static(settings: GoogleSettings) -> GoogleSettings:
+    return dataclasses.replace(settings, num_steps=1, choice_temperature=0.0)
 
 
-def sample(
-    apply: Apply,
-    params: Any,
-    key: Key[Array, ""],
-    condition: Any,
-    null_condition: Any,
-    settings: GoogleSettings,
-    num_tokens: int,
-    mask_id: int,
-    batch_size: int,
-    first_index: int = 0,
-) -> Int[np.ndarray, "N L"]:
-    """Tokens of any number of images, decoded in batches; samplers.maskgit.sample's signature.
-
-    Args:
-        apply: the network.
-        params: its parameters.
-        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
-        condition: pytree of arrays with a leading axis N.
-        null_condition: not looked at.
-        settings: how a grid is decoded.
-        num_tokens: L, at least 2.
-        mask_id: the id of [MASK].
-        batch_size: images in a batch.
-        first_index: the first image's index.
-
-    Returns:
-        [N, L] int32.
-
-    Raises:
-        InputError: there are more steps than tokens.
-    """
-    del null_condition
-    plan = make_plan(settings, num_tokens)
-    # All that the plan says is taken out of what is static: a sweep over it compiles once.
-    static = dataclasses.replace(settings, num_steps=1, choice_temperature=0.0)
-
-    def draw(keys: Key[Array, "B"], batch: Any) -> Int[Array, "B L"]:
-        return _decode(apply, params, keys, batch, static, num_tokens, mask_id, plan)
-
-    return in_batches(draw, key, condition, batch_size, first_index)
+sample = sampler(decode, make_plan, _static, needs_null=False)

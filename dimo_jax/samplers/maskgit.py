@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dimo_jax.errors import InputError
 from dimo_jax.method import guidance
 from dimo_jax.method.generate import Apply
-from dimo_jax.samplers.batches import in_batches
+from dimo_jax.samplers.batches import sampler
 
 # Share of the tokens written at r, where r runs from 1 to 0. Not method.schedules: those are mask
 # ratios of training, these weights of the steps ("root" and the sense of r are only here).
@@ -257,42 +257,8 @@ def decode(
     return jax.lax.fori_loop(0, plan.num_steps, step, grid)[0]
 
 
-# At module level, so that the second call with the same network and settings compiles nothing.
-_decode = jax.jit(decode, static_argnames=("apply", "settings", "num_tokens", "mask_id"))
-
-
-def sample(
-    apply: Apply,
-    params: Any,
-    key: Key[Array, ""],
-    condition: Any,
-    null_condition: Any,
-    settings: MaskGitSettings,
-    num_tokens: int,
-    mask_id: int,
-    batch_size: int,
-    first_index: int = 0,
-) -> Int[np.ndarray, "N L"]:
-    """Tokens of any number of images, decoded in batches.
-
-    Args:
-        apply: the network.
-        params: its parameters.
-        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
-        condition: pytree of arrays with a leading axis N.
-        null_condition: the same structure and shapes.
-        settings: how a grid is decoded.
-        num_tokens: L.
-        mask_id: the id of [MASK].
-        batch_size: images in a batch; a network call has twice as many where there is guidance.
-        first_index: the first image's index.
-
-    Returns:
-        [N, L] int32.
-    """
-    plan = make_plan(settings, num_tokens)
-    # All that the plan says is taken out of what is static: a sweep over it compiles once.
-    static = dataclasses.replace(
+def _static(settings: MaskGitSettings) -> MaskGitSettings:
+    return dataclasses.replace(
         settings,
         num_steps=1,
         schedule="arccos",
@@ -301,7 +267,5 @@ def sample(
         guidance_schedule="constant",
     )
 
-    def draw(keys: Key[Array, "B"], batch: tuple[Any, Any]) -> Int[Array, "B L"]:
-        return _decode(apply, params, keys, *batch, static, num_tokens, mask_id, plan)
 
-    return in_batches(draw, key, (condition, null_condition), batch_size, first_index)
+sample = sampler(decode, make_plan, _static)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Key
 from dimo_jax.errors import InputError
 from dimo_jax.method import guidance
 from dimo_jax.method.generate import Apply
-from dimo_jax.samplers.batches import in_batches
+from dimo_jax.samplers.batches import sampler
 
 METHODS = ("tau_leaping", "theta_rk2", "theta_trapezoidal")
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -287,46 +287,10 @@ def decode(
     return jnp.where(tokens == mask_id, best.astype(tokens.dtype), tokens)
 
 
-# At module level, so that the second call with the same network and settings compiles nothing.
-_decode = jax.jit(decode, static_argnames=("apply", "settings", "num_tokens", "mask_id"))
-
-
-def sample(
-    apply: Apply,
-    params: Any,
-    key: Key[Array, ""],
-    condition: Any,
-    null_condition: Any,
-    settings: SolverSettings,
-    num_tokens: int,
-    mask_id: int,
-    batch_size: int,
-    first_index: int = 0,
-) -> Int[np.ndarray, "N L"]:
-    """Tokens of any number of images, decoded in batches; samplers.maskgit.sample's signature.
-
-    Args:
-        apply: the network.
-        params: its parameters.
-        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
-        condition: pytree of arrays with a leading axis N.
-        null_condition: the same structure and shapes.
-        settings: how the process is solved.
-        num_tokens: L.
-        mask_id: the id of [MASK].
-        batch_size: images in a batch; a network call has twice as many where there is guidance.
-        first_index: the first image's index.
-
-    Returns:
-        [N, L] int32.
-    """
-    plan = make_plan(settings)
-    # All that the plan says is taken out of what is static: a sweep over it compiles once.
-    static = dataclasses.replace(
+def _static(settings: SolverSettings) -> SolverSettings:
+    return dataclasses.replace(
         settings, num_steps=1, end_time=0.5, guidance=1.0 if settings.guidance == 1 else 2.0
     )
 
-    def draw(keys: Key[Array, "B"], batch: tuple[Any, Any]) -> Int[Array, "B L"]:
-        return _decode(apply, params, keys, *batch, static, num_tokens, mask_id, plan)
 
-    return in_batches(draw, key, (condition, null_condition), batch_size, first_index)
+sample = sampler(decode, lambda settings, num_tokens: make_plan(settings), _static)
