@@ -165,11 +165,7 @@ def token_gradient(
 def _sample_metrics(
     generator: Array, teacher: Array, auxiliary: Array, mask: Array, settings: DistillSettings
 ) -> dict[str, Array]:
-    """What tells collapse and divergence apart while training.
-
-    In collapse the entropy falls to 0 and the share of near-one-hot tokens, with one choice above
-    0.001 (Di[M]O appendix D.3), rises to 1; a good generator ends with about half of them so.
-    """
+    """What tells collapse (entropy to 0, all tokens near one-hot; half are, D.3) from divergence."""
     probs = jax.nn.softmax(generator)
     choices = (probs > 1e-3).sum(-1)
     entropy = -(probs * jax.nn.log_softmax(generator)).sum(-1).mean()
