@@ -165,7 +165,7 @@ def token_gradient(
 def _sample_metrics(
     generator: Array, teacher: Array, auxiliary: Array, mask: Array, settings: DistillSettings
 ) -> dict[str, Array]:
-    """What tells collapse (entropy to 0, all tokens near one-hot; half are, D.3) from divergence."""
+    """What tells collapse (entropy to 0, every token near one-hot) from divergence."""
     probs = jax.nn.softmax(generator)
     choices = (probs > 1e-3).sum(-1)
     entropy = -(probs * jax.nn.log_softmax(generator)).sum(-1).mean()
