@@ -24,6 +24,9 @@ def get_config(variant: str = "default"):
     config.data.update(name="labels", num_classes=1000)  # no images: classes drawn uniformly, P 5
     config.compute_dtype = "bfloat16"  # Code: bf16 autocast, float32 weights
 
+    # Sizes for a plan or a benchmark; a run takes those of its bundle.
+    config.tokenizer.update(name="vqgan", image_size=256)
+
     distill = config.distill
     distill.num_steps = (
         30_000  # P 5.2 and the checkpoint that evaluate.sh names; yaml goes to 50,001
@@ -81,6 +84,7 @@ def get_config(variant: str = "default"):
         distill.auxiliary.label_smoothing = 0.0  # not in P
     elif variant == "512":
         config.title = "ImageNet 512x512, MaskGit teacher"
+        config.tokenizer.image_size = 512
     elif variant == "smoke":
         _shrink(config)
     return config

@@ -29,6 +29,7 @@ BUILDERS = {
     "teacher": models.build,
     "generator": models.build,
     "classifier": models.build,
+    "features": models.build,
     "tokenizer": tokenizers.build,
 }
 _FIELDS = {
@@ -47,7 +48,7 @@ class Bundle:
     """A model as read from disk.
 
     Attributes:
-        kind: "teacher", "generator", "tokenizer" or "classifier".
+        kind: "teacher", "generator", "tokenizer", "classifier" or "features".
         model: plain values; models.build or tokenizers.build makes the network of them.
         params: nested dict of NumPy arrays.
         sampler: how to sample from it, or None.

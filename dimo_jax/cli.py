@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from absl import flags
 from dimo_jax import host_memory
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.files import FULL_DISK
+from dimo_jax.parallel import distributed
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -18,9 +20,12 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -> NoReturn:
     """Parses sys.argv, calls main() and exits; never returns.
 
-    Exit status 0: done. 2: bad input (a flag, a config field, a file), explained in one line on
-    stderr. 130: interrupted. 1: the disk is full. Any other exception is a defect of the program
-    and keeps its traceback.
+    Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
+    flag, a config field, a file), explained in one line on stderr. 128 + n: stopped by signal n.
+    1: the disk is full, or another process of the run has ended. Any other exception is a defect
+    of the program and keeps its traceback.
+
+    One of several processes that fails ends at once, without the shutdown that waits for all.
 
     Args:
         main: the command; takes nothing and reads its flags itself. Its module's docstring is the
@@ -38,24 +43,81 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -
             raise SystemExit(0)
         _parse(flag_values)
         host_memory.keep_freed_memory()
-        main()
+        _finish(main)
     except InputError as error:
-        _stop(BAD_INPUT, f"error: {error}")
+        _stop(BAD_INPUT if _full_disk(error) is None else FAILED, f"error: {error}")
     except Interrupted as error:
         _stop(error.exit_code, str(error))
     except KeyboardInterrupt:
         _stop(INTERRUPTED, "interrupted")
     except Exception as error:
+        if distributed.lost(error):
+            _stop(FAILED, f"error: {distributed.describe_loss('stopped', error)}")
         full = _full_disk(error)
-        if full is None:
-            raise
-        where = f" while writing {full.filename}" if full.filename else ""
-        _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
+        if full is not None:
+            where = f" while writing {full.filename}" if full.filename else ""
+            _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
+        if distributed.started():
+            traceback.print_exc()
+            distributed.leave(FAILED)
+        raise
     raise SystemExit(0)
+
+
+def define_process_flags(flag_values: flags.FlagValues | None = None) -> None:
+    """Defines --coordinator, --num_processes and --process_id, for a run of several processes.
+
+    Args:
+        flag_values: as for `run`.
+    """
+    flag_values = flags.FLAGS if flag_values is None else flag_values
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port of process 0; the three flags are not needed under SLURM, on TPU pods and in "
+        "indexed Kubernetes jobs",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "processes of this run in all; 1 for one alone, whatever the environment says",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "of this process, from 0", lower_bound=0, flag_values=flag_values
+    )
+
+
+def start_processes(flag_values: flags.FlagValues | None = None) -> None:
+    """Joins the other processes of the run, if there are any; before anything uses a device.
+
+    Args:
+        flag_values: as for `define_process_flags`.
+
+    Raises:
+        InputError: see distributed.start.
+    """
+    values = flags.FLAGS if flag_values is None else flag_values
+    distributed.start(values.coordinator, values.num_processes, values.process_id)
+
+
+def _finish(main: Callable[[], None]) -> None:
+    """Runs the command to the good end of all processes, which may be a stop of all of them."""
+    try:
+        main()
+    except Interrupted as error:
+        if error.exit_code:
+            raise
+        print(error, file=sys.stderr, flush=True)
+    distributed.finish()
 
 
 def _stop(status: int, message: str) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr, flush=True)
+    if distributed.started():
+        distributed.leave(status)
     raise SystemExit(status)
 
 

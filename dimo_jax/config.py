@@ -1,7 +1,7 @@
-"""Every default of a run, in one place, and the check at the door. Imports no jax.
+"""Every default of a run, in one place. Imports no jax.
 
 A file in configs/ takes `default_config()` and changes fields; the command line changes them again
-with --config.section.field=value. `validate` then speaks once, before anything is computed.
+with --config.section.field=value. validation.py then speaks once, before anything is computed.
 """
 
 import hashlib
@@ -10,35 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-
-from dimo_jax.errors import InputError
-
-# The names that may stand in a field. They are also keys of dicts in method/, models/ and
-# tokenizers/, which import jax; a test holds both lists equal.
-CHOICES = {
-    "model.name": ("maskgit",),
-    "mask.schedule": ("arccos", "cosine", "linear", "square", "mage"),
-    "mask.kind": ("exact", "bernoulli"),
-    "optimizer.name": ("adam", "muon"),
-    "optimizer.schedule": ("constant", "cosine", "linear"),
-    "positions": ("masked", "all"),
-    "reduction": ("sum", "mean_masked", "mean_batch"),
-    "distill.sigma_schedule": ("fixed", "linear", "exponential", "cosine"),
-    "distill.divergence.name": (
-        "forward_kl",
-        "reverse_kl",
-        "jeffrey",
-        "jensen_shannon",
-        "squared_hellinger",
-        "alpha",
-    ),
-    "distill.jacobian": ("auxiliary", "generator"),
-    "distill.weighting": ("one", "paper"),
-    "distill.auxiliary.sample": ("fresh", "reuse"),
-    "tokenizer.name": ("gray_levels", "patches", "vqgan", "llamagen", "google_vqgan"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "data.name": ("digits", "joint", "labels"),
-}
 
 
 def _optimizer(learning_rate: float) -> dict[str, Any]:
@@ -81,6 +52,26 @@ def default_config() -> ConfigDict:
             "compute_dtype": "float32",
             # Half the time for compiling the steps on a CPU, and slower steps: for dry runs.
             "fast_compile": False,
+            # What a backward pass keeps of a block: none of it is recomputed, full: all is, dots:
+            # all but the products with parameters.
+            "remat": "none",
+            # One compiled block that is run depth times: a shorter compilation.
+            "scan_layers": False,
+            "attention": "xla",  # xla | cudnn: NVIDIA's fused kernels, bfloat16 only
+            "compilation_cache": "",  # a folder for compiled programs, shared by all processes
+            "max_skipped_in_a_row": 10,  # updates left out for a gradient that is not finite
+            # Devices in a batch's direction and in the parameters' (one of them -1: all others),
+            # and which parameters are divided: parallel/sharding.py.
+            "mesh": {
+                "data": -1,
+                "fsdp": 1,
+                "min_shard_elements": 65_536,
+                "rules": (
+                    (r"(kernel|embedding|kernels_\d+x\d+)$", "largest"),
+                    (r"(scale|bias)$", "whole"),
+                    (r"(log_joint|ns_coeffs)$", "whole"),  # the toys' posterior; Muon's constants
+                ),
+            },
             "data": {
                 "name": "digits",  # digits | joint | labels: no images, a teacher is given
                 "directory": "",  # empty: <workdir>/data
@@ -100,10 +91,12 @@ def default_config() -> ConfigDict:
             },
             # Bundle empty: the section `pretrain` trains the teacher first. random: none is
             # trained, for a dry run of the rest. With a bundle the network is the bundle's.
-            "teacher": {"bundle": "", "random": False},
+            # dtype: what it is kept in, bfloat16 for half the memory.
+            "teacher": {"bundle": "", "random": False, "dtype": "float32"},
             "pretrain": {
                 "num_steps": 3000,
                 "batch_size": 64,
+                "parts": 1,  # of a batch, computed one after the other
                 **_denoise(),
                 "condition_drop": 0.1,
                 "dropout": True,
@@ -114,6 +107,7 @@ def default_config() -> ConfigDict:
             "distill": {
                 "num_steps": 30_000,
                 "batch_size": 64,
+                "parts": 1,
                 "ratio": (0.6, 0.6),  # initial mask ratio r, drawn from [low, high]
                 "sigma": 0.1,  # embedding noise
                 "sigma_schedule": "fixed",
@@ -173,7 +167,8 @@ def default_config() -> ConfigDict:
                 "weight_decay": 1e-2,
                 "seed": 0,
             },
-            "checkpoint": {"save_every_steps": 500, "keep": 2},
+            # allow_fallback: go on from the checkpoint before, where the newest is damaged.
+            "checkpoint": {"save_every_steps": 500, "keep": 2, "allow_fallback": False},
             "logging": {
                 "log_every_steps": 50,
                 "images_every_steps": 500,  # 0: never
@@ -184,128 +179,13 @@ def default_config() -> ConfigDict:
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'section.field': value} of all fields."""
     fields = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
-        fields |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+        fields |= flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
     return fields
-
-
-# (ending of a field's path, what it must satisfy, in words)
-_RANGES = (
-    ("num_steps", lambda x: x >= 1, "at least 1"),
-    ("batch_size", lambda x: x >= 1, "at least 1"),
-    ("images_every_steps", lambda x: x >= 0, "at least 0"),
-    ("save_every_steps", lambda x: x >= 1, "at least 1"),
-    ("log_every_steps", lambda x: x >= 1, "at least 1"),
-    ("keep", lambda x: x >= 1, "at least 1"),
-    ("updates", lambda x: x >= 1, "at least 1"),
-    ("warmup_steps", lambda x: x >= 0, "at least 0"),
-    ("sigma_warmup_steps", lambda x: x >= 0, "at least 0"),
-    ("learning_rate", lambda x: x > 0, "above 0"),
-    ("temperature", lambda x: x > 0, "above 0"),
-    ("top_k", lambda x: x >= 0, "at least 0"),
-    ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    ("sigma", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("min_ratio", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("max_ratio", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("label_smoothing", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("condition_drop", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("soft_weight", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("model.dropout", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("beta1", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("beta2", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("ema_decay", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("distill.guidance", lambda x: x >= 0, "at least 0"),
-    ("clip_norm", lambda x: x >= 0, "at least 0"),
-    ("seed", lambda x: 0 <= x < 2**31, "in [0, 2^31)"),
-)
-
-
-def _ends(path: str, ending: str) -> bool:
-    return path == ending or path.endswith(f".{ending}")
-
-
-def validate(config: Mapping[str, Any]) -> None:
-    """Checks every field that has a range or a list of names, and what fields say of each other.
-
-    Args:
-        config: a complete config as plain dicts; a ConfigDict's to_dict().
-
-    Raises:
-        InputError: one sentence on the first field that is wrong.
-    """
-    fields = _flat(config)
-    for path, value in fields.items():
-        for ending, choices in CHOICES.items():
-            if _ends(path, ending) and value not in choices:
-                raise InputError(
-                    f"config.{path} is {value!r}; it must be one of {', '.join(choices)}"
-                )
-        for ending, holds, words in _RANGES:
-            if _ends(path, ending) and not holds(value):
-                raise InputError(f"config.{path} is {value!r}; it must be {words}")
-    for path, low in fields.items():
-        if path.endswith("min_ratio") and low > fields[path.replace("min_", "max_")]:
-            raise InputError(f"config.{path} is {low}, above its max_ratio; lower it")
-    _validate_together(config)
-
-
-def _validate_together(config: Mapping[str, Any]) -> None:
-    ratio = tuple(config["distill"]["ratio"])
-    if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
-        raise InputError(
-            f"config.distill.ratio is {ratio}; it must be a pair (low, high) in [0, 1], "
-            "twice the same number for a fixed ratio"
-        )
-    auxiliary = config["distill"]["auxiliary"]
-    if auxiliary["sample"] == "reuse" and auxiliary["condition_drop"]:
-        raise InputError(
-            "config.distill.auxiliary.condition_drop needs sample=fresh: with sample=reuse the "
-            "auxiliary's forward pass is the divergence's, which is always conditional"
-        )
-    divergence = config["distill"]["divergence"]
-    if divergence["name"] == "alpha" and divergence["parameter"] in (0.0, 1.0):
-        raise InputError(
-            f"config.distill.divergence.parameter is {divergence['parameter']}; alpha needs "
-            "another value than 0 (forward_kl) and 1 (reverse_kl)"
-        )
-    model = config["model"]
-    if model["width"] % model["heads"]:
-        raise InputError(
-            f"config.model.width is {model['width']}, not divisible by config.model.heads "
-            f"{model['heads']}; change one of them"
-        )
-    labels, num_classes = config["logging"]["picture_labels"], config["data"]["num_classes"]
-    if not set(labels) <= set(range(num_classes)):
-        raise InputError(
-            f"config.logging.picture_labels is {tuple(labels)}; labels are whole numbers from 0 to "
-            f"{num_classes - 1}"
-        )
-    _validate_teacher(config)
-    if config["data"]["name"] == "joint" and not config["data"]["joint"]:
-        raise InputError("config.data.joint is empty; name one of the joints in data/joints.py")
-
-
-def _validate_teacher(config: Mapping[str, Any]) -> None:
-    """Distilling without images needs a teacher and a tokenizer from elsewhere."""
-    teacher = config["teacher"]
-    if teacher["bundle"] and teacher["random"]:
-        raise InputError("config.teacher has a bundle and random=True; take one of them away")
-    if config["data"]["name"] != "labels" or teacher["random"]:
-        return
-    missing = [f"{name}.bundle" for name in ("teacher", "tokenizer") if not config[name]["bundle"]]
-    if missing:
-        raise InputError(
-            f"config.{' and config.'.join(missing)} empty, and config.data.name=labels has no "
-            "images to train them on; make both once, from the published files, with "
-            "`python -m dimo_jax.convert --source=maskgit --input=MaskGIT_ImageNet_256.pth "
-            "--output=bundles/maskgit256` and `python -m dimo_jax.convert --source=vqgan "
-            "--input=VQGAN/last.ckpt --output=bundles/vqgan_f16_1024`, then give "
-            "--config.teacher.bundle=bundles/maskgit256 "
-            "--config.tokenizer.bundle=bundles/vqgan_f16_1024"
-        )
 
 
 def trains_teacher(config: Mapping[str, Any]) -> bool:
@@ -338,10 +218,13 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
         {path: value}, without where data happens to lie.
     """
     sections = {name: config[name] for name in STAGE_SECTIONS[stage]}
-    fields = json.loads(json.dumps(_flat(sections), default=list))
-    # Where data and bundles lie does not matter; what is in them goes by its hash.
-    for name in ("data.directory", "tokenizer.bundle"):
+    fields = json.loads(json.dumps(flat(sections), default=list))
+    # Where data and bundles lie does not matter; what is in them goes by its hash. Nor do the
+    # parts of a batch: the same training goes on with others.
+    for name in ("data.directory", "tokenizer.bundle", "pretrain.parts", "distill.parts"):
         fields.pop(name, None)
+    if stage == "distill":
+        fields["teacher.dtype"] = config["teacher"]["dtype"]
     return fields
 
 

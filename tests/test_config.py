@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from dimo_jax import config as configs
+from dimo_jax import validation
 from dimo_jax.data import joints
 from dimo_jax.errors import InputError
 from dimo_jax.method import divergences, losses, masking, schedules
@@ -25,7 +26,7 @@ def shipped(name, variant):
 
 
 def validate(config):
-    configs.validate(config.to_dict())
+    validation.validate(config.to_dict())
 
 
 @pytest.mark.parametrize(("name", "variant"), SHIPPED)
@@ -38,7 +39,7 @@ def test_every_shipped_config_is_valid_and_complete(name, variant):
 
 
 def test_the_choices_are_those_that_exist():
-    choices = configs.CHOICES
+    choices = validation.CHOICES
     assert set(choices["mask.schedule"]) == set(schedules.MASK_SCHEDULES)
     assert set(choices["mask.kind"]) == set(masking.MASK_KINDS)
     assert set(choices["reduction"]) == set(losses.REDUCTIONS)

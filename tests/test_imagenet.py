@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import imagenet
 from dimo_jax import config as configs
+from dimo_jax import validation
 from dimo_jax.errors import InputError
 from dimo_jax.training import metrics
 
@@ -70,7 +71,7 @@ def test_without_a_bundle_it_stops_and_says_which_two_commands_to_run(missing):
     for name, path in BUNDLES.items():
         config[name]["bundle"] = "" if name == missing else path
     with pytest.raises(InputError, match=f"config.{missing}.bundle empty") as error:
-        configs.validate(config)
+        validation.validate(config)
     for source in ("maskgit", "vqgan"):
         assert f"python -m dimo_jax.convert --source={source}" in str(error.value)
 
@@ -89,10 +90,10 @@ def test_the_variants_change_what_they_say():
     changes = {
         variant: {
             name: value
-            for name, value in configs._flat(
+            for name, value in configs.flat(
                 imagenet.get_config(variant).to_dict()["distill"]
             ).items()
-            if configs._flat(plain)[name] != value
+            if configs.flat(plain)[name] != value
         }
         for variant in imagenet.VARIANTS
     }

@@ -5,8 +5,9 @@ python -m dimo_jax.convert --source=vqgan --input=VQGAN/last.ckpt --output=bundl
 
 Sources: maskgit (MaskGit-PyTorch, 256 and 512), dimo (the released one-step generator, which has
 the same keys), halton (Halton-MaskGIT v2), google (Google's MaskGIT), and the tokenizers vqgan
-(Taming, last.ckpt or its state dict), llamagen (VQ-16), google_vqgan. Without --source the keys
-decide. Sizes come from the shapes.
+(Taming, last.ckpt or its state dict), llamagen (VQ-16), google_vqgan; and inception, the network
+of the FID (its .pth, or the pickle of the JAX ports). Without --source the keys decide. Sizes come
+from the shapes.
 """
 
 import hashlib

@@ -10,7 +10,16 @@ import jax
 import numpy as np
 
 from dimo_jax import models, tokenizers
-from dimo_jax.convert import google, halton, layouts, maskgit, torch_files, vqgan
+from dimo_jax.convert import (
+    google,
+    halton,
+    inception,
+    layouts,
+    maskgit,
+    numpy_pickle,
+    torch_files,
+    vqgan,
+)
 from dimo_jax.convert.layouts import Entry
 from dimo_jax.errors import InputError
 from dimo_jax.training.trees import Tree
@@ -40,7 +49,7 @@ class Source:
     """One family of published files.
 
     Attributes:
-        kind: "teacher", "generator" or "tokenizer": the bundle's.
+        kind: "teacher", "generator", "tokenizer" or "features": the bundle's.
         keys: tensors that this family has and no other.
         config_from: (state, options) -> the network's or tokenizer's config.
         entries: (config, state) -> the table.
@@ -145,6 +154,14 @@ SOURCES = {
         lambda config, state: google.tokenizer_entries(config, google.tokenizer_layout(state)),
         published={"ch": (128,)},
     ),
+    "inception": Source(
+        "features",
+        ("Mixed_7c.branch3x3dbl_3b.conv.weight", "fc.weight"),
+        lambda state, options: inception.config_from(state),
+        lambda config, state: inception.entries(inception.is_pickled(state)),
+        ignored=inception.IGNORED,
+        published={"num_logits": (1008,), "divisor": (1,)},
+    ),
 }
 
 # Networks and tokenizers whose bundles go back to a PyTorch state dict of the original keys.
@@ -161,7 +178,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of any file that a source publishes; nothing in it is executed.
 
     Args:
-        path: .pth, .ckpt, .bin (both containers), .safetensors, or Flax's msgpack.
+        path: .pth, .ckpt, .bin (both containers), .safetensors, Flax's msgpack, or a pickled dict
+            of NumPy arrays.
 
     Returns:
         {key: array}, views of the mapped file where it can be.
@@ -172,10 +190,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
-            head = file.read(2)
+            head = file.read(32)
         # Flax's msgpack begins with a small map; a pickle with 0x80, which would be an empty one.
         if len(head) > 1 and 0x81 <= head[0] <= 0x8F and path.suffix != ".safetensors":
             return google.from_bytes(path.read_bytes())
+        if numpy_pickle.recognised(head):
+            return numpy_pickle.read(path)
     return torch_files.state_dict(path)
 
 
@@ -197,6 +217,8 @@ def recognise(state: State) -> str:
     # The PyTorch port of Google's tokenizer: as Taming's VQGAN, but no bias in its blocks.
     if "encoder.down.0.block.0.conv1.weight" in state:
         return "google_vqgan"
+    if inception.is_pickled(state):
+        return "inception"
     raise InputError(
         f"its {len(state)} tensors ({', '.join(list(state)[:4])}, ...) are of no known source; "
         f"known are {', '.join(SOURCES)}"

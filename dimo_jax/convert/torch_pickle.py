@@ -1,10 +1,9 @@
 """What a pickle of torch.save holds, read without unpickling: nothing that a file asks for is run.
 
 pickletools.genops cuts the bytes into opcodes; the machine below acts on those that build plain
-data and tensors. A class or function is only a name, looked up in the tables of this file: no
-module is imported for it, no attribute is set or fetched. Python's own Unpickler, restricted by
-find_class, would still set attributes on what it let through, grow its memo to any index it is
-told, and crash on the hash of a deeply nested tuple (Python 3.11).
+data and tensors. A class or function is only a name, looked up in the tables of this file: no module
+is imported for it, no attribute set or fetched. Python's own Unpickler, restricted by find_class,
+would still set attributes, grow its memo to any index, and crash on a deep tuple (Python 3.11).
 """
 
 import dataclasses
@@ -108,7 +107,7 @@ def interpret(
     Raises:
         InputError: it asks for anything else, or it is damaged.
     """
-    machine = _Machine(load, path)
+    machine = Machine(load, path)
     position = 0
     try:
         for opcode, argument, position in pickletools.genops(stream):  # noqa: B007
@@ -141,11 +140,14 @@ class _Loaded:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Function:
+class Function:
+    """What stands for a name that may be called: ours, not the file's."""
+
     call: Callable
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
+def sizes(values: Any) -> tuple[int, ...]:
+    """Whole numbers from 0 on, such as a shape; ValueError for anything else."""
     if type(values) not in (tuple, list) or len(values) > 64:
         raise ValueError("a shape or stride is no short list")
     if any(type(x) is not int or x < 0 for x in values):
@@ -164,7 +166,7 @@ def _tensor(loaded: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> n
     if any(isinstance(x, dict) and x for x in rest):
         raise ValueError("a tensor is marked as conjugated or negated")
     dtype = next((x for x in rest if isinstance(x, np.dtype)), loaded.storage.dtype)
-    shape, strides, (offset,) = _sizes(shape), _sizes(strides), _sizes((offset,))
+    shape, strides, (offset,) = sizes(shape), sizes(strides), sizes((offset,))
     if len(shape) != len(strides):
         raise ValueError(f"a tensor has {len(shape)} axes and {len(strides)} strides")
     if loaded.content is None:
@@ -179,7 +181,7 @@ def _tensor(loaded: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> n
 
 
 def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    if not isinstance(function, _Function) or function.call is not _tensor:
+    if not isinstance(function, Function) or function.call is not _tensor:
         raise ValueError("a tensor is made by something else")
     return _tensor(*arguments)
 
@@ -188,14 +190,14 @@ _KNOWN = {
     **{("torch", name): _StorageType(dtype) for name, dtype in STORAGES.items()},
     ("torch.storage", "UntypedStorage"): _StorageType(DTYPES["uint8"]),
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
-    ("collections", "OrderedDict"): _Function(lambda: {}),
-    ("torch", "Size"): _Function(_sizes),
-    **{("torch._utils", f"_rebuild_tensor{end}"): _Function(_tensor) for end in ("", "_v2", "_v3")},
+    ("collections", "OrderedDict"): Function(lambda: {}),
+    ("torch", "Size"): Function(sizes),
+    **{("torch._utils", f"_rebuild_tensor{end}"): Function(_tensor) for end in ("", "_v2", "_v3")},
     **{
-        ("torch._utils", f"_rebuild_parameter{end}"): _Function(lambda data, *rest: data)
+        ("torch._utils", f"_rebuild_parameter{end}"): Function(lambda data, *rest: data)
         for end in ("", "_with_state")
     },
-    ("torch._tensor", "_rebuild_from_type_v2"): _Function(_tensor_with_attributes),
+    ("torch._tensor", "_rebuild_from_type_v2"): Function(_tensor_with_attributes),
 }
 _PUSHED = frozenset(
     "BININT BININT1 BININT2 INT LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE "
@@ -217,7 +219,7 @@ def _hashable(key: Any) -> Any:
     raise ValueError(f"a {type(key).__name__} is used as a key")
 
 
-class _Machine:
+class Machine:
     """The pickle format's stack machine, for the opcodes that plain data and tensors need."""
 
     def __init__(self, load: Callable[[Storage], np.ndarray | None], path: Path):
@@ -332,7 +334,7 @@ class _Machine:
         """Makes an object."""
         if isinstance(function, Inert):
             return Inert(function.name)
-        if not isinstance(function, _Function) or type(arguments) is not tuple:
+        if not isinstance(function, Function) or type(arguments) is not tuple:
             raise ValueError(f"a {type(function).__name__} is called")
         return function.call(*arguments)
 
@@ -343,6 +345,6 @@ class _Machine:
             case ("storage", _StorageType(dtype), str(key), _, int(numel), *view):
                 if view not in ([], [None]):
                     raise ValueError("a storage is a view of another, as before PyTorch 0.4")
-                storage = Storage(key, dtype, *_sizes((numel,)))
+                storage = Storage(key, dtype, *sizes((numel,)))
                 return _Loaded(storage, self.load(storage))
         raise ValueError("a storage is not named as torch.save does")

@@ -1,24 +1,32 @@
 """Statistics of samples against a reference: NumPy, float64, no network and no file.
 
 Arrays that hold one example per row may have any number of further axes; they are flattened. Every
-distance between all pairs is taken block by block, so memory grows with N, never with N x N
-(specs/evaluation.md 3.2 and 3.4).
+distance between all pairs is taken block by block, so memory grows with N, never with N x N.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
+
+from dimo_jax.evaluation.moments import Moments, sums
 
 BLOCK_ROWS = 512  # rows of a distance block: 512 x 50,000 float64 are 0.2 GB
 
 
-class Moments(NamedTuple):
-    """What the Fréchet distance needs to know of a set of features."""
+class Inside(NamedTuple):
+    """Who lies in whose ball.
 
-    mean: Float[np.ndarray, "D"]
-    covariance: Float[np.ndarray, "D D"]
+    Attributes:
+        balls_around: for each sample, how many balls of the reference it lies in.
+        recalled: for each reference example, whether it lies in any ball of the samples.
+        covered: for each reference example, whether any sample lies in its ball.
+    """
+
+    balls_around: Int[np.ndarray, "M"]
+    recalled: Bool[np.ndarray, "N"]
+    covered: Bool[np.ndarray, "N"]
 
 
 class Frechet(NamedTuple):
@@ -36,10 +44,7 @@ def moments(features: Num[np.ndarray, "N ..."]) -> Moments:
     Raises:
         ValueError: for fewer than two examples.
     """
-    rows = _rows(features)
-    if len(rows) < 2:
-        raise ValueError(f"a covariance needs two examples or more, found {len(rows)}")
-    return Moments(rows.mean(axis=0), np.atleast_2d(np.cov(rows, rowvar=False)))
+    return sums(features).moments()
 
 
 def frechet(real: Moments, samples: Moments) -> Frechet:
@@ -49,7 +54,7 @@ def frechet(real: Moments, samples: Moments) -> Frechet:
     symmetric matrix, so that singular covariances need neither an epsilon nor complex numbers.
 
     Args:
-        real: moments of the reference.
+        real: moments of the reference, in any float dtype: files have them in either.
         samples: moments of the samples, the same D.
 
     Returns:
@@ -58,6 +63,7 @@ def frechet(real: Moments, samples: Moments) -> Frechet:
 
     Source: Heusel et al. 2017, arXiv 1706.08500, equation 6.
     """
+    real, samples = (Moments(*(np.asarray(x, np.float64) for x in m)) for m in (real, samples))
     values, vectors = np.linalg.eigh(real.covariance)
     root = vectors * np.sqrt(np.clip(values, 0, None))
     products = np.linalg.eigvalsh(root.T @ samples.covariance @ root)
@@ -143,12 +149,23 @@ def precision_recall_density_coverage(
         balls_around += inside.sum(axis=0)
         covered[part] = inside.any(axis=1)
         recalled[part] = (squares < sample_radii[None]).any(axis=1)
+    return shares(Inside(balls_around, recalled, covered), num_neighbours)
+
+
+def shares(inside: Inside, num_neighbours: int) -> dict[str, float]:
+    """precision, recall, density and coverage, from who lies in whose ball."""
     return {
-        "precision": float(np.mean(balls_around > 0)),
-        "recall": float(np.mean(recalled)),
-        "density": float(np.mean(balls_around) / num_neighbours),
-        "coverage": float(np.mean(covered)),
+        "precision": float(np.mean(inside.balls_around > 0)),
+        "recall": float(np.mean(inside.recalled)),
+        "density": float(1 / num_neighbours * np.mean(inside.balls_around)),
+        "coverage": float(np.mean(inside.covered)),
     }
+
+
+def merge_inside(parts: Iterable[Inside]) -> Inside:
+    """The whole reference's from those of consecutive parts of it, all with the same samples."""
+    balls_around, recalled, covered = zip(*parts, strict=True)
+    return Inside(sum(balls_around), np.concatenate(recalled), np.concatenate(covered))
 
 
 def share_of_duplicates(samples: Shaped[np.ndarray, "N ..."]) -> float:

@@ -11,18 +11,31 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
-from dimo_jax.method import denoise, divergences, ema, guidance, losses, masking, schedules
+from dimo_jax.method import accumulate, denoise, ema, losses, masking, schedules
 from dimo_jax.method.distill_settings import DistillSettings
 from dimo_jax.method.generate import Apply, generator_logits, initial_state, sample_tokens
+from dimo_jax.method.token_gradient import sample_metrics, teacher_logits, token_gradient
 from dimo_jax.training import rng
 
 
 class DistillState(flax.struct.PyTreeNode):
-    """Everything that a step changes. The frozen teacher is not in it."""
+    """Everything that a step changes. The frozen teacher is not in it.
 
-    step: Int[Array, ""]
+    Its fields are of any type, as those of the batch, because the same classes hold arrays, their
+    shapes and their shardings.
+
+    Attributes:
+        step: int32 scalar, updates made.
+        generator: parameters.
+        auxiliary: parameters.
+        ema: the averaged generator.
+        generator_opt: the generator's optimizer state.
+        aux_opt: the auxiliary's.
+    """
+
+    step: Any
     generator: Any
     auxiliary: Any
     ema: Any
@@ -34,15 +47,15 @@ class DistillBatch(flax.struct.PyTreeNode):
     """What one step is asked for; no images.
 
     Attributes:
-        seed: scalar.
-        index: [B] global example indices within the step.
+        seed: int32 scalar.
+        index: [B] int32, global example indices within the step.
         condition: the generator's, leading axis B.
         aux_condition: for fresh samples, leading axes K, B.
         null_condition: the teacher's unconditional branch, leading axis B.
     """
 
-    seed: Int[Array, ""]
-    index: Int[Array, "B"]
+    seed: Any
+    index: Any
     condition: Any
     aux_condition: Any
     null_condition: Any
@@ -69,113 +82,19 @@ def create_state(
 
 
 class _Streams:
-    """The random streams of one step, by name."""
+    """The random streams of one step for some examples, by name."""
 
-    def __init__(self, batch: DistillBatch, step: Int[Array, ""]):
-        self._seed, self._index, self.step = batch.seed, batch.index, step
+    def __init__(self, seed: Int[Array, ""], index: Int[Array, "B"], step: Int[Array, ""]):
+        self._seed, self._index, self.step = seed, index, step
 
     def examples(self, name: str) -> Key[Array, "B"]:
-        return rng.example_keys(self.whole(name), self._index)
+        return rng.example_keys(rng.stream_key(self._seed, name, self.step), self._index)
 
     def whole(self, name: str, used: bool = True) -> Key[Array, ""] | None:
-        return rng.stream_key(self._seed, name, self.step) if used else None
-
-
-def teacher_logits(
-    apply: Apply,
-    params: Any,
-    x_t: Int[Array, "B L"],
-    mask_ratio: Float[Array, "B"],
-    condition: Any,
-    null_condition: Any,
-    settings: DistillSettings,
-    dropout_key: Key[Array, ""] | None = None,
-) -> Float[Array, "B L V"]:
-    """Guided and shaped logits of the teacher on x_t.
-
-    With guidance both branches run as one batch of 2B; at s = 1 the unconditional one is not run.
-
-    Args:
-        apply: the teacher's network.
-        params: its parameters.
-        x_t: [B, L] re-masked tokens.
-        mask_ratio: [B] for adaptive guidance.
-        condition: leading axis B.
-        null_condition: likewise.
-        settings: guidance, temperature, truncation.
-        dropout_key: None for no dropout.
-
-    Returns:
-        [B, L, V] float32.
-    """
-    if settings.guidance == 1.0:
-        logits = apply(params, x_t, condition, dropout_key=dropout_key)
-    else:
-        branches = guidance.both_branches(
-            apply, params, x_t, condition, null_condition, dropout_key=dropout_key
-        )
-        scale = settings.guidance
-        if settings.adaptive_guidance:
-            scale = guidance.adaptive_scale(settings.guidance, mask_ratio)
-        logits = guidance.guided(*branches, scale)
-    return guidance.shape_logits(
-        logits.astype(jnp.float32),
-        settings.teacher_temperature,
-        settings.teacher_top_k,
-        settings.teacher_top_p,
-        settings.teacher_lowered_by,
-    )
-
-
-def token_gradient(
-    teacher: Float[Array, "B L V"],
-    auxiliary: Float[Array, "B L V"],
-    generator: Float[Array, "B L V"],
-    mask: Bool[Array, "B L"],
-    settings: DistillSettings,
-) -> Float[Array, "B L V"]:
-    """The cotangent of z_theta(x_init): w(t) grad D(teacher || auxiliary) where masked, else 0.
-
-    Args:
-        teacher: [B, L, V] logits, shaped already.
-        auxiliary: [B, L, V] raw logits.
-        generator: [B, L, V] raw logits z_theta(x_init).
-        mask: [B, L].
-        settings: divergence, Jacobian, reduction, weighting.
-
-    Returns:
-        [B, L, V] float32. As in the released code the gradient is taken in logits / temperature and
-        applied to the generator's raw logits; at temperature 1 there is no difference.
-
-    Source: Di[M]O equation 7; weighting "paper": its appendix C.
-    """
-    own = generator if settings.jacobian == "generator" else None
-    gradient = divergences.logit_gradient(
-        settings.divergence, teacher, auxiliary / settings.aux_temperature, own
-    )
-    weights = losses.token_weights(mask, settings.reduction)
-    if settings.weighting == "paper":
-        probs = jax.nn.softmax(generator / settings.generator.temperature)
-        distance = jnp.abs(probs - jax.nn.softmax(teacher)).mean((1, 2))
-        weights = weights / jnp.maximum(distance, 1e-5)[:, None]
-    # where, not a product: a masked-out position must not spread a NaN.
-    return jnp.where(mask[..., None], weights[..., None] * gradient, 0.0)
-
-
-def _sample_metrics(
-    generator: Array, teacher: Array, auxiliary: Array, mask: Array, settings: DistillSettings
-) -> dict[str, Array]:
-    """What tells collapse (entropy to 0, every token near one-hot) from divergence."""
-    probs = jax.nn.softmax(generator)
-    choices = (probs > 1e-3).sum(-1)
-    entropy = -(probs * jax.nn.log_softmax(generator)).sum(-1).mean()
-    distance = divergences.value(settings.divergence, teacher, auxiliary / settings.aux_temperature)
-    return {
-        "divergence": (losses.token_weights(mask, "mean_batch") * distance).sum(),
-        "generator_entropy": entropy,
-        "generator_choices": choices.mean(),
-        "generator_one_hot": (choices == 1).mean(),
-    }
+        """One key for all examples, another one for each part of a batch."""
+        if not used:
+            return None
+        return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
 
 
 def make_step(
@@ -184,6 +103,7 @@ def make_step(
     generator_optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
     settings: DistillSettings,
+    apply_auxiliary: Apply | None = None,
 ) -> Callable[[DistillState, Any, DistillBatch], tuple[DistillState, dict[str, Array]]]:
     """The Di[M]O step, pure and ready for jit (donate the state, never the teacher).
 
@@ -193,6 +113,8 @@ def make_step(
         generator_optimizer: clipping and frozen leaves included.
         aux_optimizer: likewise.
         settings: every choice.
+        apply_auxiliary: the auxiliary's network, where it is not differentiated like the
+            generator's.
 
     Returns:
         step(state, teacher_params, batch) -> (state, metrics). Cost in forward passes F and
@@ -202,7 +124,8 @@ def make_step(
 
     Source: Di[M]O algorithm 1; order of the updates as in the released code.
     """
-    return _Step(apply, apply_teacher, generator_optimizer, aux_optimizer, settings).run
+    applies = (apply, apply_teacher, apply_auxiliary or apply)
+    return _Step(*applies, generator_optimizer, aux_optimizer, settings).run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,6 +134,7 @@ class _Step:
 
     apply: Apply
     apply_teacher: Apply
+    apply_auxiliary: Apply
     generator_optimizer: optax.GradientTransformation
     aux_optimizer: optax.GradientTransformation
     settings: DistillSettings
@@ -219,47 +143,26 @@ class _Step:
         self, state: DistillState, teacher_params: Any, batch: DistillBatch
     ) -> tuple[DistillState, dict[str, Array]]:
         """Generator, then auxiliary, then EMA."""
-        settings, streams = self.settings, _Streams(batch, state.step)
-        logits, pull_back = jax.vjp(
-            lambda p: self.logits(p, streams, "generator", batch.condition), state.generator
+        settings = self.settings
+        examples = self.examples(state.step, batch)
+        sums, samples = accumulate.in_parts(
+            lambda part: self.generator_part(state, teacher_params, batch.seed, part),
+            settings.parts,
+            examples,
         )
-        tokens = self.draw(streams, "generator", logits)
-        mask_keys = streams.examples("generator_mask")
-        mask, ratio = masking.sample_mask(mask_keys, tokens.shape[1], settings.mask)
-        x_t = masking.apply_mask(tokens, mask, settings.generator.mask_id)
-
-        teacher = teacher_logits(
-            self.apply_teacher,
-            teacher_params,
-            x_t,
-            ratio,
-            batch.condition,
-            batch.null_condition,
-            settings,
-            streams.whole("teacher_dropout", settings.teacher_dropout),
+        generator, generator_opt, update = denoise.descend(
+            self.generator_optimizer, sums.pop("gradient"), state.generator_opt, state.generator
         )
-        auxiliary, pull_aux = self.judge(state.auxiliary, streams, x_t, batch.condition)
-        cotangent = token_gradient(teacher, auxiliary, logits, mask, settings)
-        (gradient,) = pull_back(cotangent.astype(logits.dtype))
-        generator, generator_opt = denoise.descend(
-            self.generator_optimizer, gradient, state.generator_opt, state.generator
-        )
-
-        first = None
-        if pull_aux is not None:
-            loss, aux_cotangent = jax.value_and_grad(denoise.denoise_loss)(
-                auxiliary, tokens, mask, settings.aux, self.soft_targets(logits)
-            )
-            first = (loss, pull_aux(aux_cotangent)[0])
-        sample = (tokens, logits)
+        first = sums.pop("aux", None)
         aux_params, aux_opt, aux_metrics = self.update_auxiliary(
-            state, generator, streams, batch, sample, first
+            state, generator, batch, examples, samples, first
         )
         decay = ema.decay_at(state.step, settings.ema_decay, settings.ema_warmup)
         metrics = {
+            **sums.pop("metrics"),
             **aux_metrics,
-            "generator_grad_norm": optax.tree.norm(gradient),
-            **_sample_metrics(logits, teacher, auxiliary, mask, settings),
+            "generator_grad_norm": update["norm"],
+            "updates_skipped": update["skipped"] + aux_metrics["updates_skipped"],
         }
         new = DistillState(
             step=state.step + 1,
@@ -270,6 +173,67 @@ class _Step:
             aux_opt=aux_opt,
         )
         return new, metrics
+
+    def examples(self, step: Array, batch: DistillBatch) -> dict[str, Any]:
+        """What is known of every example before a network is called, leading axis B."""
+        settings = self.settings
+        keys = _Streams(batch.seed, batch.index, step).examples("generator_mask")
+        # The whole batch's masks at once: a part's weights depend on how many tokens all have.
+        mask, ratio = masking.sample_mask(keys, settings.generator.num_tokens, settings.mask)
+        return {
+            "index": batch.index,
+            "condition": batch.condition,
+            "null_condition": batch.null_condition,
+            "mask": mask,
+            "ratio": ratio,
+            "weights": losses.token_weights(mask, settings.reduction),
+            "mean_weights": losses.token_weights(mask, "mean_batch"),
+            "aux_weights": denoise.weights_of(mask, settings.aux),
+            "share": jnp.full(batch.index.shape, 1 / len(batch.index)),
+        }
+
+    def generator_part(
+        self, state: DistillState, teacher_params: Any, seed: Array, part: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The generator's gradient from some examples, and what the auxiliary needs of them."""
+        settings, streams = self.settings, _Streams(seed, part["index"], state.step)
+        condition, share = part["condition"], part["share"]
+        logits, pull_back = jax.vjp(
+            lambda p: self.logits(p, streams, "generator", condition), state.generator
+        )
+        tokens = self.draw(streams, "generator", logits)
+        x_t = masking.apply_mask(tokens, part["mask"], settings.generator.mask_id)
+        teacher = teacher_logits(
+            self.apply_teacher,
+            teacher_params,
+            x_t,
+            part["ratio"],
+            condition,
+            part["null_condition"],
+            settings,
+            streams.whole("teacher_dropout", settings.teacher_dropout),
+        )
+        auxiliary, pull_aux = self.judge(state.auxiliary, streams, x_t, condition)
+        cotangent = token_gradient(teacher, auxiliary, logits, part["weights"], settings)
+        (gradient,) = pull_back(cotangent.astype(logits.dtype))
+        values = sample_metrics(logits, teacher, auxiliary, part["mean_weights"], settings)
+        sums = {
+            "gradient": gradient,
+            "metrics": {
+                name: (x if name == "divergence" else x * share).sum() for name, x in values.items()
+            },
+        }
+        samples = {}
+        if pull_aux is not None:
+            loss, aux_cotangent = jax.value_and_grad(denoise.denoise_loss)(
+                auxiliary, tokens, part["aux_weights"], settings.aux, self.soft_targets(logits)
+            )
+            sums["aux"] = (loss, pull_aux(aux_cotangent)[0])
+            if settings.aux_updates > 1:
+                samples = {"tokens": tokens}
+                if settings.aux.soft_weight:
+                    samples["logits"] = logits
+        return sums, samples
 
     def logits(self, params: Any, streams: _Streams, name: str, condition: Any) -> Array:
         """z_theta of a new x_init, in the streams of that name."""
@@ -288,7 +252,7 @@ class _Step:
         g, keys = self.settings.generator, streams.examples(f"{name}_sample")
         return sample_tokens(keys, logits, g.temperature, g.top_k, g.top_p)
 
-    def soft_targets(self, logits: Array) -> Array | None:
+    def soft_targets(self, logits: Array | None) -> Array | None:
         """The generator's probabilities, where the auxiliary learns from them."""
         if not self.settings.aux.soft_weight:
             return None
@@ -301,7 +265,7 @@ class _Step:
         key = streams.whole("aux_dropout", self.settings.aux_dropout)
 
         def logits(p: Any) -> Array:
-            return self.apply(p, x_t, condition, dropout_key=key)
+            return self.apply_auxiliary(p, x_t, condition, dropout_key=key)
 
         if self.settings.aux_sample == "reuse":
             return jax.vjp(logits, params)
@@ -311,38 +275,75 @@ class _Step:
         self,
         state: DistillState,
         generator: Any,
-        streams: _Streams,
         batch: DistillBatch,
-        sample: tuple[Array, Array],
+        examples: dict[str, Any],
+        samples: dict[str, Any],
         first: tuple[Array, Any] | None,
     ) -> tuple[Any, Any, dict[str, Array]]:
         """K updates; `first` is the loss and gradient of update 0 where they are known already."""
         settings = self.settings
-        params, opt_state, losses_ = state.auxiliary, state.aux_opt, []
+        params, opt_state, losses_, skipped = state.auxiliary, state.aux_opt, [], 0.0
         for k in range(settings.aux_updates):
             if first is not None and k == 0:
                 loss, gradient = first
             else:
-                name, condition, (tokens, logits) = f"aux{k}", batch.condition, sample
+                name, condition = f"aux{k}", batch.condition
                 if settings.aux_sample == "fresh":
                     condition = jax.tree.map(lambda c, k=k: c[k], batch.aux_condition)
-                    logits = self.logits(generator, streams, name, condition)
-                    tokens = self.draw(streams, name, logits)
-                loss, gradient = denoise.denoise_gradient(
-                    self.apply,
-                    params,
-                    streams.examples(f"{name}_mask"),
-                    tokens,
+                keys = _Streams(batch.seed, batch.index, state.step).examples(f"{name}_mask")
+                corrupted = denoise.corruption(
+                    keys,
+                    settings.generator.num_tokens,
                     condition,
                     batch.null_condition,
                     settings.aux,
-                    streams.whole(f"{name}_own_dropout", settings.aux_dropout),
-                    self.soft_targets(logits),
                 )
-            params, opt_state = denoise.descend(self.aux_optimizer, gradient, opt_state, params)
+                (loss, gradient), _ = accumulate.in_parts(
+                    lambda part, p=params, name=name: self.auxiliary_part(
+                        p, generator, batch.seed, state.step, name, part
+                    ),
+                    settings.parts,
+                    {
+                        "index": examples["index"],
+                        "condition": condition,
+                        "corrupted": corrupted,
+                        **samples,
+                    },
+                )
+            params, opt_state, update = denoise.descend(
+                self.aux_optimizer, gradient, opt_state, params
+            )
             losses_.append(loss)
+            skipped = skipped + update["skipped"]
         metrics = {
             "aux_loss": sum(losses_) / len(losses_),
-            "aux_grad_norm": optax.tree.norm(gradient),
+            "aux_grad_norm": update["norm"],
+            "updates_skipped": skipped,
         }
         return params, opt_state, metrics
+
+    def auxiliary_part(
+        self,
+        params: Any,
+        generator: Any,
+        seed: Array,
+        step: Array,
+        name: str,
+        part: dict[str, Any],
+    ) -> tuple[tuple[Array, Any], None]:
+        """The auxiliary's loss and gradient from some examples, on samples kept or fresh."""
+        settings, streams = self.settings, _Streams(seed, part["index"], step)
+        tokens, logits = part.get("tokens"), part.get("logits")
+        if settings.aux_sample == "fresh":
+            logits = self.logits(generator, streams, name, part["condition"])
+            tokens = self.draw(streams, name, logits)
+        found = denoise.denoise_gradient(
+            self.apply_auxiliary,
+            params,
+            tokens,
+            part["corrupted"],
+            settings.aux,
+            streams.whole(f"{name}_own_dropout", settings.aux_dropout),
+            self.soft_targets(logits),
+        )
+        return found, None

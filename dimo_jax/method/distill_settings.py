@@ -35,6 +35,8 @@ class DistillSettings:
         generator_dropout: likewise.
         ema_decay: decay of the averaged generator, the one that is used.
         ema_warmup: whether the decay starts low (ema.decay_at).
+        parts: in how many parts, one after the other, the networks see a batch; the gradient is
+            that of the whole.
     """
 
     generator: GeneratorSettings
@@ -60,3 +62,4 @@ class DistillSettings:
     generator_dropout: bool
     ema_decay: float
     ema_warmup: bool
+    parts: int = 1

@@ -29,14 +29,22 @@ def both_branches(
         tokens: the same for both.
         condition: pytree with leading axis B.
         null_condition: the same structure and shapes.
-        **options: of `apply`; a dropout key gives the two halves different masks, as in the
+        **options: of `apply`; a dropout key gives the two branches different masks, as in the
             released code.
 
     Returns:
         [conditional, unconditional], the first two arguments of `guided`.
     """
-    both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null_condition)
-    return jnp.split(apply(params, jnp.concatenate([tokens, tokens]), both, **options), 2)
+
+    # Side by side for each example, not one half after the other: where the batch is spread over
+    # devices, both branches of an example then lie on the device that has the example.
+    def pair(a: Array, b: Array) -> Array:
+        return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+    both = jax.tree.map(pair, condition, null_condition)
+    logits = apply(params, pair(tokens, tokens), both, **options)
+    pairs = logits.reshape(-1, 2, *logits.shape[1:])
+    return [pairs[:, 0], pairs[:, 1]]
 
 
 def guided(

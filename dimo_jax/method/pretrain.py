@@ -10,17 +10,21 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from dimo_jax.method import denoise, ema
+from dimo_jax.method import accumulate, denoise, ema
 from dimo_jax.method.generate import Apply
 from dimo_jax.training import rng
 
 
 class PretrainState(flax.struct.PyTreeNode):
-    """Everything that a pretraining step changes."""
+    """Everything that a pretraining step changes; step is an int32 scalar.
 
-    step: Int[Array, ""]
+    Its fields are of any type, as those of the batch, because the same classes hold arrays, their
+    shapes and their shardings.
+    """
+
+    step: Any
     params: Any
     ema: Any
     opt_state: Any
@@ -30,16 +34,16 @@ class PretrainBatch(flax.struct.PyTreeNode):
     """Data of one step.
 
     Attributes:
-        seed: scalar.
-        index: [B] global example indices within the step.
+        seed: int32 scalar.
+        index: [B] int32, global example indices within the step.
         tokens: [B, L] int32.
         condition: leading axis B.
         null_condition: the same structure.
     """
 
-    seed: Int[Array, ""]
-    index: Int[Array, "B"]
-    tokens: Int[Array, "B L"]
+    seed: Any
+    index: Any
+    tokens: Any
     condition: Any
     null_condition: Any
 
@@ -59,6 +63,7 @@ def make_step(
     dropout: bool,
     ema_decay: float,
     ema_warmup: bool,
+    parts: int = 1,
 ) -> Callable[[PretrainState, PretrainBatch], tuple[PretrainState, dict[str, Array]]]:
     """The training step of a teacher, pure and ready for jit.
 
@@ -69,6 +74,7 @@ def make_step(
         dropout: whether the network's dropout is on.
         ema_decay: decay of the averaged parameters, which become the teacher.
         ema_warmup: whether the decay starts low (ema.decay_at).
+        parts: in how many parts the network sees a batch; the gradient is that of the whole.
 
     Returns:
         step(state, batch) -> (state, metrics). It costs one forward and one backward pass.
@@ -77,22 +83,36 @@ def make_step(
     """
 
     def step(state: PretrainState, batch: PretrainBatch) -> tuple[PretrainState, dict[str, Array]]:
-        mask_key = rng.stream_key(batch.seed, "pretrain_mask", state.step)
-        dropout_key = rng.stream_key(batch.seed, "pretrain_dropout", state.step)
-        loss, gradient = denoise.denoise_gradient(
-            apply,
-            state.params,
-            rng.example_keys(mask_key, batch.index),
-            batch.tokens,
-            batch.condition,
-            batch.null_condition,
-            settings,
-            dropout_key if dropout else None,
+        keys = rng.example_keys(
+            rng.stream_key(batch.seed, "pretrain_mask", state.step), batch.index
         )
-        params, opt_state = denoise.descend(optimizer, gradient, state.opt_state, state.params)
+        corrupted = denoise.corruption(
+            keys, batch.tokens.shape[1], batch.condition, batch.null_condition, settings
+        )
+        dropout_key = rng.stream_key(batch.seed, "pretrain_dropout", state.step)
+
+        def of_part(part: tuple) -> tuple[tuple[Array, Any], None]:
+            index, tokens, part_corrupted = part
+            # Another key for each part of a batch.
+            key = jax.random.fold_in(dropout_key, index[0]) if dropout else None
+            found = denoise.denoise_gradient(
+                apply, state.params, tokens, part_corrupted, settings, key
+            )
+            return found, None
+
+        (loss, gradient), _ = accumulate.in_parts(
+            of_part, parts, (batch.index, batch.tokens, corrupted)
+        )
+        params, opt_state, update = denoise.descend(
+            optimizer, gradient, state.opt_state, state.params
+        )
         decay = ema.decay_at(state.step, ema_decay, ema_warmup)
         averaged = ema.update(state.ema, params, decay)
-        metrics = {"teacher_loss": loss, "teacher_grad_norm": optax.tree.norm(gradient)}
+        metrics = {
+            "teacher_loss": loss,
+            "teacher_grad_norm": update["norm"],
+            "updates_skipped": update["skipped"],
+        }
         return PretrainState(state.step + 1, params, averaged, opt_state), metrics
 
     return step

@@ -8,26 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from dimo_jax.errors import InputError
-from dimo_jax.models import classifier, exact_posterior, google_maskgit, halton, maskgit
-from dimo_jax.models.network import Network, in_dtype
+from dimo_jax.models import (
+    classifier,
+    exact_posterior,
+    google_maskgit,
+    halton,
+    inception,
+    maskgit,
+)
+from dimo_jax.models.network import Compute, Network, computed
 
-__all__ = ["NETWORKS", "Network", "build"]
+__all__ = ["NETWORKS", "Compute", "Network", "build"]
 
 NETWORKS = {
     "classifier": classifier.build,
     "exact_posterior": exact_posterior.build,
     "google_maskgit": google_maskgit.build,
     "halton": halton.build,
+    "inception": inception.build,
     "maskgit": maskgit.build,
 }
+TRANSFORMERS = ("google_maskgit", "halton", "maskgit")
 
 
-def build(config: Mapping[str, Any], compute_dtype: str = "float32") -> Any:
+def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     """The network that a plain configuration describes.
 
     Args:
         config: plain values; "name" is one of NETWORKS, the rest are that network's sizes.
-        compute_dtype: "float32" or "bfloat16", for a token network (network.in_dtype).
+        compute: how a token network is computed; None: in float32, the plain way.
 
     Returns:
         A Network (or, for "classifier", its own kind of network, which has init(key) too).
@@ -39,8 +48,10 @@ def build(config: Mapping[str, Any], compute_dtype: str = "float32") -> Any:
     name = fields.pop("name", None)
     if name not in NETWORKS:
         raise InputError(f"there is no network named {name!r}; there are {', '.join(NETWORKS)}")
+    # The networks that have blocks; the others are computed in one way only.
+    options = {"compute": compute} if compute and name in TRANSFORMERS else {}
     try:
-        network = NETWORKS[name](**fields)
+        network = NETWORKS[name](**fields, **options)
     except TypeError as error:
         raise InputError(f"the network {name!r} does not take these sizes: {error}") from error
-    return in_dtype(network, compute_dtype) if isinstance(network, Network) else network
+    return computed(network, compute) if compute else network

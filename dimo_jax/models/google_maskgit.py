@@ -8,6 +8,7 @@ with the class token, D width, V codes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network, from_module
+from dimo_jax.models import blocks
+from dimo_jax.models.network import Compute, Network, from_module
 
 # Flax's own GELU of that time: the tanh form, in every place.
 _gelu = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
@@ -35,6 +37,7 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
@@ -43,11 +46,10 @@ class Block(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,
             dropout_rate=self.dropout,
-            broadcast_dropout=False,
             deterministic=deterministic,
             # Without a dtype the float32 probabilities would carry the rest up with them.
             dtype=x.dtype,
-            force_fp32_for_softmax=True,
+            attention_fn=blocks.attention(self.attention),
             name="attention",
         )
         x = _norm("attention_norm")(x + drop(attention(x)))
@@ -66,6 +68,7 @@ class GoogleMaskGitModule(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -89,10 +92,10 @@ class GoogleMaskGitModule(nn.Module):
         label = table[self.codebook_size + labels][:, None]
         x = _norm("first_norm")(jnp.concatenate([label, image], axis=1) + positions[None])
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        for layer in range(self.depth):
-            x = Block(self.heads, self.mlp_dim, self.dropout, name=f"block_{layer}")(
-                x, deterministic
-            )
+        block = functools.partial(
+            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
+        )
+        x = blocks.run_blocks(self, block, self.depth, x, self.compute, deterministic=deterministic)
         # The class position is not predicted: leaving it out here changes no image logit.
         x = _norm("last_norm")(_gelu(nn.Dense(self.width, name="last")(x[:, 1:])))
         logits = x @ table[: self.codebook_size].T + bias[None, None, : self.codebook_size]
@@ -111,6 +114,7 @@ def build(
     heads: int,
     mlp_dim: int,
     dropout: float,
+    compute: Compute = Compute(),
 ) -> Network:
     """Google's MaskGIT transformer.
 
@@ -124,6 +128,7 @@ def build(
         heads: attention heads; must divide `width`.
         mlp_dim: hidden size of the feed-forward.
         dropout: rate everywhere, attention probabilities included.
+        compute: how it is computed, which `config` says nothing of.
 
     Returns:
         The network. Its condition is labels [B] int32 in 0 .. num_classes - 1. It knows no null
@@ -137,10 +142,11 @@ def build(
     section 4.3.
     """
     config = {"name": "google_maskgit", **locals()}
+    del config["compute"]
     if width % heads:
         raise InputError(f"width {width} is not divisible by {heads} heads; change one of them")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    network = from_module(GoogleMaskGitModule(**sizes), config, has_null=False)
+    network = from_module(GoogleMaskGitModule(**sizes, compute=compute), config, has_null=False)
 
     def apply(
         params: Any, tokens: Int[Array, "B L"], condition: Int[Array, "B"], **options: Any

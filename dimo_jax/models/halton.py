@@ -6,6 +6,7 @@ for all positions. Axes: B batch, L image tokens, N tokens inside the blocks (a 
 proj is 2, and the registers), D width, Q = heads * (D // heads), V codes and [MASK].
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network, from_module
+from dimo_jax.models import blocks
+from dimo_jax.models.network import Compute, Network, from_module
 
 # The released sizes; codebook 16384, 1000 classes, 256 or 576 tokens. mlp_dim is the width inside
 # SwiGLU: the original's 4 D, two thirds of it, up to the next multiple of 256.
@@ -69,6 +71,7 @@ class Attention(nn.Module):
 
     heads: int
     dropout: float
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
@@ -81,13 +84,11 @@ class Attention(nn.Module):
         query, key = RMSNorm(scale=False)(query), RMSNorm(scale=False)(key)
         shape = (batch, length, self.heads, head_dim)
         on = self.dropout > 0 and not deterministic
-        y = nn.dot_product_attention(
+        y = blocks.attention(self.attention)(
             *(part.reshape(shape) for part in (query, key, value)),
             dropout_rng=self.make_rng("dropout") if on else None,
             dropout_rate=self.dropout,
-            broadcast_dropout=False,
             deterministic=not on,
-            force_fp32_for_softmax=True,
         )
         # Cast: in bfloat16 the float32 probabilities would carry all that follows up with them.
         y = _dense(width, "out")(y.reshape(batch, length, inner).astype(x.dtype))
@@ -100,6 +101,7 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -113,7 +115,7 @@ class Block(nn.Module):
         # The original calls these gamma, beta, alpha: its gamma is the shift.
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
         y = _modulated(RMSNorm(name="attention_norm")(x), shift1, scale1)
-        attention = Attention(self.heads, self.dropout, name="attention")
+        attention = Attention(self.heads, self.dropout, self.attention, name="attention")
         x = x + gate1[:, None] * attention(y, deterministic)
         y = _modulated(RMSNorm(name="mlp_norm")(x), shift2, scale2)
         y = nn.silu(_dense(self.mlp_dim, "mlp_gate")(y)) * _dense(self.mlp_dim, "mlp_in")(y)
@@ -134,6 +136,7 @@ class HaltonModule(nn.Module):
     dropout: float
     registers: int
     proj: int
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -161,9 +164,12 @@ class HaltonModule(nn.Module):
         last = jnp.broadcast_to(registers[None], (x.shape[0], *registers.shape))
         x = jnp.concatenate([x, last], axis=1)
         label = nn.silu(classes[labels])
-        for layer in range(self.depth):
-            block = Block(self.heads, self.mlp_dim, self.dropout, name=f"block_{layer}")
-            x = block(x, label, deterministic)
+        block = functools.partial(
+            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
+        )
+        x = blocks.run_blocks(
+            self, block, self.depth, x, self.compute, label, deterministic=deterministic
+        )
         x = x[:, :length]
         if self.proj == 2:
             x = self.parted(x)
@@ -197,6 +203,7 @@ def build(
     dropout: float = 0.0,
     registers: int = 1,
     proj: int = 1,
+    compute: Compute = Compute(),
 ) -> Network:
     """A Halton-MaskGIT transformer.
 
@@ -211,6 +218,7 @@ def build(
         dropout: rate on the attention's probabilities and output and inside SwiGLU; 0 as released.
         registers: learned tokens after the image.
         proj: 2 merges 2 by 2 tokens into one inside the blocks, for larger grids; else 1.
+        compute: how it is computed, which `config` says nothing of.
 
     Returns:
         The network. Its condition is labels [B] int32; num_classes is the null label.
@@ -222,6 +230,7 @@ def build(
     Source: Halton-MaskGIT, Network/transformer.py; embedding noise: Di[M]O section 4.3.
     """
     config = {"name": "halton", **locals()}
+    del config["compute"]
     if not 1 <= heads <= width:
         raise InputError(f"heads is {heads}, expected 1 to {width}, the width")
     if registers < 1:
@@ -231,4 +240,4 @@ def build(
     if proj == 2 and (math.isqrt(num_tokens) ** 2 != num_tokens or num_tokens % 4):
         raise InputError(f"num_tokens is {num_tokens}, expected the square of an even number")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    return from_module(HaltonModule(**sizes), config)
+    return from_module(HaltonModule(**sizes, compute=compute), config)

@@ -5,6 +5,7 @@ the null class; the class token stands last; the output matrix is the table itse
 each position. Axes: B batch, L image tokens, N = L + 1 with the class token, D width, V vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.models.network import Network, from_module
+from dimo_jax.models import blocks
+from dimo_jax.models.network import Compute, Network, from_module
 
 # PyTorch's GELU() is the erf form; jax.nn.gelu defaults to tanh.
 _gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
@@ -56,6 +58,7 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
@@ -63,13 +66,12 @@ class Block(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,
             dropout_rate=self.dropout,
-            broadcast_dropout=False,
             deterministic=deterministic,
             qkv_dot_general=_flat_dot_general,
             out_dot_general=_flat_dot_general,
             # Without a dtype the float32 probabilities would carry the rest up with them.
             dtype=x.dtype,
-            force_fp32_for_softmax=True,
+            attention_fn=blocks.attention(self.attention),
             name="attention",
         )
         x = x + attention(_norm(1e-5, "attention_norm")(x))
@@ -90,6 +92,7 @@ class MaskGitModule(nn.Module):
     mlp_dim: int
     dropout: float
     predict_mask_id: bool
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -117,10 +120,10 @@ class MaskGitModule(nn.Module):
         x = _dense(self.width, "first_in")(drop(_norm(1e-12, "first_norm_in")(x)))
         x = drop(_norm(1e-12, "first_norm_out")(_gelu(x)))
         x = _dense(self.width, "first_out")(x)
-        for layer in range(self.depth):
-            x = Block(self.heads, self.mlp_dim, self.dropout, name=f"block_{layer}")(
-                x, deterministic
-            )
+        block = functools.partial(
+            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
+        )
+        x = blocks.run_blocks(self, block, self.depth, x, self.compute, deterministic=deterministic)
         # The class position is not predicted: leaving it out here changes no image logit.
         x = drop(_norm(1e-12, "last_norm_in")(x[:, : self.num_tokens]))
         x = _norm(1e-12, "last_norm_out")(_gelu(_dense(self.width, "last")(x)))
@@ -139,6 +142,7 @@ def build(
     mlp_dim: int,
     dropout: float,
     predict_mask_id: bool,
+    compute: Compute = Compute(),
 ) -> Network:
     """A MaskGit transformer.
 
@@ -153,6 +157,7 @@ def build(
         dropout: rate everywhere, attention probabilities included.
         predict_mask_id: whether [MASK] has a logit, as in the published checkpoints, whose
             softmax runs over 1025 ids. Decoding clamps it to the last code.
+        compute: how it is computed, which `config` says nothing of.
 
     Returns:
         The network. Its condition is labels [B] int32; num_classes is the null label.
@@ -163,7 +168,8 @@ def build(
     Source: MaskGit-PyTorch v1.0, Network/transformer.py; embedding noise: Di[M]O section 4.3.
     """
     config = {"name": "maskgit", **locals()}
+    del config["compute"]
     if width % heads:
         raise InputError(f"width {width} is not divisible by {heads} heads; change one of them")
     sizes = {k: v for k, v in config.items() if k != "name"}
-    return from_module(MaskGitModule(**sizes), config)
+    return from_module(MaskGitModule(**sizes, compute=compute), config)

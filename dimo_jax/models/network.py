@@ -11,6 +11,28 @@ from jaxtyping import Array, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a run computes a network; a bundle says nothing of it.
+
+    Attributes:
+        dtype: "float32", or "bfloat16" as torch.autocast does it: parameters, logits, the norms'
+            statistics and the attention's probabilities stay float32.
+        remat: what a backward pass keeps of a block: "none" is recomputed, "full" all is, "dots"
+            all but the products with parameters.
+        scan_layers: one compiled block, run once for each layer.
+        attention: "xla", or "cudnn" for NVIDIA's fused kernels.
+        gather: for parameters that are divided over devices: a tree of them -> the same whole on
+            every device. Called on each block as it is run, and on the rest at the start.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = False
+    attention: str = "xla"
+    gather: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """A token predictor p(x_0 | x_t, condition) as two pure functions.
 
@@ -71,18 +93,18 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
     return Network(config, *sizes, init, apply, has_null)
 
 
-def in_dtype(network: Network, dtype: str) -> Network:
-    """The same network, computed in another precision; parameters and logits stay float32.
+def computed(network: Network, compute: Compute) -> Network:
+    """The same network in another precision, or on parameters that are divided over devices.
 
     Args:
         network: with float32 parameters.
-        dtype: "float32" or "bfloat16", as torch.autocast does it: the norms' statistics and the
-            attention's probabilities are still float32.
+        compute: its dtype and gather; the rest is the blocks' own business.
 
     Returns:
-        A network of the same config: the precision belongs to a run, not to a bundle.
+        A network of the same config: how it is computed belongs to a run, not to a bundle.
     """
-    if dtype == "float32":
+    low_precision = compute.dtype != "float32"
+    if not low_precision and compute.gather is None:
         return network
 
     def apply(
@@ -95,11 +117,15 @@ def in_dtype(network: Network, dtype: str) -> Network:
     ) -> Any:
         # The noise is float32: left so, it would carry all that follows back to float32.
         def perturb_low(x: Any) -> Any:
-            return perturb(x.astype(jnp.float32)).astype(dtype)
+            return perturb(x.astype(jnp.float32)).astype(compute.dtype)
 
-        low = jax.tree.map(lambda x: x.astype(dtype), params)
-        noise = None if perturb is None else perturb_low
-        logits = network.apply(low, tokens, condition, perturb=noise, dropout_key=dropout_key)
+        noise = perturb_low if low_precision and perturb is not None else perturb
+        # First the cast, then the gathering: half as many bytes to send.
+        params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
+        if compute.gather is not None:
+            rest = {name: x for name, x in params.items() if not name.startswith("block_")}
+            params = {**params, **compute.gather(rest)}
+        logits = network.apply(params, tokens, condition, perturb=noise, dropout_key=dropout_key)
         return logits.astype(jnp.float32)
 
     return dataclasses.replace(network, apply=apply)

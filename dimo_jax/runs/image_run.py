@@ -13,10 +13,12 @@ from dimo_jax import config as configs
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import features, protocol, report
+from dimo_jax.parallel import distributed
+from dimo_jax.parallel.sharding import Layout
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import patches
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
-from dimo_jax.training import stages, trees
+from dimo_jax.training import settings, stages, trees
 from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.progress import Progress
 
@@ -27,12 +29,15 @@ _PICTURES_PER_LABEL = 4
 class ImageRun:
     """Everything that one config says about images; `run` goes the whole way."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics):
+    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics, layout: Layout):
         self.config, self.workdir, self.metrics = config, workdir, metrics
+        self.layout = layout
         self.train = self.test = None
         if config["data"]["name"] == "digits":
             where = config["data"]["directory"] or workdir / "data"
-            self.train, self.test = (digits.load(split, where) for split in ("train", "test"))
+            self.train, self.test = distributed.lead_first(
+                lambda: [digits.load(split, where) for split in ("train", "test")]
+            )
         self.tokenizer, self.tokenizer_params = self._open_tokenizer()
         self.tokenizer_entry = {
             "config": self.tokenizer.config,
@@ -41,9 +46,9 @@ class ImageRun:
         self.bundle = self._open_teacher()
         num_tokens, codebook_size = self.tokenizer.num_tokens, self.tokenizer.codebook_size
         self.network = (
-            stages.network_of(config, num_tokens, codebook_size)
+            settings.network_of(config, num_tokens, codebook_size)
             if self.bundle is None
-            else stages.network_from(self.bundle.model, config)
+            else settings.network_from(self.bundle.model, config)
         )
         self._check_null()
 
@@ -56,11 +61,15 @@ class ImageRun:
             teacher,
             self.network,
             teacher,
+            layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=self.metrics,
             pictures=self._generator_pictures(teacher),
         )
-        self._save("export", "generator", generator, sampler=stages.sampler_of(self.config))
+        self._save("export", "generator", generator, sampler=settings.sampler_of(self.config))
+        if not distributed.is_lead():
+            # What is left is one process's work: the command waits for it at its end.
+            return "done"
         if self.test is None:
             where = self.workdir / "export"
             return f"done, the generator is {where} (python -m dimo_jax.sample --generator={where})"
@@ -84,7 +93,7 @@ class ImageRun:
             return bundle.build(), bundle.params
         tokenizer = tokenizers.build(configs.without(section, "bundle"))
         if tokenizer.config["name"] == "patches":
-            return tokenizer, self._fit_patches(tokenizer)
+            return tokenizer, distributed.lead_first(lambda: self._fit_patches(tokenizer))
         # The gray levels have no parameters; those of a network are random, see config.teacher.
         key = jax.random.key(self.config["seed"])
         return tokenizer, jax.device_get(jax.jit(tokenizer.init)(key))
@@ -156,6 +165,7 @@ class ImageRun:
                 self.network,
                 np.asarray(encode(self.tokenizer_params, self.train.images), np.int32),
                 np.asarray(self.train.labels, np.int32),
+                layout=self.layout,
                 directory=stages.checkpoints_of(self.workdir, "pretrain"),
                 metrics=self.metrics,
                 pictures=lambda state, _: {"samples": self._teacher_grid(state.ema)},
@@ -164,6 +174,8 @@ class ImageRun:
         return teacher
 
     def _save(self, name: str, kind: str, params: Any, sampler: Any) -> None:
+        if not distributed.is_lead():
+            return
         bundles.save(
             self.workdir / name,
             kind=kind,
@@ -202,7 +214,7 @@ class ImageRun:
             params,
             jax.random.key(seed),
             np.asarray(classes, np.int32),
-            one_step.settings_from(stages.sampler_of(self.config), self.network),
+            one_step.settings_from(settings.sampler_of(self.config), self.network),
             min(self.config["evaluation"]["batch_size"], len(classes)),
         )
         return self._decode(tokens)
@@ -265,7 +277,7 @@ class ImageRun:
                 samplers=protocol.candidates(
                     section["guidances"], section["choice_temperatures"], section["random_order"]
                 ),
-                generator_sampler=stages.sampler_of(self.config),
+                generator_sampler=settings.sampler_of(self.config),
                 settings=protocol.ProtocolSettings(
                     **{k: v for k, v in section.items() if k in protocol.SETTINGS}
                 ),

@@ -12,8 +12,10 @@ from dimo_jax import bundles
 from dimo_jax.data import joints
 from dimo_jax.evaluation import report, total_variation
 from dimo_jax.models import Network, exact_posterior
+from dimo_jax.parallel import distributed
+from dimo_jax.parallel.sharding import Layout
 from dimo_jax.samplers import one_step
-from dimo_jax.training import stages, trees
+from dimo_jax.training import settings, stages, trees
 from dimo_jax.training.metrics import Metrics
 
 # Enough that what the copies start from does not remember single samples.
@@ -23,11 +25,12 @@ NUM_JOINT_SAMPLES = 100_000
 class JointRun:
     """A known joint distribution of a few tokens, and a teacher that needs no learning."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics):
+    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics, layout: Layout):
         self.config, self.workdir, self.metrics = config, workdir, metrics
+        self.layout = layout
         self.joint = joints.load(config["data"]["joint"])
         num_tokens, codebook_size = self.joint.ndim, self.joint.shape[0]
-        self.network: Network = stages.network_of(config, num_tokens, codebook_size)
+        self.network: Network = settings.network_of(config, num_tokens, codebook_size)
         self.teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
 
     def run(self, began: float) -> str:
@@ -43,6 +46,7 @@ class JointRun:
             self.network,
             tokens,
             np.zeros(len(tokens), np.int32),
+            layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "pretrain"),
             metrics=self.metrics,
         )
@@ -52,10 +56,13 @@ class JointRun:
             start,
             self.teacher,
             {"log_joint": np.log(self.joint).astype(np.float32)},
+            layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=self.metrics,
         )
-        sampler = stages.sampler_of(self.config)
+        sampler = settings.sampler_of(self.config)
+        if not distributed.is_lead():
+            return "done"
         bundles.save(
             self.workdir / "export",
             kind="generator",

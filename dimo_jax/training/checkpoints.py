@@ -3,16 +3,13 @@
 A checkpoint is `<directory>/<step>/`, with the state and a JSON object `meta` that says what the
 state belongs to. Orbax writes it under a temporary name and renames it when it is complete, so a
 process killed while saving leaves the last finished checkpoint as it was.
+
+Several processes write one checkpoint together, each its own shards, so the directory must be one
+that all of them reach. It can be read on another mesh and by another number of processes.
 """
 
 import contextlib
-import gc
-import json
-import logging
 import os
-import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,37 +17,43 @@ import jax
 import orbax.checkpoint as ocp
 
 from dimo_jax.errors import InputError
-from dimo_jax.training import trees
+from dimo_jax.parallel import distributed
+from dimo_jax.training import checksums, orbax_errors, trees
+from dimo_jax.training.orbax_errors import Unreadable, reading
 
 State = Any  # any pytree of arrays
 
-# How long the reads that a failed restore leaves behind may take to end.
-SETTLE_SECONDS = 0.5
+# Where the counters of a stage lie in the JSON object beside the state.
+_COUNTERS = "counters"
 
 
-def changed_entries(
-    saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-    """Entries that differ between two JSON objects, one line each: 'a/b: was 1, is 2'.
+class _StateHandler(ocp.StandardCheckpointHandler):
+    """Orbax's, with checksums: of an array that is damaged on the disk, its formats have none."""
 
-    Args:
-        saved: from a checkpoint.
-        current: what this run would write; tuples count as lists, as in JSON.
-        prefix: put before each name.
-    """
-    saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
-    lines = []
-    for name in [*saved, *(n for n in current if n not in saved)]:
-        path = f"{prefix}{name}"
-        if name not in saved:
-            lines.append(f"{path}: was not there, is {current[name]!r}")
-        elif name not in current:
-            lines.append(f"{path}: was {saved[name]!r}, is gone")
-        elif isinstance(saved[name], dict) and isinstance(current[name], dict):
-            lines += changed_entries(saved[name], current[name], f"{path}/")
-        elif saved[name] != current[name]:
-            lines.append(f"{path}: was {saved[name]!r}, is {current[name]!r}")
-    return lines
+    def finalize(self, directory: Any) -> None:
+        # By the lead alone, before the folder gets its name: no checkpoint is without them.
+        super().finalize(directory)
+        checksums.write(directory)
+
+
+@ocp.args.register_with_handler(_StateHandler, for_save=True)
+class _StateSave(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_StateHandler, for_restore=True)
+class _StateRestore(ocp.args.StandardRestore):
+    pass
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, without its own eye on SIGTERM."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax (0.12) asks for the step of a save from a background thread, later. The runtime
+        # takes the last number it was asked for as where this process is, and might choose a
+        # point to stop at that this process has passed (distributed.stop_together).
+        return False
 
 
 class Checkpoints:
@@ -59,68 +62,99 @@ class Checkpoints:
     Opening removes what a killed process left half-written.
 
     Args:
-        directory: a local path or gs://...; created if need be.
+        directory: a local path or gs://...; created if need be. All processes open it.
         keep: how many of the newest finished checkpoints stay.
+        allow_fallback: where the newest cannot be read, take the one before instead of stopping.
+
+    Attributes:
+        set_aside: a sentence for each damaged checkpoint that `restore` renamed.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int):
+    def __init__(self, directory: str | os.PathLike, keep: int, allow_fallback: bool = False):
         directory = str(directory)
         # Orbax refuses relative paths.
         self.directory = directory if "://" in directory else os.path.abspath(directory)
-        self._manager = ocp.CheckpointManager(
+        self.set_aside: list[str] = []
+        self._keep, self._allow_fallback = keep, allow_fallback
+        self._saving: int | None = None  # the step whose save began last
+        self._failed = self._abandoned = False
+        # Read from directly: what the manager does around them waits for the other processes,
+        # which never come if one of them alone finds its shards damaged.
+        self._state, self._meta = _StateHandler(), ocp.JsonCheckpointHandler()
+        orbax_errors.hush()
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
             ),
-            # Named here because a reopened manager has no item_metadata without handlers (0.12).
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={"state": self._state, "meta": self._meta},
         )
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: State, meta: Mapping[str, Any]) -> None:
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that can be gone back to, oldest first."""
+        # A process killed while it removed an older one leaves a part of that under its name.
+        return sorted(self._manager.all_steps())[-self._keep :]
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        meta: Mapping[str, Any],
+        counters: Mapping[str, int] | None = None,
+    ) -> None:
         """Starts to save; returns once the state is copied, so that it may be donated.
 
         Args:
             step: the state's step; a step that is saved already is left as it is.
             state: a pytree of arrays.
-            meta: JSON values.
+            meta: JSON values that a resumed run must repeat.
+            counters: whole numbers that a resumed run counts on from.
 
         Raises:
-            Exception: whatever made an earlier background save fail.
+            InputError: if this save or the one before failed; the finished ones stay valid.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-            ),
-            # The caller decides when to save; without this Orbax's own interval may refuse.
-            force=True,
-        )
+        beside = {**meta, _COUNTERS: dict(counters)} if counters else dict(meta)
+        with self._failing_well():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=_StateSave(state), meta=ocp.args.JsonSave(beside)),
+                # The caller decides when to save; without this Orbax's own interval may refuse.
+                force=True,
+            )
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON object of a checkpoint, by default the newest.
+        """The JSON object of a checkpoint, by default the newest, without the counters.
 
         Raises:
             InputError: if it cannot be read, or there is none.
         """
-        step = self._existing(step)
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return dict(self._attempt(step, lambda: self._manager.restore(step, args=args).meta))
+        found = self._first_readable(step, lambda s: reading(lambda: self._read_meta(s)))
+        return {name: value for name, value in found[1].items() if name != _COUNTERS}
+
+    def counters(self, step: int | None = None) -> dict[str, int]:
+        """The counters saved with a checkpoint, by default the newest; {} where there are none.
+
+        Raises:
+            InputError: if they cannot be read, or there is no such checkpoint.
+        """
+        found = self._first_readable(step, lambda s: reading(lambda: self._read_meta(s)))
+        return dict(found[1].get(_COUNTERS, {}))
 
     def restore(self, like: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
         """Reads a checkpoint, by default the newest.
 
         Args:
             like: arrays or jax.ShapeDtypeStruct in the tree to restore; their shardings say where
-                each leaf goes, a leaf without one goes to the first device.
+                each leaf goes, whatever they were when it was saved; a leaf without one goes to
+                the first device.
             step: which checkpoint.
 
         Returns:
@@ -128,10 +162,10 @@ class Checkpoints:
 
         Raises:
             InputError: if there is none, if its tree differs (every difference is listed), or if
-                it cannot be read.
+                it cannot be read, and either the one before is not allowed or cannot be read
+                either. With a fallback, what was passed over is renamed to <step>.damaged once
+                another one has been read.
         """
-        step = self._existing(step)
-        meta = self.meta(step)
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
@@ -139,75 +173,140 @@ class Checkpoints:
             ),
             like,
         )
-        saved = self._attempt(step, lambda: self._manager.item_metadata(step).state.tree)
-        differences = trees.differences(saved, abstract)
-        if differences:
-            raise InputError(
-                f"checkpoint {self._path(step)} holds another state: {'; '.join(differences)}; "
-                "use the settings it was made with, or another work directory"
-            )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._attempt(step, lambda: self._manager.restore(step, args=args).state), meta
+        found, state, damaged = self._first_readable(step, lambda s: self._read(s, abstract))
+        for bad, reason in damaged.items():
+            self._set_aside(bad, reason, found)
+        return state, self.meta(found)
 
     def wait(self) -> None:
         """Returns when the save that is under way, if any, is finished.
 
         Raises:
-            Exception: whatever made it fail.
+            InputError: if it failed; a second call then returns at once.
         """
-        self._manager.wait_until_finished()
+        if not (self._failed or self._abandoned):
+            with self._failing_well():
+                self._manager.wait_until_finished()
+
+    def abandon(self) -> None:
+        """Waits for nothing any more, as the save under way needs a process that has ended."""
+        self._abandoned = True
 
     def close(self) -> None:
-        """Finishes the save that is under way and frees the background threads."""
-        self._manager.close()
+        """Finishes the save that is under way and frees the background threads.
 
-    def _existing(self, step: int | None) -> int:
-        step = self.latest() if step is None else step
-        if step not in self._manager.all_steps():
+        Raises:
+            InputError: if that save failed, and nobody was told yet.
+        """
+        if self._abandoned:
+            return
+        with contextlib.suppress(Exception) if self._failed else self._failing_well():
+            self._manager.close()
+
+    def _path(self, name: int | str) -> Any:
+        return self._manager.directory / str(name)
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        return dict(self._meta.restore(self._path(step) / "meta"))
+
+    def _read(self, step: int, abstract: State) -> State:
+        """The state of a checkpoint; the same outcome on every process.
+
+        Raises:
+            Unreadable: if any process cannot read its part.
+            InputError: if the tree is another one.
+        """
+        place = self._path(step) / "state"
+        state, reason, differences = None, "", []
+        try:
+            reading(lambda: self._read_meta(step))
+            if distributed.is_lead():
+                reading(lambda: checksums.check(place))
+            saved = reading(lambda: self._state.metadata(place).tree)
+            differences = trees.differences(saved, abstract)
+            if not differences:
+                args = _StateRestore(abstract)
+                state = reading(lambda: self._state.restore(place, args=args), arrays=True)
+        except Unreadable as error:
+            reason = str(error)
+        if not distributed.agree(not reason):
+            raise Unreadable(reason or "another process cannot read its part")
+        if differences:
+            raise InputError(
+                f"checkpoint {self._path(step)} holds another state: {'; '.join(differences)}; "
+                "use the settings it was made with, or another work directory"
+            )
+        return state
+
+    def _first_readable(
+        self, step: int | None, read: Callable[[int], Any]
+    ) -> tuple[int, Any, dict[int, str]]:
+        """(step, read(step), {step passed over: reason}) of the newest that can be read.
+
+        Raises:
+            InputError: if there is none, or the first is damaged and no other is allowed.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is None and steps:
+            candidates = steps[::-1] if self._allow_fallback else steps[-1:]
+        elif step in self._manager.all_steps():
+            candidates = [step]
+        else:
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise InputError(f"there is {which} in {self.directory}")
-        return step
-
-    def _path(self, step: int) -> str:
-        return f"{self.directory}/{step}"
-
-    def _attempt(self, step: int, read: Callable[[], Any]) -> Any:
-        """read(), with whatever Orbax and TensorStore raise turned into an InputError."""
-        with _one_error_only():
+        damaged = {}
+        for candidate in candidates:
             try:
-                return read()
-            except Exception as error:  # ValueError, KeyError, FileNotFoundError, Exception, ...
-                damaged = self._damaged(step, error)
-            # Not inside `except`: the error's frames hold the reads that have to end first.
-            gc.collect()
-            time.sleep(SETTLE_SECONDS)
-            gc.collect()
-        raise damaged
+                return candidate, read(candidate), damaged
+            except Unreadable as error:
+                damaged[candidate] = str(error)
+        raise self._damaged(damaged)
 
-    def _damaged(self, step: int, error: Exception) -> InputError:
-        earlier = [s for s in self._manager.all_steps() if s < step]
-        then = f"continue from step {max(earlier)}" if earlier else "start again from step 0"
-        reason = (str(error).splitlines() or [""])[0][:200]
+    def _damaged(self, damaged: Mapping[int, str]) -> InputError:
+        found = "; ".join(
+            f"checkpoint {self._path(step)} cannot be read ({reason})"
+            for step, reason in damaged.items()
+        )
+        earlier = [step for step in self.steps() if step < min(damaged)]
+        if not earlier:
+            every = "that directory" if len(damaged) == 1 else "these directories"
+            return InputError(f"{found}; remove {every} to start again from step 0")
         return InputError(
-            f"checkpoint {self._path(step)} cannot be read ({type(error).__name__}: {reason}); "
-            f"remove that directory to {then}"
+            f"{found}; the one before is {self._path(max(earlier))}: give "
+            "--config.checkpoint.allow_fallback=True to continue from there"
         )
 
+    def _set_aside(self, step: int, reason: str, used: int) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again."""
+        number, place = 1, self._path(f"{step}.damaged")
+        while place.exists():
+            number += 1
+            place = self._path(f"{step}.damaged{number}")
+        distributed.barrier(f"damaged {step}")  # all have found the same free name
+        if distributed.is_lead():
+            self._path(step).rename(place)
+        distributed.barrier(f"set aside {step}")
+        self._manager.reload()
+        self.set_aside.append(
+            f"checkpoint {self._path(step)} cannot be read ({reason}); it is now {place}, and step "
+            f"{used} is used instead"
+        )
 
-@contextlib.contextmanager
-def _one_error_only() -> Iterator[None]:
-    """Drops what a failed restore prints besides its error.
-
-    Orbax 0.12 leaves its event loop at the first error, while TensorStore is still reading the
-    other arrays. Each of those reads then prints a traceback of its own from another thread, such
-    as 'Event loop is closed', and they would bury the sentence that counts.
-    """
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    disabled = logger.disabled
-    sys.unraisablehook, logger.disabled = (lambda _: None), True
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+    @contextlib.contextmanager
+    def _failing_well(self) -> Iterator[None]:
+        """Turns what a failed save raises into one sentence, the first time."""
+        try:
             yield
-    finally:
-        sys.unraisablehook, logger.disabled = hook, disabled
+        except Exception as error:
+            self._failed = True
+            if distributed.lost(error):
+                raise
+            path = self.directory if self._saving is None else self._path(self._saving)
+            self._manager.reload()  # it had counted the one that failed
+            finished = [step for step in self._manager.all_steps() if step != self._saving]
+            valid = f"the one of step {max(finished)} stays valid; " if finished else ""
+            raise InputError(
+                f"checkpoint {path} cannot be written: {orbax_errors.cause(error)}; {valid}once "
+                "that is mended, the same command continues"
+            ) from error

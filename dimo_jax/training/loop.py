@@ -3,21 +3,28 @@
 One loop for every stage. What a stage computes comes in as functions; what it leaves is a state,
 its checkpoints and its lines in the metrics. Nothing but the state goes from one step to the next,
 so a run that was killed and started again ends in the same bits as one that was not.
+
+Several processes run the same loop in step: all save, all stop at the same step, one of them writes
+the metrics.
 """
 
+import contextlib
+import json
 import signal
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from dimo_jax.errors import InputError, Interrupted
-from dimo_jax.training.checkpoints import Checkpoints, changed_entries
+from dimo_jax.parallel import distributed
+from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.progress import Progress, format_seconds
+from dimo_jax.training.reader import Reader
+from dimo_jax.training.signals import StopSignals
 
 State = Any  # a pytree of arrays with an int32 scalar `step`
 Batch = Any
@@ -39,6 +46,8 @@ def run_stage(
     on_images: Callable[[State, int], Mapping[str, np.ndarray]] | None = None,
     shown: Sequence[str] = (),
     abstract_state: State | None = None,
+    max_skipped: int = 0,
+    seed: int | None = None,
 ) -> State:
     """Runs a stage to its end, from its newest checkpoint if there is one.
 
@@ -46,7 +55,10 @@ def run_stage(
         name: the stage, in the progress line and the metrics.
         create_state: makes the state of step 0; jax.eval_shape asks it for shapes.
         step_fn: (state, batch) -> (state, {name: scalar}); jitted by the caller, may donate the
-            state. Metrics are recorded as train/<name>.
+            state. Metrics are recorded as train/<name>. Among them may be `updates_skipped`, the
+            number of updates that the step left out because a gradient was not finite: the sum
+            over all steps is recorded as train/updates_skipped_total, and other metrics of such a
+            step may be anything.
         batch_fn: the batch of step 0, 1, ...; a pure function, or resuming is not exact.
         num_steps: updates in all.
         checkpoints: of this stage alone.
@@ -60,54 +72,88 @@ def run_stage(
         shown: names of metrics for the progress line.
         abstract_state: shapes, dtypes and shardings of the state, where eval_shape of create_state
             cannot tell them.
+        max_skipped: steps in a row that leave updates out and end the run; 0 is any number.
+        seed: of the run, for that message.
 
     Returns:
         The state after num_steps; a finished stage is only read.
 
     Raises:
-        InputError: if a metric is not finite (the checkpoints stay good), if the checkpoint is
-            of other settings, or past num_steps, or cannot be read.
+        InputError: if a metric is not finite (the checkpoints stay good), if too many updates in a
+            row were left out, if the checkpoint is of other settings, or past num_steps, or
+            cannot be read, or one cannot be written.
         Interrupted: after SIGTERM or SIGINT, once the step is finished and saved. A second
-            signal acts at once.
+            signal acts at once. Among several processes, one signal stops all at the same step,
+            with exit code 0.
+        ProcessLost: another process of the run has ended.
     """
-    with Progress(name, silent=jax.process_index() != 0) as progress:
+    with Progress(name, silent=not distributed.is_lead()) as progress:
         state, start = _open(
             name, create_state, abstract_state, checkpoints, metrics, meta, num_steps, progress
         )
         if start == num_steps:
             return state
-        reader = _Reader(
-            name, start, num_steps, log_every_steps, shown, metrics, progress, checkpoints.directory
+        reader = Reader(
+            name,
+            start,
+            num_steps,
+            log_every_steps=log_every_steps,
+            shown=shown,
+            metrics=metrics,
+            progress=progress,
+            checkpoints=checkpoints,
+            max_skipped=max_skipped,
+            seed=seed,
+            counters=checkpoints.counters(start) if start else {},
         )
         began = time.monotonic()
-        with _Signals() as signals:
-            try:
-                for step in range(start, num_steps):
-                    state, values = step_fn(state, batch_fn(step))
-                    done = step + 1
-                    reader.add(done, values)
-                    stop = signals.received is not None
-                    save = stop or done == num_steps or done % save_every_steps == 0
-                    draw = on_images and images_every_steps and done % images_every_steps == 0
-                    # The record up to here must stand, and be finite, before the state is saved;
-                    # the first step is read at once, to leave compilation out of the rate.
-                    reader.read(late=not (save or draw or step == start))
-                    if draw:
-                        metrics.images(done, on_images(state, done), name)
-                    if save:
-                        checkpoints.save(done, state, meta)
-                    if stop:
-                        break
-            finally:
-                checkpoints.wait()
-        if signals.received is not None:
-            raise Interrupted(
-                f"{name}: stopped by {signal.Signals(signals.received).name} at step {done} of "
-                f"{num_steps}, saved in {checkpoints.directory}; the same command continues there",
-                128 + signals.received,
-            )
+        with StopSignals() as signals, _saved_or_lost(name, checkpoints):
+            for step in range(start, num_steps):
+                state, values = step_fn(state, batch_fn(step))
+                done = step + 1
+                reader.add(done, values)
+                stop = signals.stop()
+                save = stop or done == num_steps or done % save_every_steps == 0
+                draw = on_images and images_every_steps and done % images_every_steps == 0
+                # The record up to here must stand, and be finite, before the state is saved;
+                # the first step is read at once, to leave compilation out of the rate.
+                reader.read(late=not (save or draw or step == start))
+                if draw:
+                    metrics.images(done, on_images(state, done), name)
+                if save:
+                    checkpoints.save(done, state, meta, reader.counters)
+                if stop:
+                    break
+        # Also a signal that came while the last step was being saved.
+        if stop or signals.received is not None:
+            raise _interrupted(name, signals, done, num_steps, checkpoints)
         progress.note(f"{num_steps} steps done, {format_seconds(time.monotonic() - began)}")
         return state
+
+
+def changed_entries(
+    saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """Entries that differ between two JSON objects, one line each: 'a/b: was 1, is 2'.
+
+    Args:
+        saved: from a checkpoint.
+        current: what this run would write; tuples count as lists, as in JSON.
+        prefix: put before each name.
+    """
+    saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
+    lines = []
+    for name in [*saved, *(n for n in current if n not in saved)]:
+        path = f"{prefix}{name}"
+        if name not in saved:
+            lines.append(f"{path}: was not there, is {current[name]!r}")
+        elif name not in current:
+            lines.append(f"{path}: was {saved[name]!r}, is gone")
+        elif isinstance(saved[name], dict) and isinstance(current[name], dict):
+            lines += changed_entries(saved[name], current[name], f"{path}/")
+        elif saved[name] != current[name]:
+            lines.append(f"{path}: was {saved[name]!r}, is {current[name]!r}")
+    return lines
 
 
 def check_settings(name: str, checkpoints: Checkpoints, meta: Mapping[str, Any]) -> None:
@@ -148,6 +194,8 @@ def _open(
     check_settings(name, checkpoints, meta)
     like = jax.eval_shape(create_state) if abstract_state is None else abstract_state
     state, _ = checkpoints.restore(like)
+    for sentence in checkpoints.set_aside:
+        progress.note(sentence)
     start = int(state.step)
     if start > num_steps:
         raise InputError(
@@ -162,86 +210,35 @@ def _open(
     return state, start
 
 
-class _Reader:
-    """Holds the metrics of steps that the device may not have finished yet, and reads them late."""
-
-    def __init__(
-        self,
-        name: str,
-        start: int,
-        num_steps: int,
-        log_every_steps: int,
-        shown: Sequence[str],
-        metrics: Metrics,
-        progress: Progress,
-        directory: str,
-    ):
-        self._name, self._num_steps, self._directory = name, num_steps, directory
-        self._log_every_steps, self._shown = log_every_steps, shown
-        self._metrics, self._progress = metrics, progress
-        self._pending: list[tuple[int, Mapping[str, Any]]] = []
-        self._last = (start, time.monotonic())  # step and time of the last read
-
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Takes the metrics of the step that was dispatched last, without waiting for it."""
-        self._pending.append((step, values))
-
-    def read(self, late: bool) -> None:
-        """Checks what is pending, and records the lines that are due.
-
-        Args:
-            late: leave the newest step alone, and wait for the others only where a line is due:
-                the device then always has a step to work on. False reads everything now.
-        """
-        ready = self._pending[:-1] if late else self._pending
-        if late and not any(self._due(step) for step, _ in ready):
-            return
-        self._pending = self._pending[len(ready) :]
-        host = jax.device_get([values for _, values in ready])  # waits for the device
-        now, newest = time.monotonic(), ready[-1][0]
-        rate = (newest - self._last[0]) / max(now - self._last[1], 1e-9)
-        self._last = (newest, now)
-        for (step, _), values in zip(ready, host, strict=True):
-            self._check(step, values)
-            if self._due(step):
-                recorded = {f"train/{key}": value for key, value in values.items()}
-                self._metrics.write(step, recorded | {"time/steps_per_second": rate}, self._name)
-        text = "  ".join(f"{key} {float(host[-1][key]):.4g}" for key in self._shown)
-        self._progress.update(newest, self._num_steps, text)
-
-    def _due(self, step: int) -> bool:
-        return step % self._log_every_steps == 0 or step == self._num_steps
-
-    def _check(self, step: int, values: Mapping[str, Any]) -> None:
-        bad = [f"{key} {float(x)}" for key, x in values.items() if not np.isfinite(x)]
-        if bad:
-            raise InputError(
-                f"{self._name}: not finite at step {step} of {self._num_steps}: {', '.join(bad)}; "
-                f"the checkpoints in {self._directory} are from before; try a lower learning "
-                "rate, a longer warm-up or stronger clipping, in another work directory"
-            )
+@contextlib.contextmanager
+def _saved_or_lost(name: str, checkpoints: Checkpoints) -> Iterator[None]:
+    """Waits at the end for the save under way, except with a process that will never come."""
+    try:
+        try:
+            yield
+        except BaseException as error:
+            if not distributed.lost(error):
+                checkpoints.wait()
+            raise
+        checkpoints.wait()
+    except Exception as error:
+        if not distributed.lost(error):
+            raise
+        checkpoints.abandon()
+        where = f"{name}, checkpoints in {checkpoints.directory}"
+        raise distributed.ProcessLost(distributed.describe_loss(where, error)) from error
 
 
-class _Signals:
-    """Notes the first SIGTERM or SIGINT instead of dying of it; the second acts as always."""
-
-    def __init__(self):
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        # Python allows handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: the handler was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.received = number
-        self.__exit__()
+def _interrupted(
+    name: str, signals: StopSignals, done: int, num_steps: int, checkpoints: Checkpoints
+) -> Interrupted:
+    where = (
+        f"at step {done} of {num_steps}, saved in {checkpoints.directory}; the same command "
+        "continues there"
+    )
+    if signals.together:
+        return Interrupted(
+            f"{name}: all {jax.process_count()} processes stopped, as one was asked to, {where}", 0
+        )
+    received = signal.Signals(signals.received)
+    return Interrupted(f"{name}: stopped by {received.name} {where}", 128 + received)

@@ -1,6 +1,7 @@
 """Adam or Muon with a learning-rate schedule, clipping and frozen leaves."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,19 +108,18 @@ def build(
     rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, num_steps)
     steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "muon":
-        steps.append(
-            optax.contrib.muon(
-                rate,
-                beta=beta1,
-                eps=eps,
-                weight_decay=weight_decay,
-                adam_b1=beta1,
-                adam_b2=beta2,
-                adam_weight_decay=weight_decay,
-                muon_weight_dimension_numbers=_kernel_axes,
-                consistent_rms=_MUON_RMS,
-            )
+        muon = optax.contrib.muon(
+            rate,
+            beta=beta1,
+            eps=eps,
+            weight_decay=weight_decay,
+            adam_b1=beta1,
+            adam_b2=beta2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrix_axes,
+            consistent_rms=_MUON_RMS,
         )
+        steps.append(_on_stacked_kernels(muon))
     elif name != "adam":
         raise InputError(f"optimizer {name!r} is unknown; choose one of {', '.join(NAMES)}")
     elif weight_decay:
@@ -137,18 +137,61 @@ def build(
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
-def _kernel_axes(params: Any) -> Any:
-    """Which axes of a kernel are its rows and columns, for Muon; None where it is no kernel."""
+def _on_stacked_kernels(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on a tree in which kernels of one size are one leaf, [number, rows, columns].
 
-    def split(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        if not name.endswith("kernel") or leaf.ndim < 2:
-            return None
-        # Attention's kernels have three axes, with the heads on the side away from the width.
-        inputs = 1 if leaf.ndim == 3 and not name.endswith("out/kernel") else leaf.ndim - 1
-        axes = tuple(range(leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+    Orthogonalizing 21 matrices one by one took a seventh of a small network's step on a CPU, and a
+    third of the time for compiling it.
+    """
 
-    return trees.map_named(split, params)
+    def init(params: Any) -> Any:
+        return inner.init(_stack(params))
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        stacked, state = inner.update(_stack(updates), state, _stack(params))
+        return _unstack(stacked, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _groups(tree: Any) -> dict[str, list[tuple[str, Any]]]:
+    """(name, leaf) of a tree by the name of the leaf they share: kernels of a size, or itself."""
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for name, leaf in trees.named_leaves(tree).items():
+        group = name
+        if name.endswith("kernel") and leaf.ndim > 1:
+            # Attention's kernels have three axes, with the heads on the side away from the width.
+            inputs = 1 if leaf.ndim == 3 and not name.endswith("out/kernel") else leaf.ndim - 1
+            rows, columns = math.prod(leaf.shape[:inputs]), math.prod(leaf.shape[inputs:])
+            group = f"kernels_{rows}x{columns}"
+        groups.setdefault(group, []).append((name, leaf))
+    return groups
+
+
+def _stack(tree: Any) -> dict[str, Array]:
+    def join(group: str, leaves: list[Array]) -> Array:
+        if not group.startswith("kernels_"):
+            return leaves[0]
+        rows, columns = map(int, group.removeprefix("kernels_").split("x"))
+        return jnp.stack([leaf.reshape(rows, columns) for leaf in leaves])
+
+    return {group: join(group, [x for _, x in found]) for group, found in _groups(tree).items()}
+
+
+def _unstack(stacked: dict[str, Array], like: Any) -> Any:
+    leaves = {}
+    for group, found in _groups(like).items():
+        parts = stacked[group] if group.startswith("kernels_") else [stacked[group]]
+        leaves |= {
+            name: part.reshape(leaf.shape) for (name, leaf), part in zip(found, parts, strict=True)
+        }
+    return trees.map_named(lambda name, _: leaves[name], like)
+
+
+def _matrix_axes(stacked: dict[str, Any]) -> dict[str, Any]:
+    """Rows and columns of the stacked kernels, for Muon; None for what follows Adam."""
+    axes = optax.contrib.MuonDimensionNumbers(1, 2)
+    return {name: axes if name.startswith("kernels_") else None for name in stacked}
 
 
 def _check_frozen(frozen: Sequence[str], names: list[str]) -> None:

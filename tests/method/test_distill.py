@@ -8,7 +8,16 @@ import optax
 import pytest
 from small_network import CLASSES, MASK_ID, L, V, apply, init
 
-from dimo_jax.method import denoise, distill, divergences, generate, guidance, losses, masking
+from dimo_jax.method import (
+    denoise,
+    distill,
+    divergences,
+    generate,
+    guidance,
+    losses,
+    masking,
+    token_gradient,
+)
 from dimo_jax.method.distill_settings import DistillSettings
 from dimo_jax.training import optimizers, rng
 
@@ -228,7 +237,7 @@ def test_adaptive_guidance_is_the_scale_of_each_examples_mask_ratio():
     assert differ(run(settings)[0], fixed[0])
     x_t, ratio, condition = jnp.full((2, L), MASK_ID), jnp.array([0.5, 1.0]), jnp.zeros(2, int)
     null = jnp.full((2,), CLASSES)
-    found = distill.teacher_logits(apply, init(7), x_t, ratio, condition, null, settings)
+    found = token_gradient.teacher_logits(apply, init(7), x_t, ratio, condition, null, settings)
     c, u = (apply(init(7), x_t, label) for label in (condition, null))
     np.testing.assert_allclose(found[0], u[0] + 2.0 * (c[0] - u[0]), atol=1e-5)
     np.testing.assert_allclose(found[1], u[1] + 3.0 * (c[1] - u[1]), atol=1e-5)
@@ -242,22 +251,25 @@ def test_lowered_by_decides_how_far_truncation_goes():
 
 LOGITS = [jax.random.normal(jax.random.key(i), (B, L, V)) for i in range(3)]
 SOME = jax.random.bernoulli(jax.random.key(9), 0.4, (B, L))
+WEIGHTS = losses.token_weights(SOME, "sum")
 
 
 def test_only_masked_positions_carry_a_gradient():
-    cotangent = distill.token_gradient(*LOGITS, SOME, BASE)
+    cotangent = token_gradient.token_gradient(*LOGITS, WEIGHTS, BASE)
     np.testing.assert_array_equal(np.abs(cotangent).sum(-1) > 0, SOME)
 
 
 def test_a_nan_outside_the_mask_stays_there():
     teacher = jnp.where(SOME[..., None], LOGITS[0], jnp.nan)
-    assert np.isfinite(distill.token_gradient(teacher, *LOGITS[1:], SOME, BASE)).all()
+    assert np.isfinite(token_gradient.token_gradient(teacher, *LOGITS[1:], WEIGHTS, BASE)).all()
 
 
 def test_reductions_and_weights_scale_as_named():
-    of = lambda **c: distill.token_gradient(  # noqa: E731
-        *LOGITS, SOME, dataclasses.replace(BASE, **c)
-    )
+    def of(reduction="sum", weighting="one"):
+        settings = dataclasses.replace(BASE, weighting=weighting)
+        weights = losses.token_weights(SOME, reduction)
+        return token_gradient.token_gradient(*LOGITS, weights, settings)
+
     total = np.asarray(of())
     counts = np.maximum(SOME.sum(1), 1)[:, None, None]
     np.testing.assert_allclose(of(reduction="mean_masked"), total / counts, atol=1e-7)
@@ -338,7 +350,7 @@ def test_donation_of_the_state_needs_no_copy_and_one_trace():
 def test_truncated_guidance_uses_the_shared_filters():
     logits = LOGITS[0]
     settings = dataclasses.replace(BASE, teacher_temperature=2.0, teacher_top_k=2)
-    found = distill.teacher_logits(
+    found = token_gradient.teacher_logits(
         lambda *a, **k: logits, None, jnp.zeros((B, L), int), jnp.ones(B), None, None, settings
     )
     np.testing.assert_allclose(found, guidance.shape_logits(logits, 2.0, 2, 1.0, 2.0))

@@ -19,7 +19,8 @@ from configs import imagenet
 from dimo_jax import models
 from dimo_jax.convert import layouts, maskgit
 from dimo_jax.method import distill, generate, masking
-from dimo_jax.training import rng, stages
+from dimo_jax.training import rng
+from dimo_jax.training import settings as training_settings
 
 B, L, CODES, CLASSES, WIDTH = 8, 16, 12, 5, 32
 MASK_ID, NULL = CODES, CLASSES
@@ -149,7 +150,7 @@ def our_step(settings, states):
 @pytest.mark.parametrize("variant", ["default", "paper"])
 def test_both_gradients_are_pytorchs_for_every_tensor(variant):
     config = imagenet.get_config(variant).to_dict()
-    settings = stages.distill_settings(config, models.build(SIZES))
+    settings = training_settings.distill_settings(config, models.build(SIZES))
     states = [random_state(SIZES, seed) for seed in (11, 12, 13)]
     found, metrics = our_step(settings, states)
 

@@ -1,9 +1,10 @@
 """Runs a small training many times in forked processes that are killed; test_resume.py starts it.
 
-    python resume_driver.py <directory>
+    python resume_driver.py <directory> <kills>
 
 Forks before any JAX backend exists, so that the imports are paid for once. Prints one JSON line for
-each process: {"run": ..., "signal": ..., "left": [names in the directory of checkpoints]}.
+each process: {"run": ..., "signal": ..., "left": [names in the directory of checkpoints],
+"offered": {step: fingerprint of the state in the checkpoint}}.
 """
 
 import json
@@ -26,7 +27,7 @@ from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
 
-NUM_STEPS = 28
+NUM_STEPS, SAVE_EVERY = 160, 8
 
 
 class State(flax.struct.PyTreeNode):
@@ -35,8 +36,8 @@ class State(flax.struct.PyTreeNode):
     opt: Any
 
 
-def train(workdir: Path, before_step=lambda step: None) -> dict:
-    """A linear model on random data with Adam, in 28 steps; saves every 4, logs every 3."""
+def train(workdir: Path, before_step=lambda step: None, keep=2) -> dict:
+    """A linear model on random data with Adam; saves every 8 steps, logs every 3."""
     params = {"w": jnp.zeros((16, 4)), "b": jnp.zeros(4), "embedding": jnp.ones(4)}
     tx = optimizers.build(
         name="adam",
@@ -69,10 +70,21 @@ def train(workdir: Path, before_step=lambda step: None) -> dict:
         before_step(step)
         return np.random.default_rng(step).normal(size=(8, 16)).astype(np.float32)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    def create_state():
+        return State(step=jnp.int32(0), params=params, opt=tx.init(params))
+
+    def offered():
+        like = jax.eval_shape(create_state)
+        return {
+            step: trees.fingerprint(checkpoints.restore(like, step)[0])
+            for step in checkpoints.steps()
+        }
+
+    checkpoints = Checkpoints(workdir / "checkpoints", keep)
+    (workdir / "offered.json").write_text(json.dumps(offered()))
     state = run_stage(
         "fit",
-        jax.jit(lambda: State(step=jnp.int32(0), params=params, opt=tx.init(params))),
+        jax.jit(create_state),
         jax.jit(step_fn, donate_argnums=0),
         batch_fn,
         NUM_STEPS,
@@ -80,10 +92,11 @@ def train(workdir: Path, before_step=lambda step: None) -> dict:
         metrics=Metrics(workdir, tensorboard=False),
         meta={"seed": 0},
         log_every_steps=3,
-        save_every_steps=4,
+        save_every_steps=SAVE_EVERY,
     )
+    result = {"fingerprint": trees.fingerprint(state), "step": int(state.step), "saved": offered()}
     checkpoints.close()
-    return {"fingerprint": trees.fingerprint(state), "step": int(state.step)}
+    return result
 
 
 def die() -> None:
@@ -136,25 +149,31 @@ def forked(name: str, function) -> None:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     directory = Path(sys.argv[1], "killed", "checkpoints")
     left = sorted(os.listdir(directory)) if directory.exists() else []
-    print(json.dumps({"run": name, "signal": number, "left": left}), flush=True)
+    offered = Path(sys.argv[1], "killed", "offered.json")
+    told = json.loads(offered.read_text()) if name != "whole" and offered.exists() else {}
+    print(json.dumps({"run": name, "signal": number, "left": left, "offered": told}), flush=True)
 
 
 def main() -> None:
-    root = Path(sys.argv[1])
+    root, kills = Path(sys.argv[1]), int(sys.argv[2])
     random.seed(0)
-    forked("whole", lambda: train(root / "whole"))
+    for name in ("whole", "killed"):
+        (root / name).mkdir()
+    forked("whole", lambda: train(root / "whole", keep=1000))
     killed = root / "killed"
-    plans = [
-        ("before_any_save", lambda: kill_in_step(2, 0.0)),
-        ("in_first_save", lambda: kill_in_save(killed, 0.0)),
-        ("at_random_1", lambda: kill_in_step(11, random.uniform(0, 0.02))),
-        ("in_save_1", lambda: kill_in_save(killed, 0.004)),
-        ("at_random_2", lambda: kill_in_step(18, random.uniform(0, 0.02))),
-        ("in_save_2", lambda: kill_in_save(killed, 0.012)),
-        ("after_last_step", lambda: kill_in_step(NUM_STEPS - 1, 0.005)),
-    ]
-    for name, plan in plans:
-        forked(name, lambda plan=plan: train(killed, plan()))
+    plans = [lambda: kill_in_step(2, 0.0), lambda: kill_in_save(killed, 0.0)]
+    # In between at random, every other one in the middle of a save; none so late that the run could
+    # end before it is killed often enough.
+    steps = sorted(random.randrange(SAVE_EVERY, 100) for _ in range(kills - 3))
+    for number, step in enumerate(steps):
+        delay = random.uniform(0, 0.02)
+        if number % 2:
+            plans.append(lambda step=step, delay=delay: kill_in_step(step, delay))
+        else:
+            plans.append(lambda delay=delay: kill_in_save(killed, delay))
+    plans.append(lambda: kill_in_step(NUM_STEPS - 1, 0.005))
+    for number, plan in enumerate(plans):
+        forked(f"kill_{number}", lambda plan=plan: train(killed, plan()))
     forked("rest", lambda: train(killed))
 
 

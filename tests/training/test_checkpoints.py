@@ -1,57 +1,20 @@
-import gc
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from checkpoint_state import assert_same, make_state, opening
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dimo_jax.errors import InputError
-from dimo_jax.training.checkpoints import Checkpoints, changed_entries
-
-
-class State(flax.struct.PyTreeNode):
-    step: jax.Array
-    params: Any
-    opt: Any
-
-
-def make_state(step=3, width=4):
-    params = {
-        "kernel": jax.random.normal(jax.random.key(step), (width, width)),
-        "half": jnp.arange(5, dtype=jnp.bfloat16) / 3,
-        "frozen": jnp.ones(2),
-    }
-    labels = {"kernel": "trained", "half": "trained", "frozen": "frozen"}
-    tx = optax.partition({"trained": optax.adam(1e-3), "frozen": optax.set_to_zero()}, labels)
-    return State(step=jnp.int32(step), params=params, opt=tx.init(params))
 
 
 @pytest.fixture
 def opened(tmp_path):
-    managers = []
-
-    def open_checkpoints(name="ck", keep=3):
-        managers.append(Checkpoints(tmp_path / name, keep))
-        return managers[-1]
-
-    yield open_checkpoints
-    for manager in managers:
-        manager.close()
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    yield from opening(tmp_path)
 
 
 def test_round_trip_keeps_bits_types_and_structure(opened):
@@ -121,51 +84,48 @@ def test_what_a_killed_save_leaves_is_removed(opened):
     assert [p.name for p in directory.iterdir()] == ["1"]
 
 
-def damage_nothing_left(directory):
-    shutil.rmtree(directory / "state")
-
-
-def damage_meta(directory):
-    (directory / "meta" / "metadata").write_text("{")
-
-
-def damage_tree(directory):
-    (directory / "state" / "_METADATA").unlink()
-
-
-def damage_truncate(directory):
-    for path in (directory / "state").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def damage_flip(directory):
-    # The array's own bytes; the largest file holds them.
-    path = max((directory / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    for place in range(0, len(data), 7):
-        data[place] ^= 0xFF
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_nothing_left, damage_meta, damage_tree, damage_truncate, damage_flip]
-)
-def test_damage_names_the_directory_to_remove(opened, damage):
-    first = opened()
-    for step in (1, 2):
-        first.save(step, make_state(step, width=64), {})
-    first.wait()
-    damage(Path(first.directory) / "2")
+def test_counters_are_kept_beside_the_settings(opened):
+    checkpoints = opened()
+    checkpoints.save(1, make_state(1), {"seed": 0}, {"skipped": 3})
+    checkpoints.save(2, make_state(2), {"seed": 0})
+    checkpoints.wait()
     again = opened()
-    with pytest.raises(InputError) as caught:
-        again.restore(jax.eval_shape(lambda: make_state(width=64)))
-    message = str(caught.value)
-    assert f"{first.directory}/2 cannot be read" in message
-    assert "remove that directory to continue from step 1" in message
-    assert "\n" not in message
-    # What the message says works.
-    shutil.rmtree(f"{first.directory}/2")
-    assert int(opened().restore(make_state(width=64))[0].step) == 1
+    assert again.counters(1) == {"skipped": 3} and again.counters() == {}
+    assert again.meta(1) == again.meta() == {"seed": 0}
+    assert again.restore(make_state(), step=1)[1] == {"seed": 0}
+
+
+def mesh_shardings(shape):
+    devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp"))
+    spec = {"kernel": ("fsdp",), "wide": (None, "fsdp"), "bias": (), "step": ()}
+    return {name: NamedSharding(mesh, PartitionSpec(*axes)) for name, axes in spec.items()}
+
+
+def test_a_checkpoint_of_one_mesh_is_read_on_another(opened):
+    """From 8x1 and 1x8 to 2x2 on four of the devices, and to a single one."""
+    random = np.random.default_rng(0)
+    host = {
+        "kernel": random.normal(size=(16, 3)).astype(np.float32),
+        "wide": random.normal(size=(5, 8)).astype(jnp.bfloat16),
+        "bias": random.normal(size=7).astype(np.float32),
+        "step": np.int32(3),
+    }
+    checkpoints = opened()
+    for step, shape in ((1, (8, 1)), (2, (1, 8))):
+        checkpoints.save(step, jax.device_put(host, mesh_shardings(shape)), {})
+    checkpoints.wait()
+    one = dict.fromkeys(host, jax.sharding.SingleDeviceSharding(jax.devices()[3]))
+    again = opened()
+    for shardings in (mesh_shardings((2, 2)), one):
+        like = {
+            name: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=shardings[name])
+            for name, x in host.items()
+        }
+        for step in (1, 2):
+            restored, _ = again.restore(like, step=step)
+            assert {name: x.sharding for name, x in restored.items()} == shardings
+            assert_same(restored, host)
 
 
 def test_another_tree_is_listed_whole(opened):
@@ -187,33 +147,3 @@ def test_no_checkpoint(opened):
         checkpoints.restore(make_state())
     with pytest.raises(InputError, match="no checkpoint of step 5"):
         checkpoints.restore(make_state(), step=5)
-
-
-def test_changed_entries():
-    saved = {"same": [1, 2], "lr": 0.1, "gone": None, "deep": {"a": 1, "b": {"c": 2}}}
-    current = {"same": (1, 2), "lr": 0.2, "deep": {"a": 1, "b": {"c": 3}}, "new": "x"}
-    assert changed_entries(saved, current) == [
-        "lr: was 0.1, is 0.2",
-        "gone: was None, is gone",
-        "deep/b/c: was 2, is 3",
-        "new: was not there, is 'x'",
-    ]
-    assert changed_entries(saved, saved) == []
-
-
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip])
-def test_a_failed_restore_prints_nothing_but_its_error(opened, monkeypatch, caplog, damage):
-    checkpoints = opened()
-    checkpoints.save(1, make_state(width=64), {})
-    checkpoints.wait()
-    damage(Path(checkpoints.directory) / "1")
-    unraisable = []
-    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-    for _ in range(3):  # which reads are orphaned is a matter of timing
-        with pytest.raises(InputError, match="remove that directory to start again"):
-            opened().restore(make_state(width=64))
-    gc.collect()
-    assert unraisable == [] and caplog.records == []
-    # What else goes wrong in the process is still told.
-    sys.unraisablehook("another")
-    assert unraisable == ["another"]

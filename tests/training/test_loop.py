@@ -4,73 +4,22 @@ import os
 import signal
 import threading
 import time
-from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from stage_run import Run, State, add, batch_of, create_state, line
 
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.training import metrics as metrics_lib
 from dimo_jax.training.checkpoints import Checkpoints
-from dimo_jax.training.loop import run_stage
-from dimo_jax.training.metrics import Metrics
-
-
-class State(flax.struct.PyTreeNode):
-    step: jax.Array
-    total: Any
-
-
-def create_state():
-    return State(step=jnp.int32(0), total=jnp.float32(0))
-
-
-@jax.jit
-def add(state, batch):
-    total = state.total + batch
-    return State(step=state.step + 1, total=total), {"total": total, "batch": batch}
-
-
-def batch_of(step):
-    return np.float32(step + 1)
-
-
-class Run:
-    """A stage in a directory; total after n steps is n (n + 1) / 2."""
-
-    def __init__(self, workdir, capsys):
-        self.workdir = workdir
-        self.capsys = capsys
-
-    def __call__(self, num_steps=6, step_fn=add, batch_fn=batch_of, keep=5, **options):
-        options = dict(meta={}, log_every_steps=2, save_every_steps=3) | options
-        with contextlib.closing(Checkpoints(self.workdir / "ck", keep)) as checkpoints:
-            metrics = Metrics(self.workdir, tensorboard=False)
-            arguments = ("stage", create_state, step_fn, batch_fn, num_steps)
-            return run_stage(*arguments, checkpoints=checkpoints, metrics=metrics, **options)
-
-    def saved_steps(self):
-        return sorted(int(p.name) for p in (self.workdir / "ck").iterdir())
-
-    def record(self):
-        return [
-            {k: v for k, v in line.items() if not k.startswith("time/")}
-            for line in metrics_lib.read(self.workdir)
-        ]
+from dimo_jax.training.loop import changed_entries
 
 
 @pytest.fixture
 def run(tmp_path, capsys):
     return Run(tmp_path, capsys)
-
-
-def line(step):
-    total = step * (step + 1) / 2
-    return {"stage": "stage", "step": step, "train/total": total, "train/batch": float(step)}
 
 
 def test_runs_logs_and_saves_at_intervals_and_at_the_end(run):
@@ -252,3 +201,15 @@ def test_images_at_intervals_before_the_state_is_donated(run):
     assert names == ["total_0000003.png", "total_0000006.png"]
     drawn = np.asarray(Image.open(run.workdir / "images" / "stage" / names[1]))
     np.testing.assert_array_equal(drawn, np.full((2, 2), 21))
+
+
+def test_changed_entries():
+    saved = {"same": [1, 2], "lr": 0.1, "gone": None, "deep": {"a": 1, "b": {"c": 2}}}
+    current = {"same": (1, 2), "lr": 0.2, "deep": {"a": 1, "b": {"c": 3}}, "new": "x"}
+    assert changed_entries(saved, current) == [
+        "lr: was 0.1, is 0.2",
+        "gone: was None, is gone",
+        "deep/b/c: was 2, is 3",
+        "new: was not there, is 'x'",
+    ]
+    assert changed_entries(saved, saved) == []

@@ -1,0 +1,85 @@
+"""How images come to the 299 pixels of the feature network; the resizer is part of a metric.
+
+Axes: N or B images, H height, W width. Pixels are 0..255.
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num, UInt8
+from PIL import Image
+
+from dimo_jax.models.inception import IMAGE_SIZE
+
+_THREADS = 8  # Pillow lets go of the interpreter's lock while it resizes
+
+
+def tf1_bilinear(
+    images: Num[Array, "B H W C"] | Num[np.ndarray, "B H W C"], size: int = IMAGE_SIZE
+) -> Float[Array, "B {size} {size} C"]:
+    """Bilinear as TensorFlow 1 does it by default: the resize inside the FID's Inception graph.
+
+    Pixel i of the result lies at i * (old size / new size), without the half pixel of every other
+    library and without antialiasing: large images keep every third or fourth pixel. An image of the
+    wanted size comes back unchanged.
+
+    Args:
+        images: any dtype; uint8 need not be converted first.
+        size: pixels along both sides of the result.
+
+    Returns:
+        float32, on the scale of the input.
+
+    Source: tensorflow/core/kernels/image/resize_bilinear_op.cc with align_corners and
+    half_pixel_centers off.
+    """
+    x = jnp.asarray(images).astype(jnp.float32)
+    left, right, share = _neighbours(x.shape[2], size)
+    share = share[None, None, :, None]
+    x = x[:, :, left] + (x[:, :, right] - x[:, :, left]) * share
+    upper, lower, share = _neighbours(x.shape[1], size)
+    share = share[None, :, None, None]
+    return x[:, upper] + (x[:, lower] - x[:, upper]) * share
+
+
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each new pixel: the old ones before and behind it, and the share of the latter."""
+    # All in float32, as there: in float64 some positions would fall on the other side of a pixel.
+    position = np.arange(new, dtype=np.float32) * np.float32(old / new)
+    before = position.astype(np.int32)
+    return before, np.minimum(before + 1, old - 1), position - before.astype(np.float32)
+
+
+def clean_bicubic(
+    images: UInt8[np.ndarray, "N H W 3"], size: int = IMAGE_SIZE, quantized: bool = False
+) -> Float[np.ndarray, "N {size} {size} 3"]:
+    """Bicubic with antialiasing, by Pillow on the host: clean-fid's mode "clean".
+
+    Args:
+        images: RGB.
+        size: pixels along both sides of the result.
+        quantized: round to whole pixel values, which clean-fid does not; the protocols that resize
+            an ordinary Pillow image do.
+
+    Returns:
+        float32, clipped to 0..255.
+
+    Source: Parmar et al., arXiv 2104.11222.
+    """
+    resize = functools.partial(_quantized if quantized else _unquantized, size=size)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.stack(list(pool.map(resize, images)))
+
+
+def _quantized(image: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "H2 W2 3"]:
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized, np.float32)
+
+
+def _unquantized(image: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "H2 W2 3"]:
+    # Pillow keeps floats in images of one channel only.
+    channels = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
+    resized = [np.asarray(c.resize((size, size), Image.Resampling.BICUBIC)) for c in channels]
+    return np.stack(resized, axis=-1).clip(0, 255)

@@ -1,0 +1,1 @@
+"""One mesh of devices, and where every array lies on it."""

@@ -1,0 +1,355 @@
+"""Many processes as one run: how they start, agree, stop together, and end when one is lost.
+
+JAX's own runtime does the work (jax.distributed). One process for each host, or for each GPU; all
+of them run the same command on the same work directory.
+"""
+
+import ctypes
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax._src.distributed
+import numpy as np
+from jax.experimental import multihost_utils
+
+import dimo_jax
+from dimo_jax.errors import InputError
+
+# A process that is not heard of for that long counts as lost.
+HEARTBEAT_SECONDS = 60
+# The lead may write a report for hours while the others wait; a lost one is noticed before.
+BARRIER_SECONDS = 24 * 3600
+# How long the lead, which the others hear of each other through, outlives its own error.
+GRACE_SECONDS = 3
+# What the errors of a collective, a barrier or the coordination service say of a lost process.
+_LOSS = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|socket closed|heartbeat|coordination service"
+    r"|preempted|barrier|unavailable|another task|peer",
+    re.IGNORECASE,
+)
+
+# Count the calls of `stop_together` and `barrier`, see there.
+_stops, _barriers = itertools.count(1), itertools.count(1)
+
+
+class ProcessLost(Exception):
+    """Another process of the run has ended, so this one cannot go on; the message says where."""
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Joins the other processes of the run; must come before anything that starts JAX's backend.
+
+    Without arguments the environment decides: SLURM, Open MPI, TPU pods and indexed Kubernetes
+    jobs say how many processes they started. Where nothing says so, this one is alone, as it is
+    with num_processes=1, and nothing happens.
+
+    Args:
+        coordinator: host:port of process 0, which all others can reach.
+        num_processes: in all.
+        process_id: of this one, from 0.
+        environ: the environment.
+
+    Raises:
+        InputError: if only some of the three are given, if they contradict each other, or if the
+            processes do not find each other.
+    """
+    if num_processes == 1 and not process_id:
+        return
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value in (None, "")]
+    if len(missing) == len(given):
+        cluster = cluster_of(environ)
+        if cluster is None:
+            return
+        arguments = {"local_device_ids": local_devices(environ)} if cluster == "SLURM" else {}
+        where = f"as {cluster} says"
+    elif missing:
+        raise InputError(
+            f"{' and '.join(missing)} not given; --coordinator, --num_processes and --process_id "
+            "go together"
+        )
+    else:
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"--process_id={process_id} of --num_processes={num_processes}; it runs from 0 to "
+                f"{num_processes - 1}"
+            )
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise InputError(f"--coordinator={coordinator} is not host:port; name both")
+        # Else SLURM's own idea of the local devices would come on top.
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+            "cluster_detection_method": "deactivate",
+        }
+        where = f"as process {process_id} of {num_processes} with {coordinator}"
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=BARRIER_SECONDS,
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"cannot join the other processes {where} ({_first_line(error)}); start all of them "
+            "with the same coordinator, or give --num_processes=1 for one alone"
+        ) from error
+    ctypes.CDLL(None).signal(signal.SIGABRT, _last_words)
+
+
+def cluster_of(environ: Mapping[str, str]) -> str | None:
+    """Which cluster says that this process is one of several, None where it is alone.
+
+    Args:
+        environ: the environment.
+
+    Raises:
+        InputError: if there are several, but nothing says where they are.
+    """
+    # Open MPI before SLURM, as JAX asks them: inside an allocation both have spoken.
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" in environ:
+            return "Open MPI"
+        raise InputError(
+            f"Open MPI started {environ['OMPI_COMM_WORLD_SIZE']} processes, but from version 5 on "
+            "does not say where; give each --coordinator=host:port, --num_processes and "
+            "--process_id"
+        )
+    # Of the step, not of the job: where no srun started this process, nobody started the others.
+    tasks = environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1
+    if int(tasks) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(environ):
+        return "SLURM"
+    hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    if "," in hosts or int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return "TPU"
+    # Set when JAX is imported on a machine with TPU chips; how many hosts there are is then a
+    # matter of the metadata server, which JAX asks.
+    if environ.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in environ:
+        return "TPU"
+    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+        if find_spec("kubernetes"):
+            return "Kubernetes"
+        raise InputError(
+            "this pod belongs to an indexed job, and the package kubernetes, which tells how many "
+            'there are, is missing; pip install "jax[k8s]", or give --coordinator, '
+            "--num_processes and --process_id (--num_processes=1 for one alone)"
+        )
+    return None
+
+
+def local_devices(environ: Mapping[str, str]) -> list[int] | None:
+    """This SLURM task's share of the GPUs that it sees; None leaves it to JAX.
+
+    JAX gives each task the one GPU of its number on the node: with one task a node the other GPUs
+    would idle, and with --gpus-per-task, where each task sees its own GPU as number 0, all but the
+    first would find none.
+
+    Args:
+        environ: the environment.
+    """
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(visible.split(",")) if visible else int(environ.get("SLURM_GPUS_ON_NODE") or 0)
+    # "4(x2),3": four tasks on each of the first two nodes, three on the next.
+    tasks = int(re.match(r"\d*", environ.get("SLURM_STEP_TASKS_PER_NODE", "")).group() or 0)
+    if not count or not tasks:
+        return None
+    if count == 1:
+        return [0]
+    share, rest = divmod(count, tasks)
+    if rest or not share:
+        return None
+    first = int(environ["SLURM_LOCALID"]) * share
+    return list(range(first, first + share))
+
+
+def started() -> bool:
+    """Whether this process has joined others; starts no backend."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_lead() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Returns once all processes have come here, however long one of them takes."""
+    if started():
+        # Between the hosts, as Orbax does it: the public barrier is a collective, which keeps the
+        # devices waiting, and for a limited time. A name serves once.
+        client = jax._src.distributed.global_state.client
+        client.wait_at_barrier(f"dimo_jax {next(_barriers)} {name}", BARRIER_SECONDS * 1000)
+
+
+def lead_first(make: Callable[[], Any]) -> Any:
+    """make() on the lead, then on the others, who find in the work directory what it left there.
+
+    Args:
+        make: a result, the same on every process; it may write what a second call reads.
+    """
+    result = make() if is_lead() else None
+    barrier("lead first")
+    return result if is_lead() else make()
+
+
+def finish() -> None:
+    """Waits at the good end of a command until all processes are there.
+
+    The runtime's own shutdown waits five minutes for the last one, whatever it is told, and then
+    aborts those that waited (jaxlib 0.10); and the lead may have a report to write.
+    """
+    barrier("end")
+
+
+def agree(flag: bool) -> bool:
+    """Whether the flag is set on all processes; each must call."""
+    if not started():
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def assert_same(facts: Mapping[str, Any]) -> None:
+    """Compares what every process believes, such as config, seed and version of the code.
+
+    A number that differs between processes would otherwise make arrays that claim to be replicated
+    and are not, without any error.
+
+    Args:
+        facts: JSON values, nested at will.
+
+    Raises:
+        InputError: on every process, if one of them differs anywhere; all differences are listed.
+    """
+    if not started():
+        return
+    texts = _gather_bytes(json.dumps(facts, sort_keys=True).encode())
+    lead, *others = [_flat(json.loads(text)) for text in texts]
+    lines = []
+    for index, other in enumerate(others, start=1):
+        for name in dict.fromkeys([*lead, *other]):
+            here, there = (json.dumps(x.get(name, "missing")) for x in (other, lead))
+            if here != there:
+                lines.append(f"{name} is {here} on process {index} and {there} on process 0")
+    if lines:
+        raise InputError(
+            f"the {len(texts)} processes do not agree: {'; '.join(lines)}; start all of them with "
+            "the same command and the same version of the code"
+        )
+
+
+def code_version() -> str:
+    """The package's version and a hash of its sources: 0.1.0+ and 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    root = Path(dimo_jax.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return f"{dimo_jax.__version__}+{digest.hexdigest()[:12]}"
+
+
+def stop_together() -> bool:
+    """Whether all processes are to stop at this point, since SIGTERM came to at least one.
+
+    Every process must call it equally often, after every step. JAX's runtime catches the signal
+    (within a second), tells all, and chooses a call that none of them has reached yet.
+    """
+    # Not the step: that begins anew with every stage, and a point once chosen could never come.
+    return started() and multihost_utils.reached_preemption_sync_point(next(_stops))
+
+
+def lost(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that another process of the run is gone."""
+    if not started():
+        return False
+    while error is not None:
+        if isinstance(error, ProcessLost):
+            return True
+        # Whatever else the runtime raises (out of memory, say) is this process's own trouble.
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOSS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe_loss(where: str, error: BaseException) -> str:
+    """One sentence for `ProcessLost`.
+
+    Args:
+        where: what this process was doing, and where it will go on.
+        error: from the runtime.
+    """
+    if isinstance(error, ProcessLost):
+        return str(error)
+    return (
+        f"{where}: another of the {jax.process_count()} processes has ended, and process "
+        f"{jax.process_index()} cannot go on without it ({_first_line(error)}); start all of them "
+        "again with the same command"
+    )
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process at once, without the shutdown in which all wait for each other.
+
+    The others then fail in their next exchange, instead of waiting for one that cannot take part.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_lead():
+        # Its end takes the coordination service away, at which the runtime aborts the others,
+        # before they have said what they found themselves.
+        time.sleep(GRACE_SECONDS)
+    os._exit(status)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _last_words(_number: int) -> None:
+    """Ends a process that JAX's runtime aborts, with a sentence after the runtime's own lines.
+
+    It aborts where the coordination service has lost a process, or is lost itself. Often that comes
+    before any exception: on CPU and GPU a collective may wait for the lost process for ever. The
+    runtime takes a Python callback for this, but cannot call it (std::bad_cast, jaxlib 0.10), and
+    Python's own handlers run in the main thread only, which may be the one that waits.
+    """
+    os.write(
+        2,
+        b"error: JAX's runtime has ended this process, as it does when another process of the run "
+        b"has ended; start all of them again with the same command\n",
+    )
+    os._exit(1)
+
+
+def _gather_bytes(data: bytes) -> list[bytes]:
+    """The bytes of each process, in their order."""
+    lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, lengths, strict=True)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        fields |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return fields
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

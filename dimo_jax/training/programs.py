@@ -1,0 +1,299 @@
+"""The two training steps as programs on a mesh: what runs, what is planned and what is timed.
+
+A program needs shapes only. The trainings feed it arrays, `plan` compiles it for machines that are
+not there, `benchmark` times it: all three look at the same one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from dimo_jax.conditions import labels
+from dimo_jax.data import stream
+from dimo_jax.method import distill, pretrain
+from dimo_jax.models import Network
+from dimo_jax.parallel import mesh
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.training import rng, settings, trees
+
+Config = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One training step, jitted for a mesh.
+
+    Attributes:
+        name: of the stage and of its section in the config.
+        create: params -> the state of step 0, jitted, born sharded.
+        step: (state, teacher, batch) -> (state, metrics), jitted, donating the state; without
+            the teacher where there is none.
+        params: shapes, dtypes and shardings of what `create` takes.
+        state: those of the state.
+        teacher: those of the frozen teacher; None without one.
+        batch: those of a batch.
+        layout: the mesh and its rules.
+    """
+
+    name: str
+    create: Callable[[Any], Any]
+    step: Callable[..., tuple[Any, dict[str, Any]]]
+    params: Any
+    state: Any
+    teacher: Any
+    batch: Any
+    layout: Layout
+
+    def lower(self) -> Any:
+        """The step lowered for its mesh: .compile() gives the program that would run."""
+        fixed = () if self.teacher is None else (self.teacher,)
+        return self.step.lower(self.state, *fixed, self.batch)
+
+
+def pretrain_program(config: Config, network: Network, layout: Layout) -> Program:
+    """The teacher's own training step.
+
+    Args:
+        config: a complete config.
+        network: the teacher's.
+        layout: the mesh and its rules.
+
+    Raises:
+        InputError: if the batch does not divide, or a leaf is covered by no rule.
+    """
+    section, size = config["pretrain"], config["pretrain"]["batch_size"]
+    mesh.check_batch("config.pretrain.batch_size", size, section["parts"], layout.mesh)
+    network = settings.on_mesh(network, config, layout)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    optimizer, rate = settings.optimizer_of(section, section["num_steps"], params)
+    step = pretrain.make_step(
+        _frozen(network.apply, section),
+        optimizer,
+        settings.denoise_settings(section, network.mask_id),
+        dropout=section["dropout"],
+        ema_decay=section["ema_decay"],
+        ema_warmup=section["ema_warmup"],
+        parts=section["parts"],
+    )
+    number = jnp.zeros((size,), jnp.int32)
+    tokens = jnp.zeros((size, network.num_tokens), jnp.int32)
+    batch = pretrain.PretrainBatch(jnp.int32(0), number, tokens, number, number)
+    return _program(
+        "pretrain",
+        config,
+        layout,
+        lambda given: pretrain.create_state(given, optimizer),
+        _with_rates(step, {"teacher_learning_rate": rate}),
+        params,
+        None,
+        _abstract_batch(batch, layout),
+    )
+
+
+def distill_program(
+    config: Config,
+    network: Network,
+    teacher_network: Network,
+    teacher_params: Any,
+    layout: Layout,
+) -> Program:
+    """The Di[M]O step.
+
+    Args:
+        config: a complete config.
+        network: of generator and auxiliary.
+        teacher_network: the teacher's network, usually the same.
+        teacher_params: its parameters, or their shapes.
+        layout: the mesh and its rules.
+
+    Raises:
+        InputError: if the batch does not divide, or a leaf is covered by no rule.
+    """
+    section, size = config["distill"], config["distill"]["batch_size"]
+    mesh.check_batch("config.distill.batch_size", size, section["parts"], layout.mesh)
+    num_steps, updates = section["num_steps"], section["auxiliary"]["updates"]
+    network = settings.on_mesh(network, config, layout)
+    teacher_network = settings.on_mesh(teacher_network, config, layout)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    generator, generator_rate = settings.optimizer_of(section["generator"], num_steps, params)
+    auxiliary, aux_rate = settings.optimizer_of(section["auxiliary"], num_steps * updates, params)
+    step = distill.make_step(
+        _frozen(network.apply, section["generator"]),
+        teacher_network.apply,
+        generator,
+        auxiliary,
+        settings.distill_settings(config, network),
+        apply_auxiliary=_frozen(network.apply, section["auxiliary"]),
+    )
+    rates = {
+        "generator_learning_rate": generator_rate,
+        "aux_learning_rate": lambda number: aux_rate(number * updates),
+    }
+    number, several = jnp.zeros((size,), jnp.int32), jnp.zeros((updates, size), jnp.int32)
+    batch = distill.DistillBatch(jnp.int32(0), number, number, several, number)
+    teacher = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), config["teacher"]["dtype"]), teacher_params
+    )
+    return _program(
+        "distill",
+        config,
+        layout,
+        lambda given: distill.create_state(given, generator, auxiliary),
+        _with_rates(step, rates),
+        params,
+        teacher,
+        _abstract_batch(batch, layout),
+    )
+
+
+def pretrain_batches(
+    config: Config,
+    network: Network,
+    layout: Layout,
+    tokens: Int[np.ndarray, "N L"],
+    classes: Int[np.ndarray, "N"],
+) -> Callable[[int], pretrain.PretrainBatch]:
+    """The batch of every step of the teacher's training.
+
+    Args:
+        config: a complete config.
+        network: the teacher's.
+        layout: the mesh and its rules.
+        tokens: [N, L] the training split, the same on every process.
+        classes: [N] its labels.
+
+    Returns:
+        number of the step -> batch on the mesh, the same whatever the number of processes.
+    """
+    seed, size = config["seed"], config["pretrain"]["batch_size"]
+    constants = mesh.put(
+        (np.arange(size, dtype=np.int32), np.asarray(labels.null(size, network.num_classes))),
+        layout.batch,
+    )
+
+    def batch_of(number: int) -> pretrain.PretrainBatch:
+        chosen = stream.batch_indices(seed, number, size, len(tokens))
+        return pretrain.PretrainBatch(
+            np.int32(seed),
+            constants[0],
+            *mesh.put((tokens[chosen], classes[chosen]), layout.batch),
+            constants[1],
+        )
+
+    return batch_of
+
+
+def distill_batches(
+    config: Config, network: Network, layout: Layout
+) -> Callable[[int], distill.DistillBatch]:
+    """The batch of every distillation step: labels drawn uniformly, nothing else.
+
+    Args:
+        config: a complete config.
+        network: the generator's.
+        layout: the mesh and its rules.
+
+    Returns:
+        number of the step -> batch on the mesh, the same whatever the number of processes.
+    """
+    seed, size = config["seed"], config["distill"]["batch_size"]
+    updates = config["distill"]["auxiliary"]["updates"]
+    index, null = mesh.put(
+        (np.arange(size, dtype=np.int32), np.asarray(labels.null(size, network.num_classes))),
+        layout.batch,
+    )
+
+    def draw(number: Int[Array, ""], index: Int[Array, "B"]) -> tuple[Any, Any]:
+        def of(name: str) -> Any:
+            keys = rng.example_keys(rng.stream_key(seed, name, number), index)
+            return labels.draw(keys, network.num_classes)
+
+        return of("generator_condition"), jnp.stack(
+            [of(f"aux{k}_condition") for k in range(updates)]
+        )
+
+    conditions = jax.jit(draw, out_shardings=(layout.batch, layout.whole))
+
+    def batch_of(number: int) -> distill.DistillBatch:
+        condition, aux_condition = conditions(np.int32(number), index)
+        return distill.DistillBatch(np.int32(seed), index, condition, aux_condition, null)
+
+    return batch_of
+
+
+def _program(
+    name: str,
+    config: Config,
+    layout: Layout,
+    create: Callable[[Any], Any],
+    step: Callable[..., Any],
+    params: Any,
+    teacher: Any,
+    batch: Any,
+) -> Program:
+    state = layout.abstract(jax.eval_shape(create, params))
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    return Program(
+        name,
+        jax.jit(create, out_shardings=placed),
+        jax.jit(
+            step,
+            out_shardings=(placed, layout.whole),
+            donate_argnums=0,
+            compiler_options=_options(config),
+        ),
+        layout.abstract(params),
+        state,
+        None if teacher is None else layout.abstract(teacher),
+        batch,
+        layout,
+    )
+
+
+def _frozen(apply: Callable[..., Any], section: Config) -> Callable[..., Any]:
+    """The network without a gradient for what its optimizer leaves alone: that costs nothing."""
+    patterns = section["optimizer"]["frozen"]
+
+    def run(params: Any, *args: Any, **options: Any) -> Any:
+        stopped = trees.map_named(
+            lambda name, x: jax.lax.stop_gradient(x) if trees.matches(patterns, name) else x,
+            params,
+        )
+        return apply(stopped, *args, **options)
+
+    return run
+
+
+def _abstract_batch(batch: Any, layout: Layout) -> Any:
+    """Shapes and shardings: the seed and what has another leading axis than B are whole."""
+    size = len(batch.index)
+
+    def of(x: Array) -> jax.ShapeDtypeStruct:
+        spread = x.ndim > 0 and x.shape[0] == size
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=layout.batch if spread else layout.whole
+        )
+
+    return jax.tree.map(of, batch)
+
+
+def _options(config: Config) -> dict[str, Any] | None:
+    """XLA's options for a step; another backend than the CPU's does not know these."""
+    if not config["fast_compile"] or jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def _with_rates(step: Callable, rates: Mapping[str, Callable]) -> Callable:
+    """The step with learning rates among its metrics."""
+
+    def run(state: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+        new, values = step(state, *args)
+        return new, {**values, **{name: rate(state.step) for name, rate in rates.items()}}
+
+    return run

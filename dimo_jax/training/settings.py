@@ -1,0 +1,135 @@
+"""From the plain config to the settings objects of method/ and models/: here, and nowhere else."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dimo_jax import models
+from dimo_jax.method import denoise, divergences, masking
+from dimo_jax.method.distill_settings import DistillSettings
+from dimo_jax.method.generate import GeneratorSettings
+from dimo_jax.models import Network
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.training import optimizers
+
+Config = Mapping[str, Any]
+
+
+def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
+    """How a run computes its networks.
+
+    Args:
+        config: a complete config.
+        layout: of the mesh that parameters are divided over; None where they are whole.
+    """
+    divided = layout is not None and layout.mesh.shape["fsdp"] > 1
+    return models.Compute(
+        dtype=config["compute_dtype"],
+        remat=config["remat"],
+        scan_layers=config["scan_layers"],
+        attention=config["attention"],
+        gather=layout.gather if divided else None,
+    )
+
+
+def on_mesh(network: Network, config: Config, layout: Layout) -> Network:
+    """The network as a training step computes it, with parameters that may be divided."""
+    return models.build(network.config, compute_of(config, layout))
+
+
+def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
+    """The network of the section `model` for a tokenizer's sizes."""
+    sizes = {"num_tokens": num_tokens, "codebook_size": codebook_size}
+    classes = {"num_classes": config["data"]["num_classes"]}
+    return network_from({**config["model"], **sizes, **classes}, config)
+
+
+def network_from(model: Config, config: Config) -> Network:
+    """The network of a bundle, as this run computes it.
+
+    Args:
+        model: a bundle's `model`.
+        config: a complete config; how it is computed is the run's choice, not the bundle's.
+    """
+    return models.build(model, compute_of(config))
+
+
+def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:
+    """Settings of masked prediction from `pretrain` or `distill.auxiliary`."""
+    return denoise.DenoiseSettings(
+        mask=masking.MaskSettings(**section["mask"]),
+        mask_id=mask_id,
+        label_smoothing=section["label_smoothing"],
+        condition_drop=section["condition_drop"],
+        positions=section["positions"],
+        reduction=section["reduction"],
+        soft_weight=section.get("soft_weight", 0.0),
+    )
+
+
+def distill_settings(config: Config, network: Network) -> DistillSettings:
+    """Settings of the Di[M]O step from the section `distill`."""
+    section = config["distill"]
+    teacher, auxiliary = section["teacher"], section["auxiliary"]
+    low, high = section["ratio"]
+    return DistillSettings(
+        generator=GeneratorSettings(
+            num_tokens=network.num_tokens,
+            codebook_size=network.codebook_size,
+            mask_id=network.mask_id,
+            ratio_low=low,
+            ratio_high=high,
+            sigma=section["sigma"],
+            temperature=section["temperature"],
+            top_k=section["top_k"],
+            top_p=section["top_p"],
+        ),
+        sigma_schedule=section["sigma_schedule"],
+        sigma_warmup_steps=section["sigma_warmup_steps"],
+        mask=masking.MaskSettings(**section["mask"]),
+        divergence=divergences.by_name(**section["divergence"]),
+        jacobian=section["jacobian"],
+        guidance=section["guidance"],
+        adaptive_guidance=section["adaptive_guidance"],
+        teacher_temperature=teacher["temperature"],
+        teacher_top_k=teacher["top_k"],
+        teacher_top_p=teacher["top_p"],
+        teacher_lowered_by=teacher["lowered_by"],
+        aux_temperature=auxiliary["temperature"],
+        reduction=section["reduction"],
+        weighting=section["weighting"],
+        aux=denoise_settings(auxiliary, network.mask_id),
+        aux_sample=auxiliary["sample"],
+        aux_updates=auxiliary["updates"],
+        teacher_dropout=teacher["dropout"],
+        aux_dropout=auxiliary["dropout"],
+        generator_dropout=section["generator"]["dropout"],
+        ema_decay=section["ema_decay"],
+        ema_warmup=section["ema_warmup"],
+        parts=section["parts"],
+    )
+
+
+def sampler_of(config: Config) -> dict[str, Any]:
+    """The sampler entry of the generator's bundle: what it is sampled with.
+
+    Ratio and sigma must be those of the training. Temperature and truncation are free afterwards:
+    the paper's own best temperature in sampling is not the 1 it trains with (appendix D.1).
+    """
+    section = config["distill"]
+    low, high = section["ratio"]
+    ratio = low if low == high else [low, high]
+    return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"]}
+
+
+def optimizer_of(section: Config, num_steps: int, params: Any) -> tuple[Any, Callable]:
+    """A section's optimizer, and its learning rate as a function of the update.
+
+    Args:
+        section: with the fields of `optimizer` in it.
+        num_steps: updates in all.
+        params: the tree it is for, or its shapes.
+    """
+    fields = section["optimizer"]
+    names = ("learning_rate", "schedule", "warmup_steps")
+    rate = optimizers.learning_rate_schedule(**{n: fields[n] for n in names}, num_steps=num_steps)
+    return optimizers.build(**fields, num_steps=num_steps, params=params), rate

@@ -1,0 +1,55 @@
+"""Signals that ask a run to stop: alone by this process's word, with others by everybody's."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+from dimo_jax.parallel import distributed
+
+
+class StopSignals:
+    """Notes the first SIGTERM or SIGINT instead of dying of it; the second acts as always.
+
+    Among several processes JAX's runtime has SIGTERM, tells the others, and finds a step at which
+    all of them can stop; Python must not take the signal away from it. SIGINT then is passed on
+    to it as SIGTERM.
+
+    Attributes:
+        received: the signal that this process alone obeys, None where there was none.
+        together: whether all processes stop.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self.together = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        """Installs the handlers."""
+        # Python allows handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            many = distributed.started()
+            for number in (signal.SIGINT,) if many else (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._pass_on if many else self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back the handlers that were there."""
+        for number, handler in self._before.items():
+            # None: the handler was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def stop(self) -> bool:
+        """Whether to stop after this step; to be called once after each, by all processes."""
+        self.together = self.together or distributed.stop_together()
+        return self.together or self.received is not None
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.received = number
+        self.__exit__()
+
+    def _pass_on(self, _number: int, _frame: object) -> None:
+        self.__exit__()
+        os.kill(os.getpid(), signal.SIGTERM)
