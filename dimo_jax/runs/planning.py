@@ -1,0 +1,207 @@
+"""What a run would need on machines that are not there, from the program that would run on them."""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dimo_jax import bundles, models, tokenizers
+from dimo_jax import config as configs
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import flops
+from dimo_jax.method import generate
+from dimo_jax.models import Network
+from dimo_jax.parallel import collectives, mesh
+from dimo_jax.parallel.devices import Device
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.samplers import one_step
+from dimo_jax.training import programs, settings
+
+GIB = 2**30
+# Shares of the peak that a step's time is given for: what cannot be beaten, and what is usual.
+_UTILIZATIONS = (1.0, 0.5)
+_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
+
+
+def plan(
+    config: Mapping[str, Any],
+    what: str,
+    layout: Layout,
+    device: Device | None,
+    batch_size: int,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles one program of a run and reads off what it needs.
+
+    Args:
+        config: a complete config.
+        what: "train", the Di[M]O step; "sample", one-step generation.
+        layout: the mesh, of devices that may be absent.
+        device: what one of them can do; None for a CPU.
+        batch_size: images of one call, for "sample".
+        note: is told what is going on.
+
+    Returns:
+        JSON values; see `text` for their meaning.
+    """
+    network = _network(config)
+    parts = {"train": _train, "sample": _sample}[what](config, network, layout, batch_size)
+    jitted, operations, images = parts
+    note(f"lowers the program for {layout.mesh.size} devices")
+    began = time.monotonic()
+    lowered = jitted()
+    note("compiles it, which takes minutes for a TPU")
+    memory, text_of_program, refusal = _compile(lowered)
+    result = {
+        "what": what,
+        "devices": layout.mesh.size,
+        "device": device.name if device else "CPU",
+        "mesh": dict(layout.mesh.shape),
+        "batch_size": images,
+        "compile_seconds": round(time.monotonic() - began, 1),
+        "memory": memory,
+        "hbm_bytes": round(device.hbm_gib * GIB) if device else None,
+        "flops": operations,
+        "collectives_bytes": collectives.bytes_by_kind(text_of_program) if text_of_program else {},
+        "refusal": refusal,
+    }
+    if device:
+        seconds = operations / layout.mesh.size / (device.bf16_tflops * 1e12)
+        result["seconds_at_mfu"] = {str(share): seconds / share for share in _UTILIZATIONS}
+        result["images_per_second_at_mfu"] = {
+            str(share): images * share / seconds for share in _UTILIZATIONS
+        }
+    fits = refusal is None and (device is None or memory["peak_bytes"] <= result["hbm_bytes"])
+    result["fits"] = fits
+    result["advice"] = [] if fits else _advice(config, what, memory, layout)
+    return result
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """A plan for people, a fact on each line."""
+    memory, capacity = result["memory"], result["hbm_bytes"]
+    shape = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
+    lines = [
+        f"{result['what']}: {result['devices']} x {result['device']}, mesh {shape}, "
+        f"{result['batch_size']} images a call",
+    ]
+    if memory:
+        of = f" of {capacity / GIB:.1f}" if capacity else ""
+        lines.append(
+            f"memory of a device, GiB: {memory['peak_bytes'] / GIB:.2f}{of} at the peak; "
+            f"arguments {memory['arguments_bytes'] / GIB:.2f}, "
+            f"temporaries {memory['temporaries_bytes'] / GIB:.2f}, "
+            f"results that are no argument {memory['new_results_bytes'] / GIB:.2f}"
+        )
+    lines.append(f"operations: {result['flops'] / 1e12:.3g} TFLOP a call on all devices together")
+    for share, seconds in result.get("seconds_at_mfu", {}).items():
+        rate = result["images_per_second_at_mfu"][share]
+        lines.append(
+            f"time at {float(share):.0%} of the peak: {seconds * 1e3:.3g} ms, {rate:.4g} images/s"
+        )
+    sent = result["collectives_bytes"]
+    shown = ", ".join(f"{kind} {size / 2**20:.3g}" for kind, size in sent.items()) or "none"
+    lines.append(f"received from other devices in a call, MiB a device: {shown}")
+    verdict = "fits" if result["fits"] else "does not fit"
+    if result["refusal"]:
+        verdict += f" ({result['refusal']})"
+    lines.append(
+        f"verdict: {verdict}" + (": " + "; or ".join(result["advice"]) if result["advice"] else "")
+    )
+    return "\n".join(lines)
+
+
+def _network(config: Mapping[str, Any]) -> Network:
+    """The run's network: of the teacher's bundle where one is named, else of the sizes."""
+    if config["teacher"]["bundle"]:
+        model = bundles.load(config["teacher"]["bundle"], kind="teacher").model
+        return settings.network_from(model, config)
+    section = config["tokenizer"]
+    if section["bundle"]:
+        tokenizer = bundles.load(section["bundle"], kind="tokenizer").build()
+    else:
+        tokenizer = tokenizers.build(configs.without(section, "bundle"))
+    return settings.network_of(config, tokenizer.num_tokens, tokenizer.codebook_size)
+
+
+def _train(
+    config: Mapping[str, Any], network: Network, layout: Layout, _: int
+) -> tuple[Callable[[], Any], int, int]:
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    program = programs.distill_program(config, network, network, params, layout)
+    operations = flops.distill_step(config, network.config, network.config)
+    return program.lower, operations, config["distill"]["batch_size"]
+
+
+def _sample(
+    config: Mapping[str, Any], network: Network, layout: Layout, batch_size: int
+) -> tuple[Callable[[], Any], int, int]:
+    mesh.check_batch("--batch_size", batch_size, 1, layout.mesh)
+    network = models.build(network.config, settings.compute_of(config, layout))
+    sampler = one_step.settings_from(settings.sampler_of(config), network)
+    params = layout.abstract(jax.eval_shape(network.init, jax.random.key(0)))
+    index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=layout.batch)
+
+    def draw(given: Any, number: jax.Array, condition: jax.Array) -> jax.Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), number)
+        return generate.generate(network.apply, given, keys, condition, sampler)
+
+    jitted = jax.jit(draw, out_shardings=layout.batch)
+    operations = batch_size * flops.forward(network.config)
+    return lambda: jitted.lower(params, index, index), operations, batch_size
+
+
+def _compile(lowered: Any) -> tuple[dict[str, int], str, str | None]:
+    """Memory and text of the compiled program; or why the compiler refused."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _OUT_OF_MEMORY.search(str(error))
+        if not found:
+            raise InputError(
+                f"the program does not compile: {str(error).splitlines()[0][:300]}"
+            ) from error
+        scale = {"K": 2**10, "M": 2**20, "G": 2**30}
+        used = round(float(found[1]) * scale[found[2]])
+        memory = {
+            "arguments_bytes": 0, "temporaries_bytes": 0, "new_results_bytes": 0,
+            "peak_bytes": used,
+        }  # fmt: skip
+        return memory, "", f"the compiler found {found[1]}{found[2]} for {found[3]}{found[4]}"
+    stats = compiled.memory_analysis()
+    new_results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    memory = {
+        "arguments_bytes": stats.argument_size_in_bytes,
+        "temporaries_bytes": stats.temp_size_in_bytes,
+        "new_results_bytes": new_results,
+        "peak_bytes": stats.argument_size_in_bytes
+        + stats.temp_size_in_bytes
+        + new_results
+        + stats.generated_code_size_in_bytes,
+    }
+    return memory, compiled.as_text(), None
+
+
+def _advice(
+    config: Mapping[str, Any], what: str, memory: Mapping[str, int], layout: Layout
+) -> list[str]:
+    """Settings that need less, the ones that cost least first."""
+    smaller = []
+    if what == "sample":
+        smaller.append("give a smaller --batch_size")
+    if what == "train" and config["remat"] != "full":
+        smaller.append("--config.remat=full")
+    if (
+        what == "train"
+        and config["distill"]["batch_size"] % (2 * layout.mesh.size * config["distill"]["parts"])
+        == 0
+    ):
+        smaller.append(f"--config.distill.parts={2 * config['distill']['parts']}")
+    if what == "train" and config["teacher"]["dtype"] == "float32":
+        smaller.append("--config.teacher.dtype=bfloat16")
+    if layout.mesh.shape["data"] > 1:
+        smaller.append("a larger --config.mesh.fsdp, which divides parameters and moments")
+    return smaller or ["more devices, or ones with more memory"]

@@ -1,0 +1,103 @@
+"""Plans for machines that are not there, by the command itself."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import pytest
+from command_line import command, finish
+
+from dimo_jax import models
+from dimo_jax.errors import InputError
+from dimo_jax.parallel import topologies
+from dimo_jax.training import trees
+
+has_libtpu = importlib.util.find_spec("libtpu") is not None
+CONFIG = "--config=configs/imagenet.py:smoke"
+# The smoke run's network, written out.
+MODEL = {"name": "maskgit", "num_tokens": 64, "codebook_size": 1024, "num_classes": 1000}
+MODEL |= {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 128, "dropout": 0.1}
+MODEL |= {"predict_mask_id": True}
+
+
+def plan(tmp_path, *arguments, optimized=False):
+    output = tmp_path / "plan.json"
+    started = command("plan", CONFIG, f"--output={output}", *arguments, optimized=optimized)
+    text, _ = finish(started)
+    return json.loads(output.read_text()), text
+
+
+def test_a_plan_for_cpus(tmp_path):
+    found, text = plan(tmp_path, "--topology=cpu:2", "--what=sample", "--batch_size=4")
+    assert found["fits"] and found["hbm_bytes"] is None and found["devices"] == 2
+    assert found["memory"]["arguments_bytes"] > 4 * 300_000
+    assert "verdict: fits" in text and "mesh data 2 x fsdp 1" in text
+
+
+@pytest.mark.skipif(not has_libtpu, reason="the wheel libtpu is not installed")
+def test_the_step_on_a_tpu_slice_sends_what_fsdp_must(tmp_path):
+    """Every network gathered once for each parameter set it is run with, gradients scattered."""
+    found, text = plan(
+        tmp_path,
+        "--topology=v5e:2x2",
+        "--config.mesh.data=1",
+        "--config.mesh.fsdp=4",
+        "--config.mesh.min_shard_elements=1000",
+        optimized=True,
+    )
+    shapes = trees.named_leaves(jax.eval_shape(models.build(MODEL).init, jax.random.key(0)))
+    divided = {
+        name: math.prod(x.shape)
+        for name, x in shapes.items()
+        if x.ndim > 1 and math.prod(x.shape) >= 1000 and not name.endswith("bias")
+    }
+    frozen = sum(n for name, n in divided.items() if name.endswith("embedding"))
+    in_bfloat16 = 2 * sum(divided.values())
+    # The generator before and after its update (what is frozen is the same), the teacher, the
+    # auxiliary; and two gradients, of what is not frozen.
+    trained = in_bfloat16 - 2 * frozen
+    minimum = 3 / 4 * (3 * in_bfloat16 + trained + 2 * trained)
+    sent = found["collectives_bytes"]
+    assert 0.95 * minimum < sum(sent.values()) < 1.2 * minimum
+    # Nothing is whole by accident: six float32 copies in the state and the teacher, a moment pair
+    # for each of two networks of what is trained.
+    whole = sum(math.prod(x.shape) for x in shapes.values())
+    copies = 4 * (4 * whole + 4 * (whole - frozen))
+    assert found["memory"]["arguments_bytes"] < 0.4 * copies
+    assert found["fits"] and found["hbm_bytes"] == 16 * 2**30
+    assert found["seconds_at_mfu"]["1.0"] * 197e12 * 4 == pytest.approx(found["flops"])
+    for words in ("4 x TPU v5e", "all-gather", "TFLOP", "images/s", "verdict: fits"):
+        assert words in text
+
+
+@pytest.mark.skipif(not has_libtpu, reason="the wheel libtpu is not installed")
+@pytest.mark.parametrize("flag", ["--topology=v5e:3x3", "--topology=v6e:7x9"])
+def test_a_slice_that_is_none_is_refused(flag):
+    _, err = finish(command("plan", CONFIG, flag), status=2)
+    assert "is no slice that there is" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology=v9:2x2"], "--topology=v9:2x2 is none of v4:2x2x1, v5e:4x4"),
+        (["--topology=cpu:3"], "config.distill.batch_size=4 does not divide by 3 devices"),
+        (["--topology=cpu:2", "--config.mesh.fsdp=3"], "do not make up the 2 devices"),
+        (["--topology=cpu:2", "--config.mesh.fsdb=3"], "fsdp"),
+    ],
+)
+def test_wrong_flags_get_one_sentence(arguments, words):
+    _, err = finish(command("plan", CONFIG, *arguments), status=2)
+    assert words in err and "Traceback" not in err
+
+
+def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
+    def missing(**_):
+        raise RuntimeError("libtpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
+    for name in topologies._ENVIRONMENT:
+        monkeypatch.setenv(name, "")
+    with pytest.raises(InputError, match="pip install -e '.\\[tpu\\]'"):
+        topologies.find("v5e:4x4")
