@@ -1,8 +1,8 @@
 """What a pickle of torch.save holds, read without unpickling: nothing that a file asks for is run.
 
 pickletools.genops cuts the bytes into opcodes; the machine below acts on those that build plain
-data and tensors. A class or function is only a name, looked up in the tables of this file: no module
-is imported for it, no attribute set or fetched. Python's own Unpickler, restricted by find_class,
+data and tensors. A class or function is only a name, looked up in this file's tables: no module is
+imported for it, no attribute set or fetched. Python's own Unpickler, restricted by find_class,
 would still set attributes, grow its memo to any index, and crash on a deep tuple (Python 3.11).
 """
 

@@ -1,0 +1,166 @@
+"""How fast a config's training step is on this machine.
+
+The weights are those of the bundles that the config names, else random: no time depends on them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dimo_jax import bundles, tokenizers
+from dimo_jax import config as configs
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import flops, timing
+from dimo_jax.models import Network
+from dimo_jax.parallel import mesh, sharding
+from dimo_jax.tokenizers import Tokenizer
+from dimo_jax.training import programs, settings
+
+Config = Mapping[str, Any]
+Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """How everything is timed.
+
+    Attributes:
+        repetitions: that count.
+        warmup: before them.
+        calls: training steps in a repetition, between two waits of the host.
+        peak_tflops: of one device, for MFU; None: none is stated, and there is no MFU.
+        note: takes a line about what is going on.
+        profile: a folder for a trace of some more training steps; empty: none.
+    """
+
+    repetitions: int
+    warmup: int
+    calls: int
+    peak_tflops: float | int | None
+    note: Callable[[str], None]
+    profile: str = ""
+
+    def time(self, call: Callable[[], Any], calls: int = 1) -> timing.Times:
+        """Seconds of a call."""
+        return timing.measure(call, repetitions=self.repetitions, warmup=self.warmup, calls=calls)
+
+    def rates(self, operations: int, seconds: float, num_devices: int) -> Result:
+        """Model operations a second, of all devices together; MFU is their share of the peak."""
+        tflops = operations / seconds / 1e12
+        peak = self.peak_tflops and self.peak_tflops * num_devices
+        return {
+            "model_tflop": operations / 1e12,
+            "model_tflop_per_second": tflops,
+            "mfu": tflops / peak if peak else None,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What is timed. Parameters are None where no bundle is named."""
+
+    network: Network
+    params: Any
+    tokenizer: Tokenizer
+    tokenizer_params: Any
+
+    def make_params(self, seed: int, shardings: Any) -> Any:
+        """The network's parameters on the devices, as `shardings` (one, or a tree) says."""
+        return _placed(self.params, self.network.init, seed, shardings)
+
+    def make_tokenizer_params(self, seed: int, shardings: Any) -> Any:
+        """The tokenizer's."""
+        return _placed(self.tokenizer_params, self.tokenizer.init, seed, shardings)
+
+
+def _placed(params: Any, init: Callable[..., Any], seed: int, shardings: Any) -> Any:
+    if params is None:
+        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    return mesh.put(params, shardings)
+
+
+def open_models(config: Config) -> Models:
+    """The network and the tokenizer that a config describes or names.
+
+    Raises:
+        InputError: if a bundle cannot be read, or the two do not belong together.
+    """
+    if config["data"]["name"] == "joint":
+        raise InputError("config.data.name is joint, which has no images; give a config of images")
+    section, path = config["tokenizer"], config["teacher"]["bundle"]
+    teacher = bundles.load(path, kind="teacher") if path else None
+    tokenizer_params = None
+    if section["bundle"]:
+        bundle = bundles.load_tokenizer(section["bundle"], teacher)
+        tokenizer, tokenizer_params = bundle.build(), bundle.params
+    else:
+        tokenizer = tokenizers.build(configs.without(section, "bundle"))
+    sizes = (tokenizer.num_tokens, tokenizer.codebook_size)
+    if teacher is None:
+        return Models(settings.network_of(config, *sizes), None, tokenizer, tokenizer_params)
+    found = (teacher.model["num_tokens"], teacher.model["codebook_size"])
+    if found != sizes:
+        raise InputError(
+            f"config.teacher.bundle={path} has {found[0]} tokens of {found[1]} codes, the "
+            f"tokenizer {sizes[0]} of {sizes[1]}; set config.tokenizer to match"
+        )
+    network = settings.network_from(teacher.model, config)
+    return Models(network, teacher.params, tokenizer, tokenizer_params)
+
+
+def train(config: Config, models: Models, clock: Clock) -> Result:
+    """The distillation step with its batch, as the training runs it.
+
+    Args:
+        config: a complete config; distill.batch_size is that of all devices together.
+        models: of that config.
+        clock: how it is timed.
+
+    Raises:
+        InputError: if the batch does not divide, or what was timed computes no finite numbers.
+    """
+    network, layout = models.network, sharding.layout(config["mesh"])
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    program = programs.distill_program(config, network, network, shapes, layout)
+    size = config["distill"]["batch_size"]
+    clock.note(f"compiles the step, batch {size}")
+    step, compilation = timing.compiled(program.lower)
+    clock.note(f"compiled in {compilation['compile_seconds']:.1f} s")
+    start = models.make_params(config["seed"], layout.of(program.params))
+    teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), start, program.teacher)
+    state, values = program.create(start), {}
+    del start  # the training holds it no longer either
+    batch_of, number = programs.distill_batches(config, network, layout), 0
+
+    def call() -> Any:
+        nonlocal state, values, number
+        state, values = step(state, teacher, batch_of(number))
+        number += 1
+        return state, values
+
+    times = clock.time(call, clock.calls)
+    with timing.profiled(clock.profile):
+        if clock.profile:
+            clock.time(call, clock.calls)
+    if not np.isfinite(float(values["divergence"])):
+        raise InputError(
+            f"the timed step has a divergence of {float(values['divergence'])}; what it computes "
+            "is no training, so correct config.distill or the teacher"
+        )
+    operations = flops.distill_step(config, network.config, network.config)
+    return {
+        "batch_size": size,
+        "parts": config["distill"]["parts"],
+        "mesh": dict(layout.mesh.shape),
+        "passes": flops.distill_passes(config),
+        **compilation,
+        "step_seconds": times.report(),
+        "steps_per_repetition": clock.calls,
+        "images_per_second": size / times.median,
+        **clock.rates(operations, times.median, layout.mesh.size),
+        "program": timing.program_memory(step),
+        **timing.peak_memory(jax.local_devices()),
+    }
