@@ -41,12 +41,16 @@ def get_config(variant: str = "gray"):
     # One sample for both networks: a quarter cheaper than a fresh one, and no worse at this size.
     distill.auxiliary.sample = "reuse"
     # An auxiliary four times as fast as the generator: one as slow diverges here.
-    distill.generator.optimizer.update(
-        name="muon", learning_rate=1.3e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
-    )
-    distill.auxiliary.optimizer.update(
-        name="muon", learning_rate=5.5e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
-    )
+    shared = {"schedule": "cosine", "warmup_steps": 50, "beta1": 0.5, "beta2": 0.99}
+    optimizers = distill.generator.optimizer, distill.auxiliary.optimizer
+    if variant == "gray":
+        for optimizer, rate in zip(optimizers, (1.3e-3, 5.5e-3), strict=True):
+            optimizer.update(name="muon", learning_rate=rate, **shared)
+    else:
+        # A quarter of the tokens at a quarter of the cost: there is time for three times as many.
+        distill.update(num_steps=3000, batch_size=64)
+        for optimizer, rate in zip(optimizers, (5e-4, 2e-3), strict=True):
+            optimizer.update(learning_rate=rate, **shared)
     # Lowers the feature distance by a tenth against 1.0; from 0.6 on nothing is gained.
     config.sampler.temperature = 0.7
 
