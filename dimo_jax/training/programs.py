@@ -270,16 +270,15 @@ def _frozen(apply: Callable[..., Any], section: Config) -> Callable[..., Any]:
 
 
 def _abstract_batch(batch: Any, layout: Layout) -> Any:
-    """Shapes and shardings: the seed and what has another leading axis than B are whole."""
-    size = len(batch.index)
+    """Shapes and shardings: what has no leading axis B (seed, aux_condition) is whole."""
 
-    def of(x: Array) -> jax.ShapeDtypeStruct:
-        spread = x.ndim > 0 and x.shape[0] == size
+    def of(name: str, x: Array) -> jax.ShapeDtypeStruct:
+        spread = x.ndim > 0 and not name.startswith("aux_condition")
         return jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=layout.batch if spread else layout.whole
         )
 
-    return jax.tree.map(of, batch)
+    return trees.map_named(of, batch)
 
 
 def _options(config: Config) -> dict[str, Any] | None:

@@ -139,6 +139,17 @@ def test_a_teacher_kept_in_bfloat16_is_half_as_large():
     assert {str(x.dtype) for x in jax.tree.leaves(program.state.generator)} == {"float32"}
 
 
+def test_as_many_updates_as_examples_are_told_apart():
+    config = tiny(**{"distill.batch_size": 2, "distill.auxiliary.updates": 2})
+    network = network_of(config)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    layout = layout_of(config, 2, 1)
+    batch = programs.distill_program(config, network, network, shapes, layout).batch
+    assert batch.aux_condition.sharding == layout.whole
+    assert batch.condition.sharding == batch.index.sharding == layout.batch
+    assert batch.seed.sharding == layout.whole
+
+
 def test_a_batch_that_does_not_divide_stops_before_anything_is_compiled():
     config = tiny(**{"distill.batch_size": 12, "pretrain.batch_size": 12})
     layout, network = layout_of(config, 4, 2), network_of(config)
