@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,12 @@ def run(*words, status=0, **options):
     return (out, err) if status else out
 
 
+def _heeds_signals():
+    # In the background or under nohup the tests ignore these, and so would what they start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*words, script_folder=LAUNCH, **options):
     first, *rest = map(str, words)
     if first in SCRIPTS:
@@ -76,6 +83,7 @@ def start(*words, script_folder=LAUNCH, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heeds_signals,
         **options,
     )
     atexit.register(process.kill)  # where a test failed before its end; else it does nothing
