@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -65,10 +64,14 @@ def run(*words, status=0, **options):
     return (out, err) if status else out
 
 
-def _heeds_signals():
-    # In the background or under nohup the tests ignore these, and so would what they start.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+# In the background or under nohup the tests ignore these, and so would what they start. Not a
+# preexec_fn: that forks this process, which JAX, once it runs, warns of.
+_HEEDING_SIGNALS = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def start(*words, script_folder=LAUNCH, **options):
@@ -78,12 +81,11 @@ def start(*words, script_folder=LAUNCH, **options):
     else:
         first = [first]
     process = subprocess.Popen(
-        [*first, *rest],
+        [sys.executable, "-SEc", _HEEDING_SIGNALS, *first, *rest],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_heeds_signals,
         **options,
     )
     atexit.register(process.kill)  # where a test failed before its end; else it does nothing
