@@ -35,6 +35,28 @@ def test_a_plan_for_cpus(tmp_path):
     assert "verdict: fits" in text and "mesh data 2 x fsdp 1" in text
 
 
+def test_a_plan_for_the_teachers_sampler_counts_every_step(tmp_path):
+    shapes = jax.eval_shape(models.build(MODEL).init, jax.random.key(0))
+    kernels = [x for n, x in trees.named_leaves(shapes).items() if n.endswith("kernel")]
+    found, _ = plan(
+        tmp_path,
+        *("--topology=cpu:2", "--what=teacher_sample", "--batch_size=4", "--steps=3"),
+        *("--guidance=2", "--config.mesh.data=1", "--config.mesh.fsdp=2"),
+        "--config.mesh.min_shard_elements=1000",
+    )
+    assert found["fits"] and found["what"] == "teacher_sample"
+    # Three steps with two branches: 65 positions through all kernels and the tied output of 1024
+    # codes; attention's own products come on top.
+    weights = sum(math.prod(x.shape) for x in kernels) + 1024 * 64
+    operations = 3 * 2 * 4 * 65 * 2 * weights
+    assert operations < found["flops"] < 1.2 * operations
+    # In each step each kernel is gathered: half of it comes from the other device, in bfloat16 or
+    # in float32.
+    received = sum(found["collectives_bytes"].values())
+    sizes = sum(math.prod(x.shape) for x in kernels if math.prod(x.shape) >= 1000)
+    assert 3 * sizes <= received < 3 * 4 * sizes
+
+
 @pytest.mark.skipif(not has_libtpu, reason="the wheel libtpu is not installed")
 def test_the_step_on_a_tpu_slice_sends_what_fsdp_must(tmp_path):
     """Every network gathered once for each parameter set it is run with, gradients scattered."""

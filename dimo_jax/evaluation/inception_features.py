@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import resize
 from dimo_jax.models.inception import OUTPUTS, Inception
+from dimo_jax.parallel import mesh
 
 # What is done on the host; on the device TensorFlow's bilinear follows, which leaves images alone
 # that have the wanted size already.
@@ -55,10 +56,9 @@ class InceptionFeatures:
                 f"there is no output {wrong} or no resizer {resizer!r} of Inception; outputs are "
                 f"{', '.join(OUTPUTS)}, resizers {', '.join(RESIZERS)}"
             )
-        devices = jax.local_devices()
-        mesh = Mesh(np.array(devices if batch_size % len(devices) == 0 else devices[:1]), "data")
-        self._spread = NamedSharding(mesh, PartitionSpec("data"))
-        self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        devices = mesh.of_this_process(batch_size)
+        self._spread = NamedSharding(devices, PartitionSpec("data"))
+        self._params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
         self._prepare, self._batch_size = RESIZERS[resizer], batch_size
 
         def features(params: Any, images: jax.Array) -> dict[str, jax.Array]:

@@ -73,6 +73,17 @@ def build(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> 
     return Mesh(grid, AXES)
 
 
+def of_this_process(batch_size: int) -> Mesh:
+    """The mesh ("data",) of a batch that this process works on alone, as in sampling.
+
+    Args:
+        batch_size: examples. They are spread over this process's devices where those divide the
+            batch, else they go to the first.
+    """
+    devices = jax.local_devices()
+    return Mesh(np.array(devices if batch_size % len(devices) == 0 else devices[:1]), "data")
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,13 +17,30 @@ from dimo_jax.models import Network
 from dimo_jax.parallel import collectives, mesh
 from dimo_jax.parallel.devices import Device
 from dimo_jax.parallel.sharding import Layout
+from dimo_jax.runs.decoding import teacher_decoding
 from dimo_jax.samplers import one_step
-from dimo_jax.training import programs, settings
+from dimo_jax.training import programs, rng, settings
 
 GIB = 2**30
+# What lowers a program, its floating-point operations, and the images of a call.
+Program = tuple[Callable[[], Any], int, int]
 # Shares of the peak that a step's time is given for: what cannot be beaten, and what is usual.
 _UTILIZATIONS = (1.0, 0.5)
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
+
+
+class Sampling(NamedTuple):
+    """What a sampler is asked for.
+
+    Attributes:
+        batch_size: images of one call.
+        num_steps: of a teacher's sampler.
+        guidance: of a teacher's sampler; None: the config's.
+    """
+
+    batch_size: int = 64
+    num_steps: int = 8
+    guidance: float | None = None
 
 
 def plan(
@@ -31,28 +48,27 @@ def plan(
     what: str,
     layout: Layout,
     device: Device | None,
-    batch_size: int,
+    sampling: Sampling,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Compiles one program of a run and reads off what it needs.
 
     Args:
         config: a complete config.
-        what: "train", the Di[M]O step; "sample", one-step generation.
+        what: a key of PROGRAMS.
         layout: the mesh, of devices that may be absent.
         device: what one of them can do; None for a CPU.
-        batch_size: images of one call, for "sample".
+        sampling: for what is no training.
         note: is told what is going on.
 
     Returns:
         JSON values; see `text` for their meaning.
     """
     network = _network(config)
-    parts = {"train": _train, "sample": _sample}[what](config, network, layout, batch_size)
-    jitted, operations, images = parts
+    lower, operations, images = PROGRAMS[what](config, network, layout, sampling)
     note(f"lowers the program for {layout.mesh.size} devices")
     began = time.monotonic()
-    lowered = jitted()
+    lowered = lower()
     note("compiles it, which takes minutes for a TPU")
     memory, text_of_program, refusal = _compile(lowered)
     result = {
@@ -127,9 +143,7 @@ def _network(config: Mapping[str, Any]) -> Network:
     return settings.network_of(config, tokenizer.num_tokens, tokenizer.codebook_size)
 
 
-def _train(
-    config: Mapping[str, Any], network: Network, layout: Layout, _: int
-) -> tuple[Callable[[], Any], int, int]:
+def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampling) -> Program:
     params = jax.eval_shape(network.init, jax.random.key(0))
     program = programs.distill_program(config, network, network, params, layout)
     operations = flops.distill_step(config, network.config, network.config)
@@ -137,21 +151,58 @@ def _train(
 
 
 def _sample(
-    config: Mapping[str, Any], network: Network, layout: Layout, batch_size: int
-) -> tuple[Callable[[], Any], int, int]:
-    mesh.check_batch("--batch_size", batch_size, 1, layout.mesh)
-    network = models.build(network.config, settings.compute_of(config, layout))
+    config: Mapping[str, Any], network: Network, layout: Layout, sampling: Sampling
+) -> Program:
+    network, params, index = _sampler_inputs(config, network, layout, sampling.batch_size)
     sampler = one_step.settings_from(settings.sampler_of(config), network)
-    params = layout.abstract(jax.eval_shape(network.init, jax.random.key(0)))
-    index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=layout.batch)
 
     def draw(given: Any, number: jax.Array, condition: jax.Array) -> jax.Array:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), number)
+        keys = rng.example_keys(jax.random.key(0), number)
         return generate.generate(network.apply, given, keys, condition, sampler)
 
     jitted = jax.jit(draw, out_shardings=layout.batch)
-    operations = batch_size * flops.forward(network.config)
-    return lambda: jitted.lower(params, index, index), operations, batch_size
+    operations = sampling.batch_size * flops.forward(network.config)
+    return lambda: jitted.lower(params, index, index), operations, sampling.batch_size
+
+
+def _teacher_sample(
+    config: Mapping[str, Any], network: Network, layout: Layout, sampling: Sampling
+) -> Program:
+    network, params, index = _sampler_inputs(config, network, layout, sampling.batch_size)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, config["teacher"]["dtype"], sharding=x.sharding),
+        params,
+    )
+    decoding = teacher_decoding(config, network, [sampling.num_steps], sampling.guidance)
+    # Constants, not arguments: the program's text then says how often its loop runs.
+    leaves = jax.tree.leaves(decoding.plans[0])
+
+    def draw(given: Any, number: jax.Array, labels: jax.Array, null: jax.Array) -> jax.Array:
+        keys = rng.example_keys(jax.random.key(0), number)
+        return decoding.tokens(given, keys, labels, null, *leaves)
+
+    jitted = jax.jit(draw, out_shardings=layout.batch)
+    guided = decoding.guidance != 1
+    operations = flops.decoding(network.config, sampling.num_steps, guided)
+    return (
+        lambda: jitted.lower(params, index, index, index),
+        sampling.batch_size * operations,
+        sampling.batch_size,
+    )
+
+
+def _sampler_inputs(
+    config: Mapping[str, Any], network: Network, layout: Layout, batch_size: int
+) -> tuple[Network, Any, jax.ShapeDtypeStruct]:
+    """The network as it computes on the mesh, and the shapes of parameters and labels there."""
+    mesh.check_batch("--batch_size", batch_size, 1, layout.mesh)
+    network = models.build(network.config, settings.compute_of(config, layout))
+    params = layout.abstract(jax.eval_shape(network.init, jax.random.key(0)))
+    return network, params, jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=layout.batch)
+
+
+# The Di[M]O step, one-step generation, the teacher by the sampler of its authors.
+PROGRAMS = {"train": _train, "sample": _sample, "teacher_sample": _teacher_sample}
 
 
 def _compile(lowered: Any) -> tuple[dict[str, int], str, str | None]:
@@ -190,7 +241,7 @@ def _advice(
 ) -> list[str]:
     """Settings that need less, the ones that cost least first."""
     smaller = []
-    if what == "sample":
+    if what != "train":
         smaller.append("give a smaller --batch_size")
     if what == "train" and config["remat"] != "full":
         smaller.append("--config.remat=full")

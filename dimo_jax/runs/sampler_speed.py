@@ -11,18 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dimo_jax import samplers
-from dimo_jax.errors import InputError
 from dimo_jax.evaluation import flops, timing
 from dimo_jax.method import generate
+from dimo_jax.parallel import mesh
+from dimo_jax.runs.decoding import teacher_decoding
 from dimo_jax.runs.speed import Clock, Config, Models, Result
-from dimo_jax.samplers import google, halton, maskgit, one_step
+from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, settings
-
-# The samplers of the networks' authors (samplers.DEFAULTS).
-_DECODINGS = {"google": google, "halton": halton, "maskgit": maskgit}
 
 
 class _Batch:
@@ -40,9 +37,9 @@ class _Batch:
     """
 
     def __init__(self, config: Config, models: Models, clock: Clock, size: int):
-        local, seed, network = jax.local_devices(), config["seed"], models.network
-        self.devices = local if size % len(local) == 0 else local[:1]
-        grid = Mesh(np.array(self.devices), "data")
+        seed, network = config["seed"], models.network
+        grid = mesh.of_this_process(size)
+        self.devices = list(grid.devices.flat)
         self.whole = NamedSharding(grid, PartitionSpec())
         numbers = np.arange(size, dtype=np.int32)
         codes = np.random.default_rng(seed).integers(
@@ -158,34 +155,7 @@ def teacher_sample(
         InputError: guidance without a null class, or steps that the sampler does not take.
     """
     network, results = models.network, []
-    name = samplers.DEFAULTS.get(network.config["name"], "maskgit")
-    if guidance is None:
-        guidance = config["distill"]["guidance"] if network.has_null else 1.0
-    if guidance != 1 and not network.has_null:
-        raise InputError(
-            f"the network {network.config['name']} has no null class, which guidance needs; give "
-            "--guidance=1"
-        )
-    takes_null = name != "google"
-    extra = {"guidance": float(guidance)} if takes_null else {}
-    every = [samplers.SAMPLERS[name].settings(num_steps=number, **extra) for number in steps]
-    plans = [_DECODINGS[name].make_plan(chosen, network.num_tokens) for chosen in every]
-    # As leaves: where types are checked, what the compiler puts in their place makes no Plan.
-    form = jax.tree.structure(plans[0])
-
-    def tokens(params: Any, keys: Any, labels: Any, null: Any, *leaves: Any) -> Any:
-        conditions = (labels, null) if takes_null else (labels,)
-        return _DECODINGS[name].decode(
-            network.apply,
-            params,
-            keys,
-            *conditions,
-            every[0],
-            network.num_tokens,
-            network.mask_id,
-            jax.tree.unflatten(form, leaves),
-        )
-
+    decoding = teacher_decoding(config, network, steps, guidance)
     for size in sizes:
         batch = _Batch(config, models, clock, size)
         params = jax.tree.map(
@@ -193,9 +163,12 @@ def teacher_sample(
             models.make_params(config["seed"], batch.whole),
         )
         null = jax.device_put(np.full(size, network.num_classes, np.int32), batch.labels.sharding)
-        inputs, placed = (batch.keys, batch.labels, null), jax.device_put(plans, batch.whole)
+        inputs = (batch.keys, batch.labels, null)
+        placed = jax.device_put(decoding.plans, batch.whole)
         # The plan is an argument: all numbers of steps share one program.
-        sampler = batch.compiled("sampler", tokens, (params,), *inputs, *jax.tree.leaves(placed[0]))
+        sampler = batch.compiled(
+            "sampler", decoding.tokens, (params,), *inputs, *jax.tree.leaves(placed[0])
+        )
         decoder = clock.time(lambda b=batch: b.decoder(b.tokens))
         for plan in placed:
             draw = lambda s=sampler, i=inputs, p=plan: s(*i, *jax.tree.leaves(p))  # noqa: E731
@@ -205,8 +178,11 @@ def teacher_sample(
                 "decoder": decoder,
             }
             number = int(plan.num_steps)
-            operations = size * flops.decoding(network.config, number, guidance != 1)
-            found = {"sampler": name, "num_steps": number, "guidance": guidance}
+            guided = decoding.guidance != 1
+            operations = size * flops.decoding(network.config, number, guided)
+            found = {
+                "sampler": decoding.name, "num_steps": number, "guidance": decoding.guidance
+            }  # fmt: skip
             results.append(found | batch.result(times, "tokens", operations))
     return results
 

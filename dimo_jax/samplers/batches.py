@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from dimo_jax.parallel import mesh
 from dimo_jax.training import rng
 
 
@@ -40,14 +41,10 @@ def in_batches(
         What `sample` returns, as NumPy arrays with a leading axis N.
     """
     num = len(jax.tree.leaves(condition)[0])
-    devices = jax.local_devices()
     # Each process draws its own images: they are spread over its own devices only.
-    spread = NamedSharding(Mesh(np.array(devices), "data"), PartitionSpec("data"))
-    place = (
-        functools.partial(jax.device_put, device=spread)
-        if (len(devices) > 1 and batch_size % len(devices) == 0)
-        else (lambda x: x)
-    )
+    spread = NamedSharding(mesh.of_this_process(batch_size), PartitionSpec("data"))
+    # On one device the arrays lie where they belong already.
+    place = functools.partial(jax.device_put, device=spread) if spread.num_devices > 1 else tuple
     parts = []
     for start in range(0, num, batch_size):
         # The last batch repeats the last image instead of tracing another shape.

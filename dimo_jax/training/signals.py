@@ -3,13 +3,18 @@
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 from dimo_jax.parallel import distributed
 
+# A signal that follows another within that time is taken for its repetition: SLURM's scancel sends
+# a job's steps and its batch script one each, and both reach the program.
+REPETITION_SECONDS = 1.0
+
 
 class StopSignals:
-    """Notes the first SIGTERM or SIGINT instead of dying of it; the second acts as always.
+    """Notes the first SIGTERM or SIGINT instead of dying of it; a later second acts as always.
 
     Among several processes JAX's runtime has SIGTERM, tells the others, and finds a step at which
     all of them can stop; Python must not take the signal away from it. SIGINT then is passed on
@@ -23,6 +28,7 @@ class StopSignals:
     def __init__(self):
         self.received: int | None = None
         self.together = False
+        self._noted_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -47,8 +53,12 @@ class StopSignals:
         return self.together or self.received is not None
 
     def _note(self, number: int, _frame: object) -> None:
-        self.received = number
-        self.__exit__()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._noted_at = number, now
+        elif now - self._noted_at > REPETITION_SECONDS:
+            self.__exit__()
+            os.kill(os.getpid(), number)
 
     def _pass_on(self, _number: int, _frame: object) -> None:
         self.__exit__()

@@ -13,6 +13,7 @@ from stage_run import Run, State, add, batch_of, create_state, line
 
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.training import metrics as metrics_lib
+from dimo_jax.training import signals
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import changed_entries
 
@@ -133,6 +134,18 @@ def test_a_signal_finishes_the_step_saves_and_leaves(run, number, code):
     assert run.record() == [line(2), line(4), line(6), line(8), line(9)]
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(run):
+    def interrupting(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_of(step)
+
+    with pytest.raises(Interrupted) as caught:
+        run(num_steps=9, batch_fn=interrupting, save_every_steps=100)
+    assert caught.value.exit_code == 143 and run.saved_steps() == [4]
+
+
 @pytest.fixture
 def interruptible():
     """SIGINT as a command has it; pytest-xdist's workers ignore it."""
@@ -141,13 +154,13 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_signal_acts_at_once(run, interruptible):
+def test_a_later_second_signal_acts_at_once(run, interruptible, monkeypatch):
+    monkeypatch.setattr(signals, "REPETITION_SECONDS", 0.02)
+
     def impatient(step):
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
-            # Two signals that are pending at once would count as one.
-            while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-                time.sleep(0.001)
+            time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)  # ends at once, with KeyboardInterrupt
         return batch_of(step)
