@@ -54,6 +54,7 @@ def get_config(variant: str = "gray"):
     # Lowers the feature distance by a tenth against 1.0; from 0.6 on nothing is gained.
     config.sampler.temperature = 0.7
 
+    config.interim.update(every_steps=200, num_samples=500)
     config.evaluation.update(
         num_samples=1000, batch_size=100, sweep_num_samples=250, guidances=(1.0, 1.25)
     )

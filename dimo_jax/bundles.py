@@ -2,7 +2,8 @@
 
 config.json says how to rebuild the network, how to sample from it, which tokenizer its tokens
 belong to, and the SHA-256 of params.msgpack. A generator carries its tokenizer as a bundle of its
-own in the sub-folder tokenizer/. Reading is strict, and executes nothing that a file contains.
+own in the sub-folder tokenizer/, and CLIP its vocabulary as a file. Reading is strict, and executes
+nothing that a file contains.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from flax import serialization
 
 from dimo_jax import files, models, tokenizers
 from dimo_jax.errors import InputError
+from dimo_jax.models import clip
 from dimo_jax.training import trees
 
 FORMAT_VERSION = 1
@@ -30,6 +32,7 @@ BUILDERS = {
     "generator": models.build,
     "classifier": models.build,
     "features": models.build,
+    "clip": clip.build,
     "tokenizer": tokenizers.build,
 }
 _FIELDS = {
@@ -48,14 +51,15 @@ class Bundle:
     """A model as read from disk.
 
     Attributes:
-        kind: "teacher", "generator", "tokenizer", "classifier" or "features".
-        model: plain values; models.build or tokenizers.build makes the network of them.
+        kind: one of BUILDERS.
+        model: plain values; the kind's builder makes the network of them.
         params: nested dict of NumPy arrays.
         sampler: how to sample from it, or None.
         tokenizer: {"config": ..., "hash": ...} of the tokenizer its tokens belong to, or None.
         provenance: free-form plain values: where it comes from.
         path: the folder.
         params_hash: trees.fingerprint(params), the same for these values in memory.
+        compute: how a token network is computed, of which no file speaks; None: in float32.
     """
 
     kind: str
@@ -66,6 +70,7 @@ class Bundle:
     provenance: dict[str, Any]
     path: Path
     params_hash: str
+    compute: models.Compute | None = None
 
     def build(self) -> Any:
         """The network (or tokenizer, or classifier) that `params` belong to; always the same one.
@@ -74,9 +79,30 @@ class Bundle:
         """
         return self._built
 
+    def attachment(self, name: str) -> bytes:
+        """A file that was saved with the bundle.
+
+        Args:
+            name: as given to `save`.
+
+        Raises:
+            InputError: the bundle has no such file, or it is not the one that was saved.
+        """
+        expected = self.provenance.get("attachments", {}).get(name)
+        if expected is None:
+            raise InputError(f"{self.path} has no {name}; convert the checkpoint again")
+        data = _read(self.path, name)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise InputError(
+                f"{self.path / name} is not the file that the bundle was saved with; copy the "
+                "bundle again"
+            )
+        return data
+
     @functools.cached_property
     def _built(self) -> Any:
-        return BUILDERS[self.kind](self.model)
+        options = {} if self.compute is None else {"compute": self.compute}
+        return BUILDERS[self.kind](self.model, **options)
 
 
 def params_pieces(params: Any) -> Iterator[bytes]:
@@ -113,6 +139,7 @@ def save(
     tokenizer: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     tokenizer_params: Any = None,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes a bundle under a temporary name and renames it; one that exists is replaced whole.
 
@@ -126,6 +153,7 @@ def save(
         provenance: plain values.
         tokenizer_params: the tokenizer's parameters; given (with `tokenizer`), the tokenizer is
             written with the model, as the sub-bundle tokenizer/.
+        attachments: other files by name; their hashes go into the provenance.
 
     Returns:
         The path.
@@ -139,7 +167,10 @@ def save(
     path = Path(path)
     if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
         raise InputError(f"{path} holds other files than a bundle's, which saving would delete")
-    content = _content(kind, model, params, sampler, tokenizer, provenance)
+    if attachments:
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
+        provenance = {**(provenance or {}), "attachments": hashes}
+    content = _content(kind, model, params, sampler, tokenizer, provenance) | (attachments or {})
     if tokenizer_params is not None:
         inner = tokenizers.build(tokenizer["config"])
         if tokenizers.fingerprint(inner, tokenizer_params) != tokenizer["hash"]:

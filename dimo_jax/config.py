@@ -157,6 +157,17 @@ def default_config() -> ConfigDict:
                 "num_pictures": 40,
                 "batch_size": 350,
             },
+            # A distance of the averaged generator in the course of its training, recorded under a
+            # name that says of how few samples it is: the FID, or without features and reference
+            # the data's own.
+            "interim": {
+                "every_steps": 0,  # 0: never
+                "num_samples": 5000,
+                "seed": 0,
+                "features": "",  # a bundle of Inception
+                "reference": "",  # a file of statistics
+                "protocol": "dimo",
+            },
             "classifier": {
                 "channels": (16, 32),
                 "num_features": 64,

@@ -21,6 +21,7 @@ from dimo_jax.errors import InputError
 
 # Images of a range: what a kill may cost. 50 MB at 256 x 256.
 RANGE_SIZE = 256
+SETTINGS_FILE = "settings.json"
 
 
 class Parts:
@@ -29,7 +30,8 @@ class Parts:
     Args:
         output: the .npz file or the folder that they are to become.
         labels: [N] int32, the label of each image.
-        settings: plain values that decide the images; a folder begun with others is refused.
+        settings: plain values that decide the images; a folder begun with others is refused. They
+            go into the output: `settings` of an .npz, settings.json in a folder.
 
     Raises:
         InputError: there are ranges of another command, or the place cannot be written.
@@ -39,7 +41,8 @@ class Parts:
         self.output, self.labels = output, labels
         self.folder = output.with_name(f"{output.name}.parts")
         text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
-        path = self.folder / "settings.json"
+        self._settings = text
+        path = self.folder / SETTINGS_FILE
         if not path.exists():
             files.write_file(path, text.encode())
         elif path.read_text(encoding="utf-8") != text:
@@ -94,11 +97,17 @@ class Parts:
                     rgb = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
                     member.write(np.ascontiguousarray(rgb).data)
                     tokens.append(part)
-            for name, array in (("labels", self.labels), ("tokens", np.concatenate(tokens))):
+            others = {
+                "labels": self.labels,
+                "tokens": np.concatenate(tokens),
+                "settings": np.array(self._settings),
+            }
+            for name, array in others.items():
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, array)
 
     def _pictures(self) -> Iterator[tuple[str, bytes]]:
+        yield SETTINGS_FILE, self._settings.encode()
         digits = len(str(len(self.labels) - 1))
         for start, stop in self.ranges():
             pixels, _ = self._load(start)

@@ -6,29 +6,25 @@ python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --
 
 A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps.
 An image depends on the seed, its place in the order and its label, not on how many are drawn, in
-what batches or on how many devices. A .npz holds arr_0 (uint8 [N, H, W, 3]), labels and tokens; it
-and a folder are drawn in ranges, so that the same command goes on after a kill.
+what batches, on how many devices or by how many processes. A .npz holds arr_0 (uint8 [N, H, W, 3]),
+labels, tokens and settings; it and a folder are drawn in ranges, so that the same command goes on
+after a kill. On several machines each is started with the same command, as dimo_jax.main is.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
 
 from dimo_jax import bundles, cli, images, samplers
 from dimo_jax.errors import InputError
-from dimo_jax.parts import Parts
-from dimo_jax.samplers import one_step
-from dimo_jax.tokenizers.tokenizer import decode_in_chunks
-from dimo_jax.training.progress import Progress
+from dimo_jax.parallel import distributed
+from dimo_jax.runs import drawing
 
 # Its own, not absl's global ones: other commands define flags of the same names.
 FLAGS = flags.FlagValues()
@@ -67,7 +63,15 @@ flags.DEFINE_string("guidance_schedule", None, "teacher: linear or constant", fl
 flags.DEFINE_multi_string(
     "option", [], "teacher: any other setting of the sampler, as name=value", flag_values=FLAGS
 )
+flags.DEFINE_enum(
+    "compute_dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "of the token network; parameters and logits are float32 in any case",
+    flag_values=FLAGS,
+)
 flags.mark_flags_as_required(["generator", "output"], flag_values=FLAGS)
+cli.define_process_flags(FLAGS)
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
 _TEACHER_FLAGS = {
@@ -79,97 +83,6 @@ _TEACHER_FLAGS = {
     "guidance_schedule": "guidance_schedule",
 }
 _ALL_FLAGS = ("temperature", "top_k", "top_p")
-
-
-def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:
-    """What a bundle is sampled with.
-
-    Args:
-        model: a bundle of kind "generator" or "teacher".
-        overrides: settings to use in place of the bundle's; "name" is the sampler's.
-
-    Returns:
-        (name, settings): "one_step" for a generator, else a key of samplers.SAMPLERS.
-
-    Raises:
-        InputError: a setting is unknown, missing or out of range.
-    """
-    sampler = {**(model.sampler or {}), **overrides}
-    if model.kind == "generator":
-        return "one_step", one_step.settings_from(sampler, model.build())
-    name = sampler.pop("name", samplers.DEFAULTS.get(model.model["name"], "maskgit"))
-    if "num_steps" not in sampler:
-        raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
-    known = [field.name for field in dataclasses.fields(samplers.SAMPLERS[name].settings)]
-    if unknown := sorted(set(sampler) - set(known)):
-        raise InputError(
-            f"the sampler {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-    try:
-        return name, samplers.SAMPLERS[name].settings(**sampler)
-    except TypeError as error:  # a value of another type, compared with a number
-        raise InputError(f"the sampler {name!r} does not take these: {error}") from error
-
-
-def draw_tokens(
-    model: bundles.Bundle,
-    labels: Int[ndarray, "N"],
-    seed: int,
-    batch_size: int,
-    overrides: Mapping[str, Any],
-    first_index: int = 0,
-) -> Int[ndarray, "N L"]:
-    """Tokens for labels, by the one step of a generator or a teacher's decoding.
-
-    Args:
-        model: a bundle of kind "generator" or "teacher".
-        labels: int32, in [0, num_classes).
-        seed: image i has the key fold_in(key(seed), first_index + i).
-        batch_size: images in a batch.
-        overrides: as for `sampler_of`.
-        first_index: the first image's index.
-
-    Returns:
-        [N, L] int32.
-
-    Raises:
-        InputError: as `sampler_of`.
-    """
-    network, key = model.build(), jax.random.key(seed)
-    name, settings = sampler_of(model, overrides)
-    if name == "one_step":
-        return one_step.sample(
-            network.apply, model.params, key, labels, settings, batch_size, first_index
-        )
-    null = np.full_like(labels, network.num_classes)
-    return samplers.SAMPLERS[name].sample(
-        network.apply,
-        model.params,
-        key,
-        labels,
-        null,
-        settings,
-        network.num_tokens,
-        network.mask_id,
-        batch_size,
-        first_index,
-    )
-
-
-def decode_images(
-    tokenizer: bundles.Bundle, tokens: Int[ndarray, "N L"], batch_size: int
-) -> Float[ndarray, "N H W C"]:
-    """Images in [0, 1] of any number of token grids.
-
-    Args:
-        tokenizer: its bundle.
-        tokens: [N, L].
-        batch_size: images in a call.
-
-    Returns:
-        [N, H, W, C] float32.
-    """
-    return decode_in_chunks(tokenizer.build(), tokenizer.params, tokens, batch_size)
 
 
 def chosen_labels(
@@ -248,76 +161,42 @@ def _overrides(model: bundles.Bundle) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _draw_ranges(
-    model: bundles.Bundle, tokenizer: bundles.Bundle, labels: Int[ndarray, "N"], output: Path
-) -> int:
-    """Draws what is missing, range by range, then joins; returns how many were there already."""
-    overrides = _overrides(model)
-    name, settings = sampler_of(model, overrides)
-    parts = Parts(
-        output,
-        labels,
-        {
-            "model": model.params_hash,
-            "tokenizer": tokenizer.params_hash,
-            "sampler": {"name": name, **dataclasses.asdict(settings)},
-            "seed": FLAGS.seed,
-            "labels": FLAGS.labels,
-        },
-    )
-    # Each process of a run on many takes every n-th range; the folder is shared between them.
-    mine = parts.ranges()[jax.process_index() :: jax.process_count()]
-    left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
-    total = sum(stop - start for start, stop in mine)
-    before = done = total - sum(stop - start for start, stop in left)
-    with Progress("sample", silent=jax.process_index() != 0) as progress:
-        if before:
-            progress.note(f"goes on: {before} of {total} images are there already")
-        for start, stop in left:
-            some = labels[start:stop]
-            tokens = draw_tokens(model, some, FLAGS.seed, FLAGS.batch_size, overrides, start)
-            pixels = images.to_uint8(decode_images(tokenizer, tokens, FLAGS.batch_size))
-            parts.save(start, pixels, tokens)
-            done += stop - start
-            progress.update(done, total, "images")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("sampled")
-    if jax.process_index() == 0:
-        parts.finish()
-    return before
-
-
 def main() -> None:
     """Flags in, pictures out."""
     output = Path(FLAGS.output)
     check_output(output)
+    cli.start_processes(FLAGS)
+    same = {name: FLAGS[name].value for name in FLAGS if name != "process_id"}
+    distributed.assert_same({"flags": same, "code": distributed.code_version()})
     devices = jax.local_device_count()
     if FLAGS.batch_size % devices:
         raise InputError(
             f"--batch_size={FLAGS.batch_size} is not divisible by the {devices} devices; give "
             f"--batch_size={devices * math.ceil(FLAGS.batch_size / devices)}"
         )
-    model = bundles.load(FLAGS.generator)
-    if model.kind not in ("generator", "teacher"):
-        raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
+    model, tokenizer = drawing.open_pair(FLAGS.generator, FLAGS.tokenizer, FLAGS.compute_dtype)
     labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, model.build().num_classes)
-    tokenizer = bundles.load_tokenizer(
-        FLAGS.tokenizer or model.path / bundles.TOKENIZER_FOLDER, model
-    )
-    # Once: from the host's memory every batch would send them to the device again.
-    model, tokenizer = (
-        dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, tokenizer)
-    )
+    overrides = _overrides(model)
     if output.suffix == ".png":
-        overrides = _overrides(model)
-        tokens = draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
-        pixels = images.to_uint8(decode_images(tokenizer, tokens, FLAGS.batch_size))
-        columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
-        names = None if FLAGS.num else [str(x) for x in labels[::columns]]
-        images.save_png(output, images.grid(pixels, columns, names))
+        if distributed.is_lead():
+            tokens = drawing.draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
+            pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, FLAGS.batch_size))
+            columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
+            names = None if FLAGS.num else [str(x) for x in labels[::columns]]
+            images.save_png(output, images.grid(pixels, columns, names))
     else:
-        _draw_ranges(model, tokenizer, labels, output)
-    print(f"{len(labels)} images, seed {FLAGS.seed}: {output}")
+        drawing.draw_set(
+            model,
+            tokenizer,
+            labels,
+            output,
+            seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size,
+            overrides=overrides,
+            named_labels=FLAGS.labels,
+        )
+    if distributed.is_lead():
+        print(f"{len(labels)} images, seed {FLAGS.seed}: {output}")
 
 
 if __name__ == "__main__":

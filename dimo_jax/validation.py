@@ -28,12 +28,13 @@ CHOICES = {
     "distill.jacobian": ("auxiliary", "generator"),
     "distill.weighting": ("one", "paper"),
     "distill.auxiliary.sample": ("fresh", "reuse"),
-    "tokenizer.name": ("gray_levels", "patches", "vqgan", "llamagen", "google_vqgan"),
+    "tokenizer.name": ("gray_levels", "patches", "vqgan", "llamagen", "google_vqgan", "vq_model"),
     "compute_dtype": ("float32", "bfloat16"),
     "teacher.dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots"),
     "attention": ("xla", "cudnn"),
     "data.name": ("digits", "joint", "labels"),
+    "interim.protocol": ("dimo", "adm", "clean", "valeo"),
 }
 
 # (ending of a field's path, what it must satisfy, in words)
@@ -41,6 +42,7 @@ _RANGES = (
     ("num_steps", lambda x: x >= 1, "at least 1"),
     ("batch_size", lambda x: x >= 1, "at least 1"),
     ("images_every_steps", lambda x: x >= 0, "at least 0"),
+    ("interim.every_steps", lambda x: x >= 0, "at least 0"),
     ("save_every_steps", lambda x: x >= 1, "at least 1"),
     ("log_every_steps", lambda x: x >= 1, "at least 1"),
     ("keep", lambda x: x >= 1, "at least 1"),

@@ -9,6 +9,7 @@ from dimo_jax import config as configs
 from dimo_jax import validation
 from dimo_jax.data import joints
 from dimo_jax.errors import InputError
+from dimo_jax.evaluation.protocols import PROTOCOLS
 from dimo_jax.method import divergences, losses, masking, schedules
 from dimo_jax.tokenizers import TOKENIZERS
 from dimo_jax.training import optimizers
@@ -48,6 +49,7 @@ def test_the_choices_are_those_that_exist():
     assert set(choices["optimizer.name"]) == set(optimizers.NAMES)
     assert set(choices["optimizer.schedule"]) == set(optimizers.SCHEDULES)
     assert set(choices["tokenizer.name"]) == set(TOKENIZERS)
+    assert set(choices["interim.protocol"]) == set(PROTOCOLS)
     assert set(VARIANTS["toy"]) == set(joints.JOINTS)
 
 

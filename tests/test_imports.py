@@ -39,6 +39,7 @@ SEAMS = {
     "orbax": ["training.checkpoints"],
     "clu": ["training.metrics"],
     "tensorflow_datasets": ["data.*"],
+    "jinja2": ["evaluation.page"],
     "ml_collections": ["config", "main", "plan", "benchmark"],
     "tensorflow": [],
     "torch": [],

@@ -28,6 +28,8 @@ SMALL = [
     "--config.logging.log_every_steps=2",
     "--config.logging.images_every_steps=6",
     "--config.logging.tensorboard=False",
+    "--config.interim.every_steps=12",
+    "--config.interim.num_samples=40",
     "--config.classifier.num_steps=40",
     "--config.evaluation.num_samples=40",
     "--config.evaluation.seeds=(0,1)",
@@ -68,8 +70,14 @@ def test_a_run_leaves_teacher_generator_report_and_record(finished):
     report = (workdir / "report" / "report.md").read_text()
     for picture in [w.split(")")[0] for w in report.split("](")[1:]]:
         assert (workdir / "report" / picture).is_file(), picture
-    stages = {(line["stage"], line["step"]) for line in metrics.read(workdir)}
-    assert {("pretrain", 12), ("distill", 12)} <= stages
+    assert "<h1>" in (workdir / "report" / "report.html").read_text()
+    record = metrics.read(workdir)
+    assert {("pretrain", 12), ("distill", 12)} <= {(line["stage"], line["step"]) for line in record}
+    interim = [line for line in record if "interim/frechet_features_40" in line]
+    assert [(line["stage"], line["step"]) for line in interim] == [("distill", 12)]
+    # The same network and number of samples: nothing else than the samples' seed differs.
+    final = rows["generator", 1]["metrics"]["frechet_features"]["mean"]
+    assert 0.5 * final < interim[0]["interim/frechet_features_40"] < 2 * final
     assert list((workdir / "images" / "distill").glob("*.png"))
 
 

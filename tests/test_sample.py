@@ -1,6 +1,7 @@
 """dimo_jax.sample: bundles in, pictures out, and each flag does what it says."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dimo_jax import bundles, models, parts, sample, samplers
 from dimo_jax.errors import InputError
+from dimo_jax.runs import drawing
 from dimo_jax.samplers import maskgit, one_step, solvers
 
 __all__ = ["built_once"]  # a fixture
@@ -89,7 +91,9 @@ def test_labels_default_to_all_classes(arrays, generator):
 def test_a_folder_gets_a_picture_for_each_image(run, arrays, generator, tmp_path):
     folder = tmp_path / "pictures"
     run(f"--generator={generator}", f"--output={folder}/", "--num=12", "--batch_size=8")
-    names = sorted(x.name for x in folder.iterdir())
+    names = sorted(x.name for x in folder.glob("*.png"))
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["sampler"]["name"] and settings["rounding"]
     assert names[:2] + names[-1:] == ["00_label0.png", "01_label1.png", "11_label1.png"]
     pixels = arrays(generator, "--num=12")["arr_0"]
     for name, image in zip(names, pixels, strict=True):
@@ -273,7 +277,7 @@ def test_other_kinds_and_other_sizes_are_refused(run, generator, tmp_path):
 def test_a_sampler_for_another_program_is_refused(tmp_path):
     path = save_tiny(tmp_path / "t", kind="teacher", sampler={"num_steps": 2, "halton": True})
     with pytest.raises(InputError, match="halton"):
-        sample.draw_tokens(bundles.load(path), np.zeros(1, np.int32), 0, 1, {})
+        drawing.draw_tokens(bundles.load(path), np.zeros(1, np.int32), 0, 1, {})
 
 
 def test_the_command_itself_ends_with_status_2_and_no_traceback(tmp_path):
@@ -292,7 +296,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setattr(parts, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
     run(*flags, f"--output={tmp_path / 'whole' / name}")
-    drawn, draw = [], sample.draw_tokens
+    drawn, draw = [], drawing.draw_tokens
 
     def killed_at_the_third(*args):
         drawn.append(args[-1])
@@ -301,7 +305,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
         return draw(*args)
 
     output = tmp_path / "again" / name
-    monkeypatch.setattr(sample, "draw_tokens", killed_at_the_third)
+    monkeypatch.setattr(drawing, "draw_tokens", killed_at_the_third)
     run(*flags, f"--output={output}", status=130)
     assert drawn == [0, 8, 16] and not output.exists()
     other = run(*flags, "--seed=1", f"--output={output}", status=2)
@@ -315,9 +319,45 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
         assert one.read_bytes() == other.read_bytes()
     if output.suffix:
         with np.load(output) as one, np.load(tmp_path / "whole" / name) as other:
-            assert set(one) == {"arr_0", "labels", "tokens"}
+            assert set(one) == {"arr_0", "labels", "tokens", "settings"}
             for key in one:
                 np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once):
+    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    model, tokenizer = drawing.open_pair(generator)
+    labels = np.arange(20, dtype=np.int32) % 10
+
+    def draw(name):
+        options = dict(seed=3, batch_size=8, overrides={})
+        drawing.draw_set(model, tokenizer, labels, tmp_path / name, **options)
+
+    draw("one.npz")
+    drawn, save = [], parts.Parts.save
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        parts.Parts, "save", lambda self, *given: drawn.append(given[0]) or save(self, *given)
+    )
+    for index, own in ((1, [8]), (0, [0, 16])):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        draw("two.npz")
+        assert drawn == own
+        drawn.clear()
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_the_network_is_computed_as_asked(generator):
+    labels = np.arange(8, dtype=np.int32)
+    seen = {}
+    for dtype in ("float32", "bfloat16"):
+        model, _ = drawing.open_pair(generator, compute_dtype=dtype)
+        tokens = np.zeros((8, 64), np.int32)
+        lowered = jax.jit(model.build().apply).lower(model.params, tokens, labels)
+        seen[dtype] = "bf16" in lowered.as_text()
+    assert seen == {"float32": False, "bfloat16": True}
 
 
 @pytest.mark.parametrize("options", [[], ["--sampler=halton"], ["--sampler=solver"]])

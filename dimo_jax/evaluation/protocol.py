@@ -14,27 +14,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import statistics, words
+from dimo_jax.evaluation import by_class, statistics, words
+from dimo_jax.evaluation.by_class import Extremes
 from dimo_jax.evaluation.features import FeatureNetwork
+from dimo_jax.evaluation.measurements import METRICS, Data, Images, Labels, Measured, Reference
 
-Images = Float[np.ndarray, "N H W C"]
-Labels = Int[np.ndarray, "N"]
 Sampler = dict[str, Any]
 # (work done, work in all, what is being done); work is in images times network calls.
 Progress = Callable[[int, int, str], None]
-
-METRICS = {
-    "frechet_features": "Fréchet distance in the classifier's features, % of the real variance",
-    "frechet_pixels": "Fréchet distance in pixels, % of the real variance",
-    "accuracy": "share of samples that the classifier gives the label they were asked for",
-    "precision": "share of samples inside the real manifold, in pixels",
-    "recall": "share of real images inside the samples' manifold, in pixels",
-    "density": "real neighbourhoods around a sample, relative to k, in pixels",
-    "coverage": "share of real neighbourhoods with a sample inside, in pixels",
-    "duplicates": "share of samples whose tokens equal an earlier sample's",
-    "copies": "share of samples whose tokens equal a training image's",
-    "entropy": "mean entropy of a token's distribution over the samples, bits",
-}
 
 
 @dataclass(frozen=True)
@@ -87,29 +74,6 @@ SETTINGS = tuple(field.name for field in fields(ProtocolSettings))
 
 
 @dataclass(frozen=True)
-class Data:
-    """What samples are compared with.
-
-    Attributes:
-        train_images: float32 [N, H, W, C] in [0, 1]; the reference.
-        train_labels: int [N].
-        test_images: float32 [M, H, W, C]; the floor.
-        test_labels: int [M].
-        num_classes: number of classes.
-        encode: images -> tokens int [N, L].
-        codebook_size: number of codes.
-    """
-
-    train_images: Float[np.ndarray, "N H W C"]
-    train_labels: Int[np.ndarray, "N"]
-    test_images: Float[np.ndarray, "M H W C"]
-    test_labels: Int[np.ndarray, "M"]
-    num_classes: int
-    encode: Callable[[Images], Int[np.ndarray, "N L"]]
-    codebook_size: int
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The outcome.
 
@@ -122,6 +86,9 @@ class Evaluation:
             keys are those of the rows.
         picture_labels: int [num_pictures].
         neighbours: the training image nearest to each of the generator's pictures, in pixels.
+        per_class: {"model", "steps", "metrics": {name: [{"mean", "std"} or None per class]}} for
+            each row, with the metrics of by_class.METRICS; None where a class has too few images.
+        extremes: the generator's worst and best samples of the first seed.
         settings: what was run.
     """
 
@@ -130,45 +97,9 @@ class Evaluation:
     pictures: dict[tuple[str, int], Images]
     picture_labels: Labels
     neighbours: Images
+    per_class: list[dict]
+    extremes: Extremes
     settings: ProtocolSettings
-
-
-class Reference:
-    """The training split, its moments computed once, and the measurements against it."""
-
-    def __init__(self, data: Data, network: FeatureNetwork, num_neighbours: int):
-        self.data = data
-        self.network = network
-        self.num_neighbours = num_neighbours
-        self.pixel_moments = statistics.moments(data.train_images)
-        self.feature_moments = statistics.moments(network.features(data.train_images))
-        self.train_tokens = np.asarray(data.encode(data.train_images), np.int32)
-
-    def distances(self, images: Images) -> dict[str, float]:
-        """The two Fréchet distances, in percent of the real variance."""
-        features = statistics.moments(self.network.features(images))
-        pixels = statistics.moments(images)
-        return {
-            "frechet_features": statistics.frechet_percent(self.feature_moments, features),
-            "frechet_pixels": statistics.frechet_percent(self.pixel_moments, pixels),
-        }
-
-    def measure(self, images: Images, labels: Labels) -> dict[str, float]:
-        """All of METRICS, for one set of samples."""
-        # Duplicates and copies are told by tokens, all a generator decides on: with a lossy
-        # tokenizer no sample could equal a training image exactly. Equal images have equal tokens,
-        # so these shares are never below those of exactly equal images.
-        tokens = np.asarray(self.data.encode(images), np.int32)
-        return {
-            **self.distances(images),
-            "accuracy": statistics.accuracy(self.network.predict(images), labels),
-            **statistics.precision_recall_density_coverage(
-                self.data.train_images, images, self.num_neighbours
-            ),
-            "duplicates": statistics.share_of_duplicates(tokens),
-            "copies": statistics.share_of_copies(tokens, self.train_tokens),
-            "entropy": statistics.token_entropy(tokens, self.data.codebook_size),
-        }
 
 
 def candidates(
@@ -223,26 +154,32 @@ def evaluate(
     work = _Work(samplers, settings, progress)
     sweep = _sweep(sample_teacher, reference, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
-    rows, pictures = [], {}
+    rows, per_class, pictures = [], [], {}
 
-    def add_row(
+    def add_rows(model: str, steps: int, sampler: Sampler, results: Sequence[Measured]) -> None:
+        rows.append(_row(model, steps, sampler, [result.metrics for result in results]))
+        per_class.append(_class_row(model, steps, [result.per_class for result in results]))
+
+    def measure(
         model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
-    ) -> None:
-        results = []
+    ) -> Images:
+        """Adds the rows of every seed; gives the first seed's images."""
+        results, first = [], None
         for seed in settings.seeds:
             work.start(f"{model}, {words.count_steps(steps)}, seed {seed}")
             images = np.asarray(sample(seed, labels), np.float32)
-            if seed == settings.seeds[0]:
-                pictures[model, steps] = images[: settings.num_pictures]
+            first = images if first is None else first
             results.append(reference.measure(images, labels))
             work.finish(settings.num_samples * _calls(steps, sampler))
-        rows.append(_row(model, steps, sampler, results))
+        add_rows(model, steps, sampler, results)
+        pictures[model, steps] = first[: settings.num_pictures]
+        return first
 
     for steps in settings.teacher_steps:
         best = chosen_sampler(sweep, steps)
-        add_row("teacher", steps, best, functools.partial(sample_teacher, steps, best))
-    add_row("generator", 1, generator_sampler, sample_generator)
-    rows.append(_row("test_split", 0, {}, [reference.measure(data.test_images, data.test_labels)]))
+        measure("teacher", steps, best, functools.partial(sample_teacher, steps, best))
+    generated = measure("generator", 1, generator_sampler, sample_generator)
+    add_rows("test_split", 0, {}, [reference.measure(data.test_images, data.test_labels)])
     work.start("done")
 
     picture_labels = labels[: settings.num_pictures]
@@ -250,7 +187,11 @@ def evaluate(
         data.test_images, data.test_labels, picture_labels
     )
     index, _ = statistics.nearest(pictures["generator", 1], data.train_images)
-    return Evaluation(rows, sweep, pictures, picture_labels, data.train_images[index], settings)
+    neighbours = data.train_images[index]
+    extremes = reference.extremes(generated, labels)
+    return Evaluation(
+        rows, sweep, pictures, picture_labels, neighbours, per_class, extremes, settings
+    )
 
 
 def balanced_labels(num_samples: int, num_classes: int) -> Labels:
@@ -347,3 +288,14 @@ def _row(model: str, steps: int, sampler: Mapping, results: Sequence[Mapping]) -
         std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         metrics[name] = {"mean": float(values.mean()), "std": std}
     return {"model": model, "steps": steps, "metrics": metrics, "sampler": dict(sampler)}
+
+
+def _class_row(model: str, steps: int, results: Sequence[Mapping]) -> dict:
+    metrics = {
+        name: [
+            by_class.over_seeds(values)
+            for values in zip(*(result[name] for result in results), strict=True)
+        ]
+        for name in by_class.METRICS
+    }
+    return {"model": model, "steps": steps, "metrics": metrics}

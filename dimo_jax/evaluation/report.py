@@ -4,30 +4,25 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from dimo_jax import images as pictures
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import protocol, words
+from dimo_jax.evaluation import by_class, naming, protocol, words
+from dimo_jax.evaluation.by_class import Extreme, Extremes
 from dimo_jax.evaluation.protocol import Evaluation
 from dimo_jax.files import write_file
 
 PROVENANCE = ("seed", "versions", "device", "wall_seconds", "hashes")
 PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 MAX_COLUMNS = 20
-NAMES = {"teacher": "teacher", "generator": "generator", "test_split": "test split"}
-HEADINGS = {
-    "frechet_features": "Fréchet, features",
-    "frechet_pixels": "Fréchet, pixels",
-    "duplicates": "duplicates, %",
-    "copies": "copies, %",
-    "entropy": "entropy, bits",
-}
+PROTOCOL = "digits"
 
 
 def environment() -> dict[str, Any]:
@@ -67,16 +62,22 @@ def write(
     if missing := [name for name in PROVENANCE if name not in provenance]:
         raise ValueError(f"the provenance of an evaluation lacks {', '.join(missing)}")
     folder = Path(folder)
+    drawn = _pictures(evaluation)
     results = {
+        "title": title,
+        "protocol": PROTOCOL,
         "rows": evaluation.rows,
         "sweep": evaluation.sweep,
         "metrics": protocol.METRICS,
+        "per_class": _per_class(evaluation),
+        "extremes": _extremes(evaluation.extremes),
+        "pictures": [picture.entry for picture in drawn],
         "settings": vars(evaluation.settings),
         **provenance,
     }
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     paths = [write_file(folder / "results.json", text.encode())]
-    paths += _write_pictures(folder / "pictures", evaluation)
+    paths += [pictures.save_png(folder / drew.entry["file"], drew.image) for drew in drawn]
     report = markdown(evaluation, title, provenance)
     return [*paths, write_file(folder / "report.md", report.encode())]
 
@@ -111,7 +112,9 @@ def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) 
     settings = evaluation.settings
     seeds = ", ".join(map(str, settings.seeds))
     spread = f"mean ± standard deviation over the sampling seeds {seeds}"
-    explained = [f"* {_heading(name)}: {text}" for name, text in protocol.METRICS.items()]
+    explained = [
+        f"* {naming.metric(name).heading}: {text}" for name, text in protocol.METRICS.items()
+    ]
     sections = [
         f"# {title}",
         *headline(evaluation.rows),
@@ -129,6 +132,7 @@ def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) 
         _picture_table(evaluation),
         "The generator's samples, and below each the training image nearest to it in pixels:",
         "![nearest training images](pictures/neighbours.png)",
+        *_extremes_section(evaluation),
         "## The teacher's samplers",
         f"Compared with {settings.sweep_num_samples} samples of sampling seed "
         f"{settings.sweep_seed}; the least sum of both distances was chosen. Fewer samples make "
@@ -149,27 +153,41 @@ def headline(rows: Sequence[Mapping]) -> list[str]:
         teachers = [row for row in rows if row["model"] == "teacher"]
         best = min(teachers, key=lambda row: row["metrics"][metric]["mean"])
         ours, theirs = (row["metrics"][metric] for row in (generator, best))
+        factor = ours["mean"] / theirs["mean"]
+        ours, theirs = (naming.value(metric, **value) for value in (ours, theirs))
         sentences.append(
-            f"The Fréchet distance {where} of the generator in one step is {_value(metric, ours)}, "
-            f"the teacher's best {_value(metric, theirs)} ({words.count_steps(best['steps'])}): "
-            f"{ours['mean'] / theirs['mean']:.2f} times as much."
+            f"The Fréchet distance {where} of the generator in one step is {ours}, the teacher's "
+            f"best {theirs} ({words.count_steps(best['steps'])}): {factor:.2f} times as much."
         )
     return sentences
 
 
 def results_table(rows: Sequence[Mapping]) -> str:
     """All metrics of all rows as a Markdown table."""
-    head = ["model", "steps", *map(_heading, protocol.METRICS), "sampler"]
+    headings = [naming.metric(name).heading for name in protocol.METRICS]
+    head = ["model", "steps", *headings, "sampler"]
     body = [
         [
-            NAMES[row["model"]],
+            naming.model(row["model"]),
             str(row["steps"]) if row["steps"] else "",
-            *(_value(name, row["metrics"][name]) for name in protocol.METRICS),
+            *(naming.value(name, **row["metrics"][name]) for name in protocol.METRICS),
             words.describe(row["sampler"]),
         ]
         for row in rows
     ]
     return _table(head, body)
+
+
+def _extremes_section(evaluation: Evaluation) -> list[str]:
+    """The worst and the best samples, each above the image that it was compared with."""
+    if not evaluation.extremes.worst:
+        return []
+    return [
+        f"Of the generator's {evaluation.settings.num_samples} samples of that seed the worst and "
+        f"the best, by {by_class.ORDER}; that image is below each:",
+        "![worst samples](pictures/worst.png)",
+        "![best samples](pictures/best.png)",
+    ]
 
 
 def _sweep_table(sweep: Sequence[Mapping]) -> str:
@@ -207,24 +225,72 @@ def _picture_table(evaluation: Evaluation) -> str:
     return _table(["", f"labels {', '.join(map(str, labels))}"], body)
 
 
-def _write_pictures(folder: Path, evaluation: Evaluation) -> list[Path]:
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report: its pixels, and its entry in results.json."""
+
+    image: UInt8[np.ndarray, "GH GW 3"]
+    entry: dict[str, Any]
+
+
+def _pictures(evaluation: Evaluation) -> list[Picture]:
+    """Every grid, the models' own ones first."""
     columns = _columns(evaluation)
     order = _picture_order(evaluation)
-    own = {_file_name(*key): (evaluation.pictures[key], None) for key in order}
+    shown = {
+        "labels": evaluation.picture_labels.tolist(),
+        "seed": evaluation.settings.seeds[0],
+    }
+    found = []
+    for model, steps in order:
+        entry = {"kind": "samples", "model": model, "steps": steps, **shown}
+        grid = evaluation.pictures[model, steps]
+        found.append(_picture(_file_name(model, steps), grid, columns, None, **entry))
     every = np.concatenate([evaluation.pictures[key][:columns] for key in order])
+    titles = [_title(*key) for key in order]
+    found.append(_picture("all", every, columns, titles, kind="all"))
     pairs = _alternate(evaluation.pictures["generator", 1], evaluation.neighbours, columns)
     pair_labels = ["generator", "nearest"] * (len(pairs) // (2 * columns))
-    grids = {
-        **own,
-        "all": (every, [_title(*key) for key in order]),
-        "neighbours": (pairs, pair_labels),
+    found.append(_picture("neighbours", pairs, columns, pair_labels, kind="neighbours"))
+    for kind in ("worst", "best"):
+        end: list[Extreme] = getattr(evaluation.extremes, kind)
+        if end:
+            pair = np.stack([item.image for item in end] + [item.nearest for item in end])
+            found.append(_picture(kind, pair, len(end), None, kind=kind))
+    return found
+
+
+def _picture(
+    name: str,
+    group: Float[np.ndarray, "N H W C"],
+    columns: int,
+    row_labels: Sequence[str] | None,
+    **entry: Any,
+) -> Picture:
+    image = pictures.grid(pictures.to_uint8(group), columns, row_labels)
+    return Picture(image, {"file": f"pictures/{name}.png", **entry, "columns": columns})
+
+
+def _per_class(evaluation: Evaluation) -> dict[str, Any]:
+    num_classes = len(evaluation.per_class[0]["metrics"]["accuracy"])
+    return {
+        "names": [str(label) for label in range(num_classes)],
+        "num_samples": evaluation.settings.num_samples // num_classes,
+        "metrics": by_class.METRICS,
+        "rows": evaluation.per_class,
     }
-    return [
-        pictures.save_png(
-            folder / f"{name}.png", pictures.grid(pictures.to_uint8(group), columns, row_labels)
-        )
-        for name, (group, row_labels) in grids.items()
-    ]
+
+
+def _extremes(found: Extremes) -> dict[str, Any]:
+    def entry(item: Extreme) -> dict[str, Any]:
+        return {"label": item.label, "predicted": item.predicted, "value": item.distance}
+
+    return {
+        "model": "generator",
+        "by": by_class.ORDER,
+        "worst": [entry(item) for item in found.worst],
+        "best": [entry(item) for item in found.best],
+    }
 
 
 def _alternate(
@@ -253,18 +319,8 @@ def _file_name(model: str, steps: int) -> str:
 
 
 def _title(model: str, steps: int) -> str:
-    return f"{NAMES[model]}, {words.count_steps(steps)}" if steps else NAMES[model]
-
-
-def _heading(metric: str) -> str:
-    return HEADINGS.get(metric, metric)
-
-
-def _value(metric: str, value: Mapping[str, float]) -> str:
-    """'0.63 ± 0.04'; the spread is left out where there is none, as for the test split."""
-    factor = 100 if metric in ("duplicates", "copies") else 1
-    text = f"{factor * value['mean']:.2f}"
-    return f"{text} ± {factor * value['std']:.2f}" if value["std"] else text
+    name = naming.model(model)
+    return f"{name}, {words.count_steps(steps)}" if steps else name
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -161,6 +161,17 @@ def agree(flag: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
+def gather_bytes(data: bytes) -> list[bytes]:
+    """The bytes of each process, in their order; each must call."""
+    if not started():
+        return [data]
+    lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, lengths, strict=True)]
+
+
 def assert_same(facts: Mapping[str, Any]) -> None:
     """Compares what every process believes, such as config, seed and version of the code.
 
@@ -175,7 +186,7 @@ def assert_same(facts: Mapping[str, Any]) -> None:
     """
     if not started():
         return
-    texts = _gather_bytes(json.dumps(facts, sort_keys=True).encode())
+    texts = gather_bytes(json.dumps(facts, sort_keys=True).encode())
     lead, *others = [_flat(json.loads(text)) for text in texts]
     lines = []
     for index, other in enumerate(others, start=1):
@@ -268,15 +279,6 @@ def _last_words(_number: int) -> None:
         b"has ended; start all of them again with the same command\n",
     )
     os._exit(1)
-
-
-def _gather_bytes(data: bytes) -> list[bytes]:
-    """The bytes of each process, in their order."""
-    lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes() for row, size in zip(rows, lengths, strict=True)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

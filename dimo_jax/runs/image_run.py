@@ -12,9 +12,10 @@ from dimo_jax import bundles, images, samplers, tokenizers
 from dimo_jax import config as configs
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import features, protocol, report
+from dimo_jax.evaluation import features, page, protocol, report
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
+from dimo_jax.runs import interim
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import patches
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
@@ -65,6 +66,7 @@ class ImageRun:
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=self.metrics,
             pictures=self._generator_pictures(teacher),
+            measure=self._interim(),
         )
         self._save("export", "generator", generator, sampler=settings.sampler_of(self.config))
         if not distributed.is_lead():
@@ -80,10 +82,12 @@ class ImageRun:
             "settings": configs.settings_hash(configs.stage_settings(self.config, "evaluation")),
         }
         folder = self.workdir / "report"
-        if report.hashes_of(folder).items() >= hashes.items():
-            return f"done already, see {folder / 'report.md'}; nothing was left to do"
+        page_file = folder / page.FILE_NAME
+        # The page is written last.
+        if page_file.exists() and report.hashes_of(folder).items() >= hashes.items():
+            return f"done already, see {page_file}; nothing was left to do"
         self._evaluate(teacher, generator, folder, hashes, began)
-        return f"done, see {folder / 'report.md'}: teacher, generator and report"
+        return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
     def _open_tokenizer(self) -> tuple[tokenizers.Tokenizer, Any]:
         """The tokenizer and its parameters: from the bundle that is named, or made here."""
@@ -208,7 +212,9 @@ class ImageRun:
         )
         return self._decode(tokens)
 
-    def _sample_generator(self, params: Any, seed: int, classes: np.ndarray) -> np.ndarray:
+    def _sample_generator(
+        self, params: Any, seed: int, classes: np.ndarray, first_index: int = 0
+    ) -> np.ndarray:
         tokens = one_step.sample(
             self.network.apply,
             params,
@@ -216,6 +222,7 @@ class ImageRun:
             np.asarray(classes, np.int32),
             one_step.settings_from(settings.sampler_of(self.config), self.network),
             min(self.config["evaluation"]["batch_size"], len(classes)),
+            first_index,
         )
         return self._decode(tokens)
 
@@ -248,17 +255,43 @@ class ImageRun:
 
         return draw
 
+    def _interim(self) -> stages.Measure | None:
+        """What config.interim asks to be measured of the generator in training."""
+        section, size = self.config["interim"], self.config["evaluation"]["batch_size"]
+
+        def own() -> interim.Judge:
+            network = distributed.lead_first(self._classifier)
+            return interim.classifier_judge(network, self.train.images)
+
+        judge = interim.judge_of(self.config, None if self.train is None else own)
+        if judge is None:
+            return None
+        labels = protocol.balanced_labels(section["num_samples"], self.network.num_classes)
+        return lambda params: interim.distance(
+            lambda some, start: self._sample_generator(params, section["seed"], some, start),
+            judge,
+            labels,
+            size,
+        )
+
+    def _classifier(self) -> features.FeatureNetwork:
+        """The network that the data's own distances are measured with: trained once, and kept."""
+        return features.load_or_fit(
+            self.workdir / "classifier",
+            self.train.images,
+            self.train.labels,
+            self.network.num_classes,
+            features.FitSettings(**self.config["classifier"]),
+        )
+
     def _evaluate(
         self, teacher: Any, generator: Any, folder: Path, hashes: dict[str, str], began: float
     ) -> None:
         section = self.config["evaluation"]
-        fit = features.FitSettings(**self.config["classifier"])
         num_classes = self.network.num_classes
         with Progress("evaluate") as progress:
             progress.note("fits the feature classifier")
-            network = features.load_or_fit(
-                self.workdir / "classifier", self.train.images, self.train.labels, num_classes, fit
-            )
+            network = self._classifier()
             result = protocol.evaluate(
                 lambda *args: self._sample_teacher(teacher, *args),
                 lambda *args: self._sample_generator(generator, *args),
@@ -294,3 +327,4 @@ class ImageRun:
                 "hashes": {**hashes, "classifier": network.params_hash},
             },
         )
+        page.write(folder, title=self.config["title"], workdir=self.workdir)

@@ -13,7 +13,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,19 @@ State = Any  # a pytree of arrays with an int32 scalar `step`
 Batch = Any
 
 
+class Observer(NamedTuple):
+    """What is looked at in the course of a stage.
+
+    Attributes:
+        every_steps: interval; 0 is never.
+        look: (state, step) -> ({name: uint8 image}, {name: scalar}), called by all processes; must
+            not keep the state. The scalars get a line of their own in the metrics.
+    """
+
+    every_steps: int
+    look: Callable[[State, int], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
+
+
 def run_stage(
     name: str,
     create_state: Callable[[], State],
@@ -42,8 +55,7 @@ def run_stage(
     meta: Mapping[str, Any],
     log_every_steps: int,
     save_every_steps: int,
-    images_every_steps: int = 0,
-    on_images: Callable[[State, int], Mapping[str, np.ndarray]] | None = None,
+    observers: Sequence[Observer] = (),
     shown: Sequence[str] = (),
     abstract_state: State | None = None,
     max_skipped: int = 0,
@@ -67,8 +79,7 @@ def run_stage(
             config and of the teacher; saved with every checkpoint.
         log_every_steps: the host waits for the device once in that many steps, one step late.
         save_every_steps: interval of checkpoints; the last step is always saved.
-        images_every_steps: interval of on_images; 0 is never.
-        on_images: (state, step) -> {name: uint8 image}; must not keep the state.
+        observers: what is drawn and measured at intervals.
         shown: names of metrics for the progress line.
         abstract_state: shapes, dtypes and shardings of the state, where eval_shape of create_state
             cannot tell them.
@@ -114,12 +125,15 @@ def run_stage(
                 reader.add(done, values)
                 stop = signals.stop()
                 save = stop or done == num_steps or done % save_every_steps == 0
-                draw = on_images and images_every_steps and done % images_every_steps == 0
+                looks = [o.look for o in observers if o.every_steps and done % o.every_steps == 0]
                 # The record up to here must stand, and be finite, before the state is saved;
                 # the first step is read at once, to leave compilation out of the rate.
-                reader.read(late=not (save or draw or step == start))
-                if draw:
-                    metrics.images(done, on_images(state, done), name)
+                reader.read(late=not (save or looks or step == start))
+                for look in looks:
+                    images, values = look(state, done)
+                    metrics.images(done, images, name)
+                    if values:
+                        metrics.write(done, values, name)
                 if save:
                     checkpoints.save(done, state, meta, reader.counters)
                 if stop:

@@ -14,12 +14,14 @@ from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import programs, rng, trees
 from dimo_jax.training.checkpoints import Checkpoints
-from dimo_jax.training.loop import check_settings, run_stage
+from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
 
 Config = Mapping[str, Any]
 # (a stage's state, step) -> {name: uint8 image}; the networks to draw with are whole, on the host
 Pictures = Callable[[Any, int], Mapping[str, np.ndarray]]
+# averaged parameters, whole on the host -> {name: figure}; called by all processes
+Measure = Callable[[Any], Mapping[str, float]]
 
 
 def checkpoints_of(workdir: Path, stage: str) -> Path:
@@ -92,6 +94,7 @@ def run_pretrain(
         directory,
         metrics,
         pictures,
+        None,
         shown=("teacher_loss",),
     )
 
@@ -107,6 +110,7 @@ def run_distill(
     directory: Path,
     metrics: Metrics,
     pictures: Pictures | None = None,
+    measure: Measure | None = None,
 ) -> Any:
     """Distils a teacher into a one-step generator, or goes on from the newest checkpoint.
 
@@ -120,6 +124,7 @@ def run_distill(
         directory: of the checkpoints.
         metrics: of the run.
         pictures: what to draw from the state at intervals.
+        measure: what to measure of the averaged generator at intervals.
 
     Returns:
         The averaged generator, whole on the host.
@@ -143,6 +148,7 @@ def run_distill(
         directory,
         metrics,
         pictures,
+        measure,
         shown=("divergence", "aux_loss"),
     )
 
@@ -157,15 +163,24 @@ def _run(
     directory: Path,
     metrics: Metrics,
     pictures: Pictures | None,
+    measure: Measure | None,
     shown: tuple[str, ...],
 ) -> Any:
     """The averaged parameters at the end of a stage, whole on the host."""
 
-    def draw(state: Any, step: int) -> Mapping[str, np.ndarray]:
+    def draw(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
         names = [name for name in ("ema", "generator") if hasattr(state, name)]
         host = mesh.gather({name: getattr(state, name) for name in names})
-        return pictures(state.replace(**host), step) if distributed.is_lead() else {}
+        return (pictures(state.replace(**host), step) if distributed.is_lead() else {}), {}
 
+    def judge(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
+        return {}, measure(mesh.gather(state.ema))
+
+    observers = []
+    if pictures:
+        observers.append(Observer(config["logging"]["images_every_steps"], draw))
+    if measure:
+        observers.append(Observer(config["interim"]["every_steps"], judge))
     section = config["checkpoint"]
     checkpoints = Checkpoints(directory, section["keep"], section["allow_fallback"])
     try:
@@ -180,8 +195,7 @@ def _run(
             meta=meta,
             log_every_steps=config["logging"]["log_every_steps"],
             save_every_steps=section["save_every_steps"],
-            images_every_steps=config["logging"]["images_every_steps"],
-            on_images=draw if pictures else None,
+            observers=observers,
             shown=shown,
             abstract_state=program.state,
             max_skipped=config["max_skipped_in_a_row"],

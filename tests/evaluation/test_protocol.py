@@ -6,7 +6,7 @@ from prdc import compute_prdc
 from sklearn.datasets import load_digits
 
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation import by_class, protocol, statistics
 from dimo_jax.evaluation.features import FeatureNetwork
 
 BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
@@ -167,7 +167,7 @@ def test_metrics_of_training_images_themselves(data):
     network = FakeNetwork(data.train_images, data.train_labels)
     reference = protocol.Reference(data, network, num_neighbours=5)
     images = np.concatenate([data.train_images, data.train_images[:100]])
-    found = reference.measure(images[:300], data.train_labels)
+    found = reference.measure(images[:300], data.train_labels).metrics
     assert found["frechet_features"] == pytest.approx(0, abs=1e-6)
     assert found["frechet_pixels"] == pytest.approx(0, abs=1e-6)
     # Percent of the variance: halved contrast loses the mean's half and a quarter of the variance.
@@ -177,19 +177,61 @@ def test_metrics_of_training_images_themselves(data):
         variance = rows.var(0, ddof=1).sum()
         expected = 100 * (np.sum((rows.mean(0) / 2) ** 2) + variance / 4) / variance
         assert halved[name] == pytest.approx(expected)
-    found = reference.measure(images, np.concatenate([data.train_labels, data.train_labels[:100]]))
+    labels = np.concatenate([data.train_labels, data.train_labels[:100]])
+    found = reference.measure(images, labels).metrics
     assert found["accuracy"] == found["copies"] == 1
     assert found["duplicates"] == pytest.approx(100 / 400)
     wrong = (data.train_labels + 1) % 10
-    assert reference.measure(data.train_images, wrong)["accuracy"] == 0
+    measured = reference.measure(data.train_images, wrong)
+    assert measured.metrics["accuracy"] == 0
+    assert measured.per_class["accuracy"] == [0] * 10
 
 
 def test_precision_and_recall_are_of_samples_among_real_images(data):
     network = FakeNetwork(data.train_images, data.train_labels)
     samples, labels = data.test_images[:60] * np.float32(0.875), data.test_labels[:60]
-    found = protocol.Reference(data, network, num_neighbours=3).measure(samples, labels)
+    found = protocol.Reference(data, network, num_neighbours=3).measure(samples, labels).metrics
     expected = compute_prdc(data.train_images.reshape(300, -1), samples.reshape(60, -1), 3)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_classes_are_measured_apart_in_percent_of_the_whole_variance(data, outcome):
+    evaluation, fake = outcome
+    rows = evaluation.per_class
+    assert [(r["model"], r["steps"]) for r in rows] == [
+        (r["model"], r["steps"]) for r in evaluation.rows
+    ]
+    generator = next(r for r in rows if r["model"] == "generator")["metrics"]
+    labels = protocol.balanced_labels(40, 10)
+    real = data.train_images.reshape(300, -1)[:, ::2].astype(np.float64)
+    variance = real.var(0, ddof=1).sum()
+    for label in (0, 7):
+        values = []
+        for seed in SETTINGS.seeds:
+            samples = fake.generator(seed, labels)[labels == label].reshape(4, -1)[:, ::2]
+            distance = statistics.frechet_distance(real[data.train_labels == label], samples)
+            values.append(100 * distance / variance)
+        found = generator["frechet_features"][label]
+        assert found["mean"] == pytest.approx(np.mean(values), rel=1e-4)
+        assert found["std"] == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+    shares = [value["mean"] for value in generator["accuracy"]]
+    assert np.mean(shares) == pytest.approx(
+        next(r for r in evaluation.rows if r["model"] == "generator")["metrics"]["accuracy"]["mean"]
+    )
+
+
+def test_the_ends_are_of_the_generators_first_seed(data, outcome):
+    evaluation, fake = outcome
+    samples = fake.generator(SETTINGS.seeds[0], protocol.balanced_labels(40, 10))
+    ends = evaluation.extremes
+    assert len(ends.worst) == len(ends.best) == by_class.NUM_EXTREMES
+    for item in (*ends.worst, *ends.best):
+        place = int(np.flatnonzero((samples == item.image).all(axis=(1, 2, 3)))[0])
+        assert item.label == place % 10
+        of_class = data.train_images[data.train_labels == item.label].reshape(-1, 64)[:, ::2]
+        squares = ((of_class - item.image.reshape(1, 64)[:, ::2]) ** 2).sum(1)
+        assert item.distance == pytest.approx(np.sqrt(squares.min()), abs=1e-5)
+    assert ends.worst[0].distance > ends.worst[-1].distance > ends.best[-1].distance
 
 
 def test_copies_are_told_by_tokens(data):
@@ -197,9 +239,9 @@ def test_copies_are_told_by_tokens(data):
     network = FakeNetwork(data.train_images, data.train_labels)
     images = np.clip(data.train_images[:50] * 0.99, 0, 1)
     changed = protocol.Reference(data, network, 5).measure(data.test_images, data.test_labels)
-    assert changed["copies"] == 0
+    assert changed.metrics["copies"] == 0
     same = protocol.Reference(coarse, network, 5).measure(images, data.train_labels[:50])
-    assert same["copies"] == 1
+    assert same.metrics["copies"] == 1
 
 
 def test_candidates_are_every_guidance_with_every_order():

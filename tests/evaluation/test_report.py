@@ -4,10 +4,11 @@ import re
 import jax
 import numpy as np
 import pytest
+from evaluated_folders import Page
 from PIL import Image
 
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import protocol, report
+from dimo_jax.evaluation import by_class, page, protocol, report
 
 PROVENANCE = {
     "seed": 7,
@@ -24,6 +25,11 @@ def row(model, steps, features, std=0.1):
     values = dict.fromkeys(protocol.METRICS, 0.25) | {"frechet_features": features}
     metrics = {name: {"mean": value, "std": std} for name, value in values.items()}
     return {"model": model, "steps": steps, "metrics": metrics, "sampler": {"guidance": 1.5}}
+
+
+def extreme(gray, label, predicted, distance):
+    image = np.full((8, 8, 1), gray, np.float32)
+    return by_class.Extreme(image, image * 0, label, predicted, distance)
 
 
 @pytest.fixture
@@ -50,6 +56,21 @@ def evaluation():
         pictures=images,
         picture_labels=np.arange(20, dtype=np.int32) % 10,
         neighbours=draw.random((20, 8, 8, 1)).astype(np.float32),
+        per_class=[
+            {
+                "model": model,
+                "steps": steps,
+                "metrics": {
+                    "frechet_features": [{"mean": 1.5, "std": 0.25}, None],
+                    "accuracy": [{"mean": 1.0, "std": 0.0}, {"mean": 0.5, "std": 0.0}],
+                },
+            }
+            for model, steps in KEYS
+        ],
+        extremes=by_class.Extremes(
+            worst=[extreme(0.25, 3, 8, 4.0), extreme(0.5, 1, 1, 2.0)],
+            best=[extreme(0.75, 2, 2, 0.5), extreme(1.0, 7, 7, 1.0)],
+        ),
         settings=protocol.ProtocolSettings(
             num_samples=40,
             seeds=(1, 2),
@@ -85,6 +106,8 @@ def test_every_picture_of_the_report_exists_and_no_other_file(written):
     assert linked == {
         "pictures/all.png",
         "pictures/neighbours.png",
+        "pictures/worst.png",
+        "pictures/best.png",
         "pictures/teacher_01_steps.png",
         "pictures/teacher_16_steps.png",
         "pictures/generator.png",
@@ -93,6 +116,33 @@ def test_every_picture_of_the_report_exists_and_no_other_file(written):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == linked | {"report.md", "results.json"}
     assert {str(path.relative_to(folder)) for path in paths} == files
+
+
+def test_results_json_describes_pictures_classes_and_ends(written):
+    results = json.loads((written[0] / "results.json").read_text())
+    assert results["protocol"] == "digits" and results["title"] == "Digits"
+    files = {str(path.relative_to(written[0])) for path in (written[0] / "pictures").iterdir()}
+    assert {entry["file"] for entry in results["pictures"]} == files
+    first = results["pictures"][0]
+    expected = {"kind": "samples", "model": "test_split", "steps": 0, "seed": 1, "columns": 10}
+    assert expected.items() <= first.items()
+    assert first["labels"] == [*range(10), *range(10)]
+    classes = results["per_class"]
+    assert classes["names"] == ["0", "1"] and classes["num_samples"] == 20
+    assert classes["rows"][0]["metrics"]["frechet_features"] == [{"mean": 1.5, "std": 0.25}, None]
+    assert results["extremes"]["worst"][0] == {"label": 3, "predicted": 8, "value": 4.0}
+    worst = np.asarray(Image.open(written[0] / "pictures" / "worst.png"))
+    # The samples in the upper row, what they were compared with in the lower.
+    height = worst.shape[0]
+    assert worst[height // 4, 4].tolist() == [64] * 3 and worst[3 * height // 4, 4].max() == 0
+
+
+def test_a_page_can_be_made_of_what_is_written(written):
+    text = page.write(written[0], title="Digits").read_text(encoding="utf-8")
+    found = Page(text)
+    assert found.problems == []
+    assert len(found.all("img")) == 7, "all but the overview, whose rows are there one by one"
+    assert "seen as 8" in found.text
 
 
 def test_pictures_hold_the_samples_in_columns_by_label(written, evaluation):

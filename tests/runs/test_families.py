@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from command_line import command, finish
 
-from dimo_jax import bundles, models, sample, tokenizers
+from dimo_jax import bundles, models, tokenizers
+from dimo_jax.runs import drawing
 
 SIZES = {"num_tokens": 64, "codebook_size": 17, "num_classes": 10, "width": 16, "depth": 1}
 FAMILIES = {
@@ -60,7 +61,7 @@ def test_a_family_is_distilled_from_its_bundle(tmp_path, family):
     assert np.mean(jax.tree.leaves(moved)) > 0.7  # frozen leaves and unused biases stay
     names = [x.name for x in (tmp_path / "run" / "images" / "distill").iterdir()]
     assert len(names) == 3 and sum("teacher" in name for name in names) == 1
-    tokens = sample.draw_tokens(generator, np.arange(4, dtype=np.int32), 0, 8, {})
+    tokens = drawing.draw_tokens(generator, np.arange(4, dtype=np.int32), 0, 8, {})
     assert tokens.shape == (4, 64)
 
 

@@ -15,7 +15,7 @@ from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.training import metrics as metrics_lib
 from dimo_jax.training import signals
 from dimo_jax.training.checkpoints import Checkpoints
-from dimo_jax.training.loop import changed_entries
+from dimo_jax.training.loop import Observer, changed_entries
 
 
 @pytest.fixture
@@ -204,12 +204,19 @@ def test_a_checkpoint_past_the_end_is_refused(run):
         run(num_steps=4)
 
 
-def test_images_at_intervals_before_the_state_is_donated(run):
+def test_observers_at_intervals_before_the_state_is_donated(run):
     def draw(state, step):
-        return {"total": np.full((2, 2, 1), int(state.total), np.uint8)}
+        return {"total": np.full((2, 2, 1), int(state.total), np.uint8)}, {}
+
+    def judge(state, step):
+        return {}, {"interim/half": float(state.total) / 2}
 
     donating = jax.jit(lambda state, batch: add(state, batch), donate_argnums=0)
-    run(num_steps=7, step_fn=donating, images_every_steps=3, on_images=draw)
+    never = Observer(0, lambda *_: 1 / 0)
+    observers = (Observer(3, draw), never, Observer(4, judge))
+    run(num_steps=7, step_fn=donating, observers=observers)
+    found = [x for x in run.record() if "interim/half" in x]
+    assert found == [{"stage": "stage", "step": 4, "interim/half": 5.0}]
     names = sorted(p.name for p in (run.workdir / "images" / "stage").iterdir())
     assert names == ["total_0000003.png", "total_0000006.png"]
     drawn = np.asarray(Image.open(run.workdir / "images" / "stage" / names[1]))

@@ -1,0 +1,128 @@
+"""The PNG pictures of an evaluation as data: URIs, so that a page needs no other file."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import naming, page_data
+from dimo_jax.evaluation.page_data import Results
+
+# On a narrow screen a tile is no narrower than this; a picture of many columns scrolls in its box.
+MIN_TILE, MIN_PHOTO, PHOTO_WIDTH = 30, 72, 64
+# A wider picture is made smaller for the page: ten photographs in a row stay sharp on any screen.
+MAX_WIDTH = 1600
+_TEACHER = re.compile(r"(.+?)_0*(\d+)_steps?")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a page.
+
+    Attributes:
+        kind: "samples", "neighbours", "worst", "best", "all" or any other.
+        title: what it shows.
+        alt: the same and how it is laid out, for whoever does not see it.
+        uri: a data: URI.
+        width: pixels.
+        height: pixels.
+        columns: tiles in a row; 0 where that is not known.
+        key: (model, steps), which pictures of other runs share.
+        labels: of its columns, as text; '' where that is not known.
+    """
+
+    kind: str
+    title: str
+    alt: str
+    uri: str
+    width: int
+    height: int
+    columns: int
+    key: tuple[str, int]
+    labels: str = ""
+
+    @property
+    def min_width(self) -> int:
+        """In CSS pixels; 0 where the columns are not known."""
+        is_photo = self.width >= PHOTO_WIDTH * self.columns
+        return self.columns * (MIN_PHOTO if is_photo else MIN_TILE)
+
+
+def collect(results: Results) -> list[Picture]:
+    """The pictures that results.json names, then other PNG files of its folder `pictures`.
+
+    Raises:
+        InputError: if one cannot be read as a picture.
+    """
+    named = results.raw.get("pictures")
+    found, seen = [], set()
+    for entry in named if isinstance(named, list) else []:
+        name = entry.get("file") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            continue
+        path = (results.folder / name).resolve()
+        # A name such as ../../secret.png shows nothing of other folders.
+        if path.is_relative_to(results.folder.resolve()) and path.is_file():
+            seen.add(path)
+            found.append(_picture(path, entry))
+    for path in sorted((results.folder / "pictures").glob("*.png")):
+        if path.resolve() not in seen:
+            found.append(_picture(path, _guess(path.stem)))
+    return found
+
+
+def _guess(stem: str) -> dict[str, Any]:
+    """What a file is, by its name, as `report.write` names them."""
+    if stem in ("all", "neighbours", "worst", "best"):
+        return {"kind": stem}
+    if match := _TEACHER.fullmatch(stem):
+        return {"kind": "samples", "model": match[1], "steps": int(match[2])}
+    if stem in naming.MODELS:
+        return {"kind": "samples", "model": stem, "steps": int(stem == "generator")}
+    return {"kind": "samples", "title": stem.replace("_", " ")}
+
+
+def _picture(path: Path, entry: Mapping[str, Any]) -> Picture:
+    model, steps = str(entry.get("model", "")), int(page_data.finite(entry.get("steps")) or 0)
+    columns = int(page_data.finite(entry.get("columns")) or 0)
+    kind = str(entry.get("kind", "other"))
+    title = str(entry.get("title") or page_data.title(model or path.stem, steps))
+    uri, width, height = _embed(path)
+    labels = entry.get("labels")
+    labels = labels if isinstance(labels, list) else []
+    first = ", ".join(map(str, labels[:columns]))
+    alt = f"Images: {title}"
+    if first:
+        alt += f"; {len(labels)} in rows of {columns}, labels {first}"
+    return Picture(kind, title, alt, uri, width, height, columns, (model, steps), first)
+
+
+def _embed(path: Path) -> tuple[str, int, int]:
+    """The file as a data: URI with its size; made smaller, or PNG, where it is not."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.width > MAX_WIDTH:
+                height = max(1, round(image.height * MAX_WIDTH / image.width))
+                image = image.convert("RGB").resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
+                data = None
+            elif image.format != "PNG":
+                data = None
+            if data is None:
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG", optimize=True)
+                data = buffer.getvalue()
+            width, height = image.size
+    # Pillow has no one error for a file that is no picture: OSError, ValueError, SyntaxError.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} is not a readable picture ({error}); delete it or write it again"
+        ) from error
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height

@@ -1,0 +1,208 @@
+"""Images of a bundle: a generator's in one step, a teacher's by its authors' decoding.
+
+An image depends on the seed, its place in the order and its label, not on how many are drawn, in
+what batches, on how many devices or by how many processes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from dimo_jax import bundles, images, models, samplers
+from dimo_jax.errors import InputError
+from dimo_jax.parallel import distributed
+from dimo_jax.parts import Parts
+from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers.tokenizer import decode_in_chunks
+from dimo_jax.training.progress import Progress
+
+
+def open_pair(
+    path: Path | str, tokenizer: Path | str | None = None, compute_dtype: str = "float32"
+) -> tuple[bundles.Bundle, bundles.Bundle]:
+    """A generator or teacher and its tokenizer, with parameters on the device.
+
+    Args:
+        path: of the bundle.
+        tokenizer: path of its tokenizer's; None: the one inside.
+        compute_dtype: of the token network, "float32" or "bfloat16".
+
+    Raises:
+        InputError: one of them cannot be read, is of another kind, or they do not belong together.
+    """
+    model = bundles.load(path)
+    if model.kind not in ("generator", "teacher"):
+        raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
+    found = bundles.load_tokenizer(tokenizer or model.path / bundles.TOKENIZER_FOLDER, model)
+    if compute_dtype != "float32":
+        model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
+    # Once: from the host's memory every batch would send them to the device again.
+    return tuple(dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
+
+
+def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a bundle is sampled with.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher".
+        overrides: settings to use in place of the bundle's; "name" is the sampler's.
+
+    Returns:
+        (name, settings): "one_step" for a generator, else a key of samplers.SAMPLERS.
+
+    Raises:
+        InputError: a setting is unknown, missing or out of range.
+    """
+    sampler = {**(model.sampler or {}), **overrides}
+    if model.kind == "generator":
+        return "one_step", one_step.settings_from(sampler, model.build())
+    name = sampler.pop("name", samplers.DEFAULTS.get(model.model["name"], "maskgit"))
+    if "num_steps" not in sampler:
+        raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
+    known = [field.name for field in dataclasses.fields(samplers.SAMPLERS[name].settings)]
+    if unknown := sorted(set(sampler) - set(known)):
+        raise InputError(
+            f"the sampler {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    try:
+        return name, samplers.SAMPLERS[name].settings(**sampler)
+    except TypeError as error:  # a value of another type, compared with a number
+        raise InputError(f"the sampler {name!r} does not take these: {error}") from error
+
+
+def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a bundle is sampled with, with the sampler's "name", as plain values."""
+    name, settings = sampler_of(model, overrides)
+    return {"name": name, **dataclasses.asdict(settings)}
+
+
+def draw_tokens(
+    model: bundles.Bundle,
+    labels: Int[ndarray, "N"],
+    seed: int,
+    batch_size: int,
+    overrides: Mapping[str, Any],
+    first_index: int = 0,
+) -> Int[ndarray, "N L"]:
+    """Tokens for labels, by the one step of a generator or a teacher's decoding.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher".
+        labels: int32, in [0, num_classes).
+        seed: image i has the key fold_in(key(seed), first_index + i).
+        batch_size: images in a batch.
+        overrides: as for `sampler_of`.
+        first_index: the first image's index.
+
+    Returns:
+        [N, L] int32.
+
+    Raises:
+        InputError: as `sampler_of`.
+    """
+    network, key = model.build(), jax.random.key(seed)
+    name, settings = sampler_of(model, overrides)
+    if name == "one_step":
+        return one_step.sample(
+            network.apply, model.params, key, labels, settings, batch_size, first_index
+        )
+    null = np.full_like(labels, network.num_classes)
+    return samplers.SAMPLERS[name].sample(
+        network.apply,
+        model.params,
+        key,
+        labels,
+        null,
+        settings,
+        network.num_tokens,
+        network.mask_id,
+        batch_size,
+        first_index,
+    )
+
+
+def decode_images(
+    tokenizer: bundles.Bundle, tokens: Int[ndarray, "N L"], batch_size: int
+) -> Float[ndarray, "N H W C"]:
+    """Images in [0, 1] of any number of token grids.
+
+    Args:
+        tokenizer: its bundle.
+        tokens: [N, L].
+        batch_size: images in a call.
+
+    Returns:
+        [N, H, W, C] float32.
+    """
+    return decode_in_chunks(tokenizer.build(), tokenizer.params, tokens, batch_size)
+
+
+def draw_set(
+    model: bundles.Bundle,
+    tokenizer: bundles.Bundle,
+    labels: Int[ndarray, "N"],
+    output: Path,
+    *,
+    seed: int,
+    batch_size: int,
+    overrides: Mapping[str, Any],
+    named_labels: list[str] | None = None,
+) -> int:
+    """Draws what is missing of a file or folder, range by range, then joins.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher".
+        tokenizer: its tokenizer's.
+        labels: int32 [N].
+        output: an .npz file or a folder; see `parts`.
+        seed: of the images.
+        batch_size: images in a batch.
+        overrides: as for `sampler_of`.
+        named_labels: as typed, for the record.
+
+    Returns:
+        How many images were there already.
+
+    Raises:
+        InputError: as `sampler_of`; the place was begun with other settings.
+    """
+    computed = {} if model.compute is None else {"compute_dtype": model.compute.dtype}
+    parts = Parts(
+        output,
+        labels,
+        {
+            "model": model.params_hash,
+            "tokenizer": tokenizer.params_hash,
+            "sampler": described(model, overrides),
+            "seed": seed,
+            "labels": named_labels,
+            "rounding": "to the nearest level, half up",
+            **computed,
+        },
+    )
+    # Each process of a run on many takes every n-th range; the folder is shared between them.
+    mine = parts.ranges()[jax.process_index() :: jax.process_count()]
+    left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
+    total = sum(stop - start for start, stop in mine)
+    before = done = total - sum(stop - start for start, stop in left)
+    with Progress("sample", silent=not distributed.is_lead()) as progress:
+        if before:
+            progress.note(f"goes on: {before} of {total} images are there already")
+        for start, stop in left:
+            tokens = draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
+            pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))
+            parts.save(start, pixels, tokens)
+            done += stop - start
+            progress.update(done, total, "images")
+    distributed.barrier("sampled")
+    if distributed.is_lead():
+        parts.finish()
+    # No process may look for the output before it is there.
+    distributed.barrier("joined")
+    return before

@@ -1,0 +1,157 @@
+"""A distance of the generator at intervals of its training, from few samples and named for it.
+
+The samples are drawn and seen by all processes, each its share; their moments are joined exactly.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from dimo_jax import bundles, images
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import measure, moments, protocols, references, statistics
+from dimo_jax.evaluation.features import FeatureNetwork
+from dimo_jax.evaluation.moments import Moments
+from dimo_jax.parallel import distributed
+
+Images = Float[np.ndarray, "N H W C"]
+
+
+class Judge(NamedTuple):
+    """What the samples are compared with.
+
+    Attributes:
+        name: of the distance.
+        features: float32 images in [0, 1] -> features [N, D].
+        distance: (reference, samples) -> the figure.
+        reference: moments of the real images.
+    """
+
+    name: str
+    features: Callable[[Images], Float[np.ndarray, "N D"]]
+    distance: Callable[[Moments, Moments], float]
+    reference: Moments
+
+
+def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
+    """The Fréchet distance in a classifier's features, in percent of the real variance.
+
+    Args:
+        network: the classifier.
+        real: the training split.
+    """
+    reference = statistics.moments(network.features(real))
+    return Judge("frechet_features", network.features, statistics.frechet_percent, reference)
+
+
+def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int) -> Judge:
+    """The FID, as `python -m dimo_jax.evaluate` computes it.
+
+    Args:
+        bundle: path of a bundle of kind "features".
+        reference: path of a file with the real images' moments.
+        protocol: a key of protocols.PROTOCOLS.
+        batch_size: images in a call of the feature network.
+
+    Raises:
+        InputError: one of the two cannot serve.
+    """
+    chosen = protocols.PROTOCOLS[protocol]
+    extractor = measure.open_network(bundles.load(bundle, kind="features"), chosen, batch_size)
+    real = references.open_reference(reference)
+    if real.moments is None:
+        raise InputError(
+            f"config.interim.reference={reference} has no moments (mu and sigma); give a file of "
+            "statistics, such as python -m dimo_jax.evaluate --make_reference writes"
+        )
+    return Judge(
+        "fid",
+        lambda pixels: extractor.extract(images.to_uint8(pixels))["2048"],
+        lambda one, other: statistics.frechet(one, other).distance,
+        real.moments,
+    )
+
+
+def distance(
+    draw: Callable[[Int[np.ndarray, "N"], int], Images],
+    judge: Judge,
+    labels: Int[np.ndarray, "N"],
+    batch_size: int,
+) -> dict[str, float]:
+    """The figure; every process must call it.
+
+    Args:
+        draw: (labels, index of the first image) -> float32 [N, H, W, C] in [0, 1]; an image is to
+            depend on its index and label alone.
+        judge: what judges them.
+        labels: of all samples; their number becomes part of the name.
+        batch_size: images drawn at a time.
+
+    Returns:
+        {"interim/<name>_<number>": figure}, "5k" for a number of 5,000; nothing on a process that
+        is not the lead.
+
+    Raises:
+        InputError: fewer samples than processes.
+    """
+    num, count = len(labels), jax.process_count()
+    if num < max(count, 2):
+        raise InputError(
+            f"config.interim.num_samples={num} is too few for {count} processes; give at least "
+            f"{max(count, 2)}"
+        )
+    first, last = (num * (jax.process_index() + more) // count for more in (0, 1))
+    part = moments.Accumulator()
+    for start in range(first, last, batch_size):
+        some = labels[start : min(start + batch_size, last)]
+        part.add(judge.features(draw(some, start)))
+    parts = [_unpacked(data) for data in distributed.gather_bytes(_packed(part.sums()))]
+    if not distributed.is_lead():
+        return {}
+    found = judge.distance(judge.reference, moments.merge(parts).moments())
+    short = f"{num // 1000}k" if num % 1000 == 0 else str(num)
+    return {f"interim/{judge.name}_{short}": found}
+
+
+def judge_of(config: Mapping[str, Any], classifier: Callable[[], Judge] | None) -> Judge | None:
+    """The judge that config.interim asks for; None where it asks for none.
+
+    Args:
+        config: a complete config.
+        classifier: makes the data's own; None where there are no data to train one on.
+
+    Raises:
+        InputError: only one of features and reference is given, or neither is and there are no
+            data.
+    """
+    section = config["interim"]
+    if not section["every_steps"]:
+        return None
+    given = [name for name in ("features", "reference") if section[name]]
+    if len(given) == 2:
+        size = config["evaluation"]["batch_size"]
+        return inception_judge(section["features"], section["reference"], section["protocol"], size)
+    if given or classifier is None:
+        missing = [name for name in ("features", "reference") if name not in given]
+        raise InputError(
+            f"config.interim.every_steps={section['every_steps']} needs "
+            f"{' and '.join(f'config.interim.{name}' for name in missing)}; give a bundle of "
+            "Inception and a file of statistics, or every_steps=0"
+        )
+    return classifier()
+
+
+def _packed(sums: moments.Sums) -> bytes:
+    buffer = io.BytesIO()
+    # As float64 through a file's format: an exchange of arrays would make them float32.
+    np.savez(buffer, **sums._asdict())
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> moments.Sums:
+    with np.load(io.BytesIO(data)) as arrays:
+        return moments.Sums(int(arrays["count"]), arrays["mean"], arrays["scatter"])

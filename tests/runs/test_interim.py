@@ -1,0 +1,104 @@
+"""Distances in the course of a training: the shares of processes, the names, the refusals."""
+
+import jax
+import numpy as np
+import pytest
+
+from dimo_jax import config as configs
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import moments
+from dimo_jax.parallel import distributed
+from dimo_jax.runs import interim
+
+RNG = np.random.default_rng(0)
+WEIGHTS = RNG.normal(size=(12, 3))
+REAL = RNG.uniform(size=(50, 2, 2, 3)).astype(np.float32)
+
+
+def draw(labels, start):
+    """Images that depend on their index and label alone."""
+    index = np.arange(start, start + len(labels))
+    values = np.sin(np.outer(index + 1, np.arange(1, 13)) + labels[:, None])
+    return ((values + 1) / 2).astype(np.float32).reshape(-1, 2, 2, 3)
+
+
+def features(images):
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+def mean_distance(real, samples):
+    return float(np.sum((real.mean - samples.mean) ** 2))
+
+
+JUDGE = interim.Judge("distance", features, mean_distance, moments.sums(features(REAL)).moments())
+
+
+@pytest.mark.parametrize(("num", "name"), [(21, "21"), (2000, "2k")])
+def test_the_number_of_samples_is_in_the_name(num, name):
+    labels = np.arange(num) % 4
+    expected = features(draw(labels, 0)).mean(axis=0) - features(REAL).mean(axis=0)
+    found = interim.distance(draw, JUDGE, labels, 8)
+    assert found == {f"interim/distance_{name}": pytest.approx(np.sum(expected**2))}
+
+
+def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypatch):
+    labels = np.arange(21) % 4
+    whole = interim.distance(draw, JUDGE, labels, 8)
+    drawn, packed = [], []
+
+    def counted(some, start):
+        drawn.extend(range(start, start + len(some)))
+        return draw(some, start)
+
+    def as_process(index, gathered):
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        monkeypatch.setattr(distributed, "gather_bytes", gathered)
+        return interim.distance(counted, JUDGE, labels, 4)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for index in (1, 2):
+        assert as_process(index, lambda data: packed.append(data) or [data]) == {}
+    found = as_process(0, lambda data: [data, *packed])
+    assert sorted(drawn) == list(range(21))
+    assert found == {name: pytest.approx(value, rel=1e-12) for name, value in whole.items()}
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(InputError, match="config.interim.num_samples=1 is too few.*at least 2"):
+        interim.distance(draw, JUDGE, np.zeros(1, int), 8)
+
+
+def section(**values):
+    config = configs.default_config()
+    config.interim.update({"every_steps": 10} | values)
+    return config.to_dict()
+
+
+def test_what_judges():
+    assert interim.judge_of(section(every_steps=0), lambda: JUDGE) is None
+    assert interim.judge_of(section(), lambda: JUDGE) is JUDGE
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "config.interim.features and config.interim.reference"),
+        ({"features": "there"}, "needs config.interim.reference; give"),
+        ({"reference": "there"}, "needs config.interim.features; give"),
+    ],
+)
+def test_a_judge_that_is_not_whole_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        interim.judge_of(section(**values), None)
+    if values:
+        with pytest.raises(InputError, match=words):
+            interim.judge_of(section(**values), lambda: JUDGE)
+
+
+def test_the_fid_needs_moments(tmp_path, monkeypatch):
+    path = tmp_path / "images.npz"
+    np.savez(path, arr_0=np.zeros((3, 4, 4, 3), np.uint8))
+    monkeypatch.setattr(interim.bundles, "load", lambda *_, **__: None)
+    monkeypatch.setattr(interim.measure, "open_network", lambda *_: None)
+    with pytest.raises(InputError, match="images.npz has no moments"):
+        interim.judge_of(section(features="there", reference=str(path)), None)
