@@ -1,6 +1,8 @@
 """The start that all commands share: flags in, one line and an exit status out."""
 
 import difflib
+import functools
+import inspect
 import re
 import sys
 import traceback
@@ -17,7 +19,10 @@ from dimo_jax.parallel import distributed
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -> NoReturn:
+def run(
+    main: Callable[..., None],
+    flag_values: flags.FlagValues | None = None,
+) -> NoReturn:
     """Parses sys.argv, calls main() and exits; never returns.
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
@@ -28,8 +33,8 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -
     One of several processes that fails ends at once, without the shutdown that waits for all.
 
     Args:
-        main: the command; takes nothing and reads its flags itself. Its module's docstring is the
-            head of --help.
+        main: the command; reads its flags itself, and takes nothing, or the list of arguments
+            that are no flags. Its module's docstring is the head of --help.
         flag_values: the command's own flags. None means absl's global ones; two commands in one
             process need their own, since one name cannot be defined twice.
 
@@ -41,9 +46,14 @@ def run(main: Callable[[], None], flag_values: flags.FlagValues | None = None) -
         if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
             print(_help(main, flag_values))
             raise SystemExit(0)
-        _parse(flag_values)
+        arguments = _parse(flag_values)
+        takes_arguments = bool(inspect.signature(main).parameters)
+        if arguments and not takes_arguments:
+            raise InputError(
+                f"unexpected argument {arguments[0]!r}; every flag is written --name=value"
+            )
         host_memory.keep_freed_memory()
-        _finish(main)
+        _finish(functools.partial(main, arguments) if takes_arguments else main)
     except InputError as error:
         _stop(BAD_INPUT if _full_disk(error) is None else FAILED, f"error: {error}")
     except Interrupted as error:
@@ -128,8 +138,8 @@ def _help(main: Callable[[], None], flag_values: flags.FlagValues) -> str:
     return f"{head}\n{flag_values.get_help(include_special_flags=False)}"
 
 
-def _parse(flag_values: flags.FlagValues) -> None:
-    """Parses sys.argv; whatever goes wrong here is the user's input, so all of it is InputError."""
+def _parse(flag_values: flags.FlagValues) -> list[str]:
+    """The arguments that are no flags; what goes wrong is the user's input, so it is InputError."""
     # Libraries that read absl's global flags (tfds, grain) want them parsed.
     flags.FLAGS.mark_as_parsed()
     try:
@@ -141,8 +151,7 @@ def _parse(flag_values: flags.FlagValues) -> None:
         # ml_collections raises AttributeError, KeyError, TypeError and ValueError for overrides
         # (1.1), absl its own errors; for a misspelt field it names one neighbour at most.
         raise InputError(_unknown_fields(flag_values) or _last_line(error)) from error
-    if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; every flag is written --name=value")
+    return rest
 
 
 def _last_line(error: Exception) -> str:

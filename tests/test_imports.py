@@ -39,6 +39,8 @@ SEAMS = {
     "orbax": ["training.checkpoints"],
     "clu": ["training.metrics"],
     "tensorflow_datasets": ["data.*"],
+    "tokenizers": ["conditions.*"],
+    "ftfy": ["conditions.*"],
     "jinja2": ["evaluation.page"],
     "ml_collections": ["config", "main", "plan", "benchmark"],
     "tensorflow": [],

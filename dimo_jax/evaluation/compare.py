@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dimo_jax import files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, page, page_curves, page_data, page_pictures, page_tables
 from dimo_jax.evaluation.page_charts import Chart, Series, chart
 from dimo_jax.evaluation.page_data import Results, Row
 from dimo_jax.evaluation.page_tables import Cell, Heading, Line, Table
-from dimo_jax.files import write_file
+from dimo_jax.files import AnyPath, write_file
 
 MARKDOWN_NAME, HTML_NAME = "compare.md", "compare.html"
 MAX_RUNS = 8
@@ -58,7 +59,7 @@ class Run:
     differences: list[str]
 
 
-def compare(paths: Sequence[Path | str], title: str = "Runs side by side") -> Comparison:
+def compare(paths: Sequence[AnyPath | str], title: str = "Runs side by side") -> Comparison:
     """Reads the runs and puts them side by side.
 
     Args:
@@ -74,8 +75,8 @@ def compare(paths: Sequence[Path | str], title: str = "Runs side by side") -> Co
 
 
 def write(
-    paths: Sequence[Path | str], folder: Path | str, title: str = "Runs side by side"
-) -> list[Path]:
+    paths: Sequence[AnyPath | str], folder: AnyPath | str, title: str = "Runs side by side"
+) -> list[AnyPath]:
     """Writes compare.md and compare.html; files of these names are replaced.
 
     Args:
@@ -92,12 +93,12 @@ def write(
     made = compare(paths, title)
     names = (MARKDOWN_NAME, HTML_NAME)
     return [
-        write_file(Path(folder) / name, text.encode())
+        write_file(files.path(folder) / name, text.encode())
         for name, text in zip(names, made, strict=True)
     ]
 
 
-def load(paths: Sequence[Path | str]) -> list[Run]:
+def load(paths: Sequence[AnyPath | str]) -> list[Run]:
     """The runs, each with what sets it apart from the first."""
     if not 2 <= len(paths) <= MAX_RUNS:
         raise InputError(
@@ -112,7 +113,7 @@ def load(paths: Sequence[Path | str]) -> list[Run]:
     return runs
 
 
-def _names(paths: Sequence[Path | str]) -> list[str]:
+def _names(paths: Sequence[AnyPath | str]) -> list[str]:
     """The shortest end of each path that tells it from the others."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     longest = max(map(len, parts))

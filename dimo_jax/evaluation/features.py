@@ -8,7 +8,6 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +16,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from dimo_jax import bundles, models
+from dimo_jax import bundles, files, models
 from dimo_jax.data import stream
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.models.classifier import Classifier
 from dimo_jax.training import rng, trees
 
@@ -126,7 +126,7 @@ def fit(
 
 
 def load_or_fit(
-    path: Path | str,
+    path: AnyPath | str,
     images: Float[np.ndarray, "N H W C"],
     labels: Int[np.ndarray, "N"],
     num_classes: int,
@@ -147,7 +147,7 @@ def load_or_fit(
     Returns:
         The network, the same one whether it was kept or is new.
     """
-    path = Path(path)
+    path = files.path(path)
     origin = {
         "training_data": trees.fingerprint({"images": images, "labels": labels}),
         "settings": asdict(settings) | {"channels": list(settings.channels)},
@@ -165,7 +165,7 @@ def load_or_fit(
     return network
 
 
-def _load(path: Path, config: Mapping[str, Any], origin: Mapping) -> FeatureNetwork | None:
+def _load(path: AnyPath, config: Mapping[str, Any], origin: Mapping) -> FeatureNetwork | None:
     if not path.exists():
         return None
     try:

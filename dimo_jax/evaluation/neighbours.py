@@ -135,6 +135,28 @@ def inside(
     return Inside(around, np.concatenate(recalled), np.concatenate(covered))
 
 
+def nearest(
+    rows: Num[np.ndarray, "M D"], others: Num[np.ndarray, "N D"]
+) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
+    """Index of and Euclidean distance to each row's nearest neighbour among `others`.
+
+    Args:
+        rows: features of what is judged.
+        others: features of real images.
+
+    Returns:
+        (int32, float32); of equally near ones the first.
+    """
+    mean = np.mean(others, axis=0, dtype=np.float64)
+    columns = _columns(centred(others, mean))
+    found = []
+    for block, index in _row_blocks(centred(rows, mean)):
+        best, where = map(np.asarray, _nearest(block, columns))
+        found.append((where[index >= 0], best[index >= 0]))
+    places, squares = map(np.concatenate, zip(*found, strict=True))
+    return places, np.sqrt(squares)
+
+
 def _mesh() -> Mesh:
     # Each process takes its own rows: they are spread over its own devices only.
     return Mesh(np.array(jax.local_devices()), "data")
@@ -186,6 +208,26 @@ def _smallest(
         return -lax.top_k(-jnp.concatenate([best, squares], axis=1), k)[0], None
 
     return lax.scan(scan, jnp.full((len(rows), k), jnp.inf), columns)[0]
+
+
+@jax.jit
+def _nearest(
+    rows: Float[Array, "R D"], columns: Columns
+) -> tuple[Float[Array, "R"], Int[Array, "R"]]:
+    """The smallest squared distance of each row to the columns, and whose it is."""
+
+    def scan(found: tuple, column: Columns) -> tuple[tuple, None]:
+        best, where = found
+        squares = _squared_distances(rows, column.blocks)
+        squares = jnp.where((column.index < 0)[None], jnp.inf, squares)
+        here = jnp.argmin(squares, axis=1)
+        smallest = jnp.take_along_axis(squares, here[:, None], axis=1)[:, 0]
+        nearer = smallest < best
+        place = jnp.where(nearer, column.index[here], where)
+        return (jnp.where(nearer, smallest, best), place), None
+
+    nothing = (jnp.full(len(rows), jnp.inf), jnp.full(len(rows), -1, jnp.int32))
+    return lax.scan(scan, nothing, columns)[0]
 
 
 @functools.partial(jax.jit, static_argnames="closed")

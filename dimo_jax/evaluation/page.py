@@ -15,7 +15,7 @@ import jinja2
 from dimo_jax.evaluation import naming, page_curves, page_data, page_pictures, page_tables, words
 from dimo_jax.evaluation.page_data import Results, Row
 from dimo_jax.evaluation.protocols import MIN_COMPARABLE
-from dimo_jax.files import write_file
+from dimo_jax.files import AnyPath, write_file
 
 FILE_NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -30,7 +30,7 @@ class Fact:
     note: str = ""
 
 
-def write(folder: Path | str, *, title: str, workdir: Path | str | None = None) -> Path:
+def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = None) -> AnyPath:
     """Writes report.html beside a results.json.
 
     What the folder does not hold is left out: pictures/*.png, and metrics.jsonl in the workdir.

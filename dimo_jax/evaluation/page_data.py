@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from dimo_jax import files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, words
+from dimo_jax.files import AnyPath
 from dimo_jax.training import metrics
 
 FILE_NAME = "results.json"
@@ -73,12 +74,12 @@ class Results:
         rows: checked.
     """
 
-    path: Path
+    path: AnyPath
     raw: Mapping[str, Any]
     rows: list[Row]
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """Where its pictures are."""
         return self.path.parent
 
@@ -133,7 +134,7 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def find(path: Path | str) -> Path:
+def find(path: AnyPath | str) -> AnyPath:
     """The results.json that a path means: itself, in that folder, or in a run's one report.
 
     Args:
@@ -143,7 +144,7 @@ def find(path: Path | str) -> Path:
     Raises:
         InputError: there is none, or several and none is called report.
     """
-    path = Path(path)
+    path = files.path(path)
     if path.is_file():
         return path
     if (path / FILE_NAME).is_file():
@@ -162,7 +163,7 @@ def find(path: Path | str) -> Path:
     )
 
 
-def load(path: Path | str) -> Results:
+def load(path: AnyPath | str) -> Results:
     """Reads and checks results; `path` as in `find`.
 
     Raises:
@@ -179,7 +180,7 @@ def load(path: Path | str) -> Results:
     return Results(path, raw, [_row(path, i, row) for i, row in enumerate(rows)])
 
 
-def _row(path: Path, index: int, row: Any) -> Row:
+def _row(path: AnyPath, index: int, row: Any) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict):
         raise InputError(f'{path}: row {index} has no "metrics"; expected {{"metrics": {{...}}}}')
     values = {}
@@ -197,7 +198,7 @@ def _row(path: Path, index: int, row: Any) -> Row:
     )
 
 
-def records(results: Results, workdir: Path | str | None) -> list[dict[str, Any]]:
+def records(results: Results, workdir: AnyPath | str | None) -> list[dict[str, Any]]:
     """The run's metrics, oldest first; [] where there are none.
 
     Args:
@@ -209,7 +210,8 @@ def records(results: Results, workdir: Path | str | None) -> list[dict[str, Any]
     """
     if workdir is not None:
         return metrics.read(workdir)
-    folder = results.folder.absolute()
+    folder = results.folder
+    folder = folder if files.is_remote(folder) else folder.absolute()
     for place in (folder, folder.parent):
         if (place / metrics.FILE_NAME).is_file():
             return metrics.read(place)

@@ -5,14 +5,15 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from dimo_jax import files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, page_data
 from dimo_jax.evaluation.page_data import Results
+from dimo_jax.files import AnyPath
 
 # On a narrow screen a tile is no narrower than this; a picture of many columns scrolls in its box.
 MIN_TILE, MIN_PHOTO, PHOTO_WIDTH = 30, 72, 64
@@ -66,13 +67,13 @@ def collect(results: Results) -> list[Picture]:
         name = entry.get("file") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             continue
-        path = (results.folder / name).resolve()
+        path = files.resolved(results.folder / name)
         # A name such as ../../secret.png shows nothing of other folders.
-        if path.is_relative_to(results.folder.resolve()) and path.is_file():
+        if path.is_relative_to(files.resolved(results.folder)) and path.is_file():
             seen.add(path)
             found.append(_picture(path, entry))
     for path in sorted((results.folder / "pictures").glob("*.png")):
-        if path.resolve() not in seen:
+        if files.resolved(path) not in seen:
             found.append(_picture(path, _guess(path.stem)))
     return found
 
@@ -88,7 +89,7 @@ def _guess(stem: str) -> dict[str, Any]:
     return {"kind": "samples", "title": stem.replace("_", " ")}
 
 
-def _picture(path: Path, entry: Mapping[str, Any]) -> Picture:
+def _picture(path: AnyPath, entry: Mapping[str, Any]) -> Picture:
     model, steps = str(entry.get("model", "")), int(page_data.finite(entry.get("steps")) or 0)
     columns = int(page_data.finite(entry.get("columns")) or 0)
     kind = str(entry.get("kind", "other"))
@@ -103,7 +104,7 @@ def _picture(path: Path, entry: Mapping[str, Any]) -> Picture:
     return Picture(kind, title, alt, uri, width, height, columns, (model, steps), first)
 
 
-def _embed(path: Path) -> tuple[str, int, int]:
+def _embed(path: AnyPath) -> tuple[str, int, int]:
     """The file as a data: URI with its size; made smaller, or PNG, where it is not."""
     try:
         data = path.read_bytes()

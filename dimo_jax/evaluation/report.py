@@ -5,19 +5,19 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from dimo_jax import files
 from dimo_jax import images as pictures
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import by_class, naming, protocol, words
 from dimo_jax.evaluation.by_class import Extreme, Extremes
 from dimo_jax.evaluation.protocol import Evaluation
-from dimo_jax.files import write_file
+from dimo_jax.files import AnyPath, write_file
 
 PROVENANCE = ("seed", "versions", "device", "wall_seconds", "hashes")
 PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -41,8 +41,8 @@ def environment() -> dict[str, Any]:
 
 
 def write(
-    folder: Path | str, evaluation: Evaluation, *, title: str, provenance: Mapping[str, Any]
-) -> list[Path]:
+    folder: AnyPath | str, evaluation: Evaluation, *, title: str, provenance: Mapping[str, Any]
+) -> list[AnyPath]:
     """Write results.json, report.md and pictures/*.png; files of these names are replaced.
 
     Args:
@@ -61,7 +61,7 @@ def write(
     """
     if missing := [name for name in PROVENANCE if name not in provenance]:
         raise ValueError(f"the provenance of an evaluation lacks {', '.join(missing)}")
-    folder = Path(folder)
+    folder = files.path(folder)
     drawn = _pictures(evaluation)
     results = {
         "title": title,
@@ -82,27 +82,27 @@ def write(
     return [*paths, write_file(folder / "report.md", report.encode())]
 
 
-def hashes_of(folder: Path | str) -> dict[str, str]:
+def hashes_of(folder: AnyPath | str) -> dict[str, str]:
     """What a report that is there already was made of; empty if there is none that can be read.
 
     Args:
         folder: of the report.
     """
     try:
-        text = (Path(folder) / "results.json").read_text(encoding="utf-8")
+        text = (files.path(folder) / "results.json").read_text(encoding="utf-8")
         return dict(json.loads(text)["hashes"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def read_rows(path: Path | str) -> list[dict]:
+def read_rows(path: AnyPath | str) -> list[dict]:
     """The rows of a results.json.
 
     Raises:
         InputError: if it cannot be read or has no rows.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+        return json.loads(files.path(path).read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a readable results.json: {error}") from error
 

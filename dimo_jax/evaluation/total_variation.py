@@ -5,7 +5,6 @@ Axes: N samples, L tokens, V values of each.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 
 from dimo_jax import files, images
 from dimo_jax.data import joints
+from dimo_jax.files import AnyPath
 
 
 def histogram(tokens: Int[np.ndarray, "N L"], num_values: int) -> Float[np.ndarray, "..."]:
@@ -28,7 +28,7 @@ def total_variation(p: Float[np.ndarray, "..."], q: Float[np.ndarray, "..."]) ->
 
 
 def write_report(
-    folder: Path | str,
+    folder: AnyPath | str,
     joint: Float[np.ndarray, "..."],
     tokens: Int[np.ndarray, "N L"],
     *,
@@ -47,7 +47,7 @@ def write_report(
     Returns:
         The total variation between the generator's joint and the true one.
     """
-    folder, num_samples = Path(folder), len(tokens)
+    folder, num_samples = files.path(folder), len(tokens)
     product = joints.independent(joint)
     found = histogram(tokens, joint.shape[0])
     # What as many samples of the truth itself would show: no generator can be expected below.

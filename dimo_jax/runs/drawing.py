@@ -6,7 +6,6 @@ what batches, on how many devices or by how many processes.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from numpy import ndarray
 
 from dimo_jax import bundles, images, models, samplers
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.parts import Parts
 from dimo_jax.samplers import one_step
@@ -24,7 +24,7 @@ from dimo_jax.training.progress import Progress
 
 
 def open_pair(
-    path: Path | str, tokenizer: Path | str | None = None, compute_dtype: str = "float32"
+    path: AnyPath | str, tokenizer: AnyPath | str | None = None, compute_dtype: str = "float32"
 ) -> tuple[bundles.Bundle, bundles.Bundle]:
     """A generator or teacher and its tokenizer, with parameters on the device.
 
@@ -79,6 +79,9 @@ def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str
 def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """All settings that a bundle is sampled with, with the sampler's "name", as plain values."""
     name, settings = sampler_of(model, overrides)
+    if name == "one_step":
+        # The settings hold sizes of the network too.
+        return {"name": name, **(model.sampler or {}), **overrides}
     return {"name": name, **dataclasses.asdict(settings)}
 
 
@@ -147,7 +150,7 @@ def draw_set(
     model: bundles.Bundle,
     tokenizer: bundles.Bundle,
     labels: Int[ndarray, "N"],
-    output: Path,
+    output: AnyPath,
     *,
     seed: int,
     batch_size: int,

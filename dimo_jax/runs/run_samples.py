@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from dimo_jax import bundles
+import jax
+import numpy as np
+
+from dimo_jax import bundles, files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
+from dimo_jax.files import AnyPath
 from dimo_jax.runs import drawing
 
 
@@ -24,8 +27,8 @@ class SampleSet(NamedTuple):
 
     model: str
     steps: int
-    bundle: Path
-    tokenizer: Path
+    bundle: AnyPath
+    tokenizer: AnyPath
     overrides: Mapping[str, Any]
 
     @property
@@ -37,9 +40,9 @@ class SampleSet(NamedTuple):
 
 
 def sets_of(
-    workdir: Path,
+    workdir: AnyPath,
     steps: Sequence[int],
-    temperatures: Sequence[float] = (),
+    temperatures: Sequence[float | int] = (),
     teacher: Mapping[str, Any] | None = None,
 ) -> list[SampleSet]:
     """The sets that a run is judged by.
@@ -56,7 +59,7 @@ def sets_of(
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        teacher_path = Path(config["teacher"]["bundle"] or workdir / "teacher")
+        teacher_path = files.path(config["teacher"]["bundle"] or workdir / "teacher")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--workdir={workdir} is no run: {path} cannot be read ({error}); give the folder "
@@ -92,12 +95,12 @@ class Drawn(NamedTuple):
     """
 
     asked: SampleSet
-    path: Path
+    path: AnyPath
     sampler: dict[str, Any]
 
 
 def draw(
-    asked: Sequence[SampleSet], folder: Path, *, num: int, seed: int, batch_size: int
+    asked: Sequence[SampleSet], folder: AnyPath, *, num: int, seed: int, batch_size: int
 ) -> Iterator[Drawn]:
     """Draws one set after the other; what is on disk already is not drawn again.
 
@@ -128,3 +131,12 @@ def draw(
                 overrides=one.overrides,
             )
         yield Drawn(one, path, drawing.described(model, one.overrides))
+
+
+def image_bytes(asked: SampleSet) -> int:
+    """Bytes of one sample in an .npz, where gray stands in all three channels."""
+    bundle = bundles.load_tokenizer(asked.tokenizer)
+    tokenizer = bundle.build()
+    grid = jax.ShapeDtypeStruct((1, tokenizer.num_tokens), np.int32)
+    _, height, width, _ = jax.eval_shape(tokenizer.decode, bundle.params, grid).shape
+    return 3 * height * width

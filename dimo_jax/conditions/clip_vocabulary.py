@@ -1,0 +1,143 @@
+"""The vocabulary of CLIP's tokenizer, as a list of merges, from any file that carries it.
+
+The ids follow from the merges: 256 bytes, the same at the end of a word, the merged pieces in
+order, the start and the end of a text. The list is not part of this package; it lies beside
+Hugging Face's weights, and the pip package open_clip_torch ships it.
+"""
+
+import gzip
+import importlib.util
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dimo_jax.errors import InputError
+
+MERGES_FILE = "merges.txt"
+OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
+# Ids that are no merges: the bytes twice, start and end.
+NUM_OTHER_IDS = 2 * 256 + 2
+_HEADER = "#version: 0.2"
+_NAMES = (MERGES_FILE, "tokenizer.json", OPENAI_FILE)
+_PACKAGES = ("open_clip", "clip")
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte, in the order of their ids.
+
+    Printable bytes stand for themselves and come first; the others have the characters from 256 on.
+
+    Source: GPT-2's byte-level encoding, Radford et al., 2019, which CLIP took over.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def tokens(merges: Sequence[str]) -> list[str]:
+    """Every piece of a vocabulary but start and end; its place is its id.
+
+    Args:
+        merges: pairs of pieces, each written as "left right".
+    """
+    characters = byte_characters()
+    ends = [f"{character}</w>" for character in characters]
+    return [*characters, *ends, *(merge.replace(" ", "", 1) for merge in merges)]
+
+
+def to_text(merges: Sequence[str]) -> bytes:
+    """Merges as the content of a merges.txt."""
+    return "\n".join([_HEADER, *merges, ""]).encode()
+
+
+def from_text(data: bytes) -> list[str]:
+    """The merges of what `to_text` gave, which a bundle of CLIP carries."""
+    return data.decode().split("\n")[1:-1]
+
+
+def find(folder: Path) -> Path | None:
+    """A file with a vocabulary: in a folder, in tokenizer/ beside it, or in an installed package.
+
+    Args:
+        folder: where the weights lie.
+
+    Returns:
+        The first there is; None where there is none. Nothing is imported for it.
+    """
+    places = [folder, folder.parent / "tokenizer"]
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin:
+            places.append(Path(spec.origin).parent)
+    files = (place / name for place in places for name in _NAMES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def read(path: Path, vocabulary: int) -> list[str]:
+    """The merges of a file.
+
+    Args:
+        path: a merges.txt, a tokenizer.json, OpenAI's bpe_simple_vocab_16e6.txt.gz, or a folder
+            with one of them.
+        vocabulary: ids that the text tower has.
+
+    Returns:
+        vocabulary - NUM_OTHER_IDS merges, each "left right".
+
+    Raises:
+        InputError: there is no such file, it is damaged, has another number of merges, or a
+            vocabulary in another order lies beside it.
+    """
+    if path.is_dir():
+        found = [path / name for name in _NAMES if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path} has no vocabulary; one of {', '.join(_NAMES)} was expected")
+        path = found[0]
+    merges, wanted = _lines(path), vocabulary - NUM_OTHER_IDS
+    # OpenAI's list goes on after the part that CLIP uses.
+    if path.name.startswith("bpe_simple_vocab"):
+        merges = merges[: max(wanted, 0)]
+    if len(merges) != wanted:
+        raise InputError(
+            f"{path} has {len(merges)} merges, but the text tower has {vocabulary} ids, which are "
+            f"{max(wanted, 0)} merges and {NUM_OTHER_IDS} others; give this model's vocabulary"
+        )
+    for number, merge in enumerate(merges):
+        if len(merge.split(" ")) != 2:
+            raise InputError(f"{path}: merge {number} is {merge!r}, expected two pieces")
+    _compare(path.with_name("vocab.json"), merges)
+    return merges
+
+
+def _lines(path: Path) -> list[str]:
+    """All merges of a file, whatever their number."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        text = data.decode()
+        if path.suffix == ".json":
+            found = json.loads(text)["model"]["merges"]
+            return [merge if isinstance(merge, str) else " ".join(merge) for merge in found]
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; give the path of a vocabulary") from error
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise InputError(f"{path} is no vocabulary of CLIP's kind: {error!r}") from error
+    # Not splitlines(), which would part pieces that hold other separators.
+    lines = text.rstrip("\n").split("\n")
+    return lines[1:] if "#version" in lines[0] else lines
+
+
+def _compare(path: Path, merges: Sequence[str]) -> None:
+    """Refuses a vocab.json whose ids are not those that follow from the merges."""
+    if not path.is_file():
+        return
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [piece for i, piece in enumerate(tokens(merges)) if ids.get(piece) != i]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no vocabulary: {error!r}") from error
+    if wrong:
+        raise InputError(
+            f"{path} has other ids than CLIP's, {len(wrong)} of them, such as that of "
+            f"{wrong[0]!r}; such a tokenizer is not known here"
+        )

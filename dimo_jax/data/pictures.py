@@ -1,0 +1,65 @@
+"""Pictures of a tensorflow-datasets data set by index, as 8-bit RGB."""
+
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+
+from dimo_jax.data import digits
+from dimo_jax.errors import InputError
+
+
+class Source:
+    """A split whose pictures are read one at a time.
+
+    Attributes:
+        version: changes when the pictures do.
+    """
+
+    def __init__(self, examples, key: str, version: str):
+        self._examples, self._key, self.version = examples, key, version
+
+    def __len__(self) -> int:
+        """Pictures in the split."""
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture; a single channel stands in all three."""
+        pixels = np.asarray(self._examples[index][self._key])
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def open_source(name: str, split: str, data_dir: str | os.PathLike) -> Source:
+    """The pictures of a split.
+
+    Args:
+        name: "digits", which is made on the spot, or a data set that tensorflow-datasets knows; one
+            that is not in data_dir is downloaded where its authors allow that.
+        split: e.g. "train", or "train[:1000]".
+        data_dir: parent directory of the data sets, in the format array_record.
+
+    Returns:
+        The pictures in the data set's order, all uint8.
+
+    Raises:
+        InputError: it cannot be opened or has no pictures.
+    """
+    if name == "digits":
+        levels = digits.load(split, data_dir).images * 255.0
+        found = [{"image": x} for x in (levels + 0.5).astype(np.uint8)]
+        return Source(found, "image", str(digits.Digits.VERSION))
+    try:
+        builder = tfds.builder(name, data_dir=os.path.expanduser(os.fspath(data_dir)))
+        builder.download_and_prepare(file_format="array_record")
+        features, examples = builder.info.features, builder.as_data_source(split=split)
+    except Exception as error:  # tfds, its downloaders and array_record raise types of their own
+        raise InputError(
+            f"tensorflow-datasets cannot open {name} {split} in {data_dir} "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); prepare it there with "
+            f"`tfds build {name} --file_format=array_record`"
+        ) from error
+    keys = [k for k, x in features.items() if len(x.shape or ()) == 3 and x.dtype == np.uint8]
+    if not keys:
+        raise InputError(f"{name} has {', '.join(features)}, but no picture of 8 bits")
+    return Source(examples, keys[0], str(builder.version))

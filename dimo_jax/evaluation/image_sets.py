@@ -1,0 +1,304 @@
+"""Sets of images wherever they lie: in a folder, a zip, an .npz or a data set.
+
+Nothing is loaded whole: the 50,000 images of an evaluation are 10 GB. Axes: N images, H height, W
+width.
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dimo_jax import files, parts
+from dimo_jax.data import pictures
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import image_files
+from dimo_jax.evaluation.image_set import Batch, ImageSet, digest, listed, read_settings
+
+DATASET = "tfds:"
+_THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
+
+
+class _Files(ImageSet):
+    """Pictures in files of a folder or members of a zip archive, in natural order: 2 before 10."""
+
+    def __init__(self, where: str, names: list[str], image_size: int | None):
+        self.names = sorted(names, key=_natural)
+        super().__init__(where, len(names))
+        self._image_size = image_size
+        found = [re.search(r"_label(\d+)\.\w+$", name) for name in self.names]
+        if all(found):  # as dimo_jax.sample writes them
+            self.labels = np.array([int(match[1]) for match in found])
+        self._first, pixels = self._first_readable()
+        self.height, self.width = pixels.shape[:2]
+
+    def _first_readable(self) -> tuple[int, np.ndarray]:
+        """The picture whose size is that of all, and its place; damaged ones come up in `read`."""
+        for index in range(self.num):
+            try:
+                return index, self._decode(index).pixels
+            except InputError as found:
+                error = found
+        raise error
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def is_jpeg(self) -> bool:
+        return any(name.lower().endswith(image_files.JPEG_SUFFIXES) for name in self.names)
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the picture's file."""
+        raise NotImplementedError
+
+    def _decode(self, index: int) -> image_files.Picture:
+        return image_files.decode(self.content(index), self.name(index), self._image_size)
+
+    def _checked(self, index: int) -> image_files.Picture | InputError:
+        try:
+            picture = self._decode(index)
+        except InputError as error:
+            return error
+        height, width = picture.pixels.shape[:2]
+        if (height, width) != (self.height, self.width):
+            return InputError(
+                f"{self.name(index)} is {width}x{height} pixels and {self.name(self._first)} "
+                f"{self.width}x{self.height}; bring all images to one size"
+            )
+        return picture
+
+    def read(self, start: int, stop: int) -> Batch:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(self._checked, range(start, stop)))
+        errors = [str(x) for x in found if isinstance(x, InputError)]
+        if errors:
+            raise InputError(listed(errors))
+        pixels = np.stack([picture.pixels for picture in found])
+        return Batch(pixels, np.array([picture.gray for picture in found]))
+
+
+class _Folder(_Files):
+    def __init__(self, path: Path, recursive: bool, image_size: int | None):
+        self._root = path
+        found = path.rglob("*") if recursive else path.iterdir()
+        names = [str(x.relative_to(path)) for x in found if _is_picture(x)]
+        if not names:
+            inside = next((x for x in path.rglob("*") if _is_picture(x)), None)
+            hint = f"; {inside} is deeper, give --recursive" if inside and not recursive else ""
+            raise InputError(f"the folder {path} has no .png or .jpg files{hint}")
+        super().__init__(str(path), names, image_size)
+        settings = path / parts.SETTINGS_FILE
+        if settings.is_file():
+            self.facts = read_settings(settings.read_text(encoding="utf-8"), path)
+
+    def name(self, index: int) -> str:
+        return str(self._root / self.names[index])
+
+    def content(self, index: int) -> bytes:
+        try:
+            return (self._root / self.names[index]).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {self.name(index)}: {error.strerror}") from error
+
+    def identity(self, start: int, stop: int) -> str:
+        lines = [f"crop {self._image_size}"]
+        for name in self.names[start:stop]:
+            facts = os.stat(self._root / name)
+            lines.append(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}")
+        return digest(*lines)
+
+
+class _Zip(_Files):
+    def __init__(self, path: Path, image_size: int | None):
+        self._archive = _open_zip(path)
+        infos = [info for info in self._archive.infolist() if _is_picture(Path(info.filename))]
+        self._infos = {info.filename: info for info in infos}
+        if not infos:
+            raise InputError(f"{path} has no .png or .jpg members")
+        super().__init__(str(path), list(self._infos), image_size)
+
+    def name(self, index: int) -> str:
+        return f"{self.names[index]} in {self.where}"
+
+    def content(self, index: int) -> bytes:
+        try:
+            return self._archive.read(self.names[index])
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{self.name(index)} is damaged or encrypted: {error}") from error
+
+    def identity(self, start: int, stop: int) -> str:
+        infos = [self._infos[name] for name in self.names[start:stop]]
+        return digest(
+            f"crop {self._image_size}", *(f"{x.filename}\0{x.CRC}\0{x.file_size}" for x in infos)
+        )
+
+
+class _Npz(ImageSet):
+    """arr_0 of an .npz, uint8 [N, H, W, 3]: ADM's form, and dimo_jax.sample's."""
+
+    def __init__(self, path: Path):
+        self._path, self._archive = path, _open_zip(path)
+        members = {info.filename: info for info in self._archive.infolist()}
+        if "arr_0.npy" not in members:
+            names = ", ".join(name.removesuffix(".npy") for name in members) or "nothing"
+            raise InputError(
+                f"{path} has {names}, but no arr_0; images are expected there, uint8 [N, H, W, 3]"
+            )
+        self._info = members["arr_0.npy"]
+        shape = self._open()
+        super().__init__(str(path), shape[0])
+        self.height, self.width, self._channels = shape[1:]
+        self._read_facts(members)
+
+    def __del__(self):
+        # An archive does not close its file while a member is open, and Python then complains.
+        if hasattr(self, "_stream"):
+            self._stream.close()
+
+    def _open(self) -> tuple[int, ...]:
+        """Goes to the first image; returns the array's shape."""
+        if hasattr(self, "_stream"):
+            self._stream.close()
+        self._stream, self._at = self._archive.open(self._info), 0
+        shape, fortran, dtype = _npy_header(self._stream, f"arr_0 of {self._path}")
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran:
+            raise InputError(
+                f"arr_0 of {self._path} is {dtype} {list(shape)}, expected uint8 [N, H, W, 3]"
+            )
+        return shape
+
+    def _read_facts(self, members: dict[str, zipfile.ZipInfo]) -> None:
+        with np.load(self._path, allow_pickle=False) as data:
+            if "labels.npy" in members and data["labels"].shape == (self.num,):
+                self.labels = data["labels"]
+            if "settings.npy" in members:
+                self.facts = read_settings(str(data["settings"]), self._path)
+
+    def identity(self, start: int, stop: int) -> str:
+        # The time too: a damaged copy has the checksum of a good one in its list of members.
+        changed = os.stat(self._path).st_mtime_ns
+        return digest(f"{self._info.CRC} {self._info.file_size} {changed} {start} {stop}")
+
+    def read(self, start: int, stop: int) -> Batch:
+        # A deflated member can only be read on; one that is stored is jumped in just the same.
+        shape = (stop - start, self.height, self.width, self._channels)
+        image_bytes = self.height * self.width * self._channels
+        try:
+            if start < self._at:
+                self._open()
+            self._stream.seek((start - self._at) * image_bytes, os.SEEK_CUR)
+            data = self._stream.read((stop - start) * image_bytes)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            self._at = self.num  # nobody knows where the stream is: the next call opens another
+            raise InputError(f"{self._path} is damaged before image {stop}: {error}") from error
+        self._at = stop
+        if len(data) < (stop - start) * image_bytes:
+            raise InputError(f"{self._path} ends before image {stop} of {self.num}; copy it again")
+        pixels = np.frombuffer(data, np.uint8).reshape(shape)
+        rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*shape[:3], 3)))
+        return Batch(rgb, np.full(stop - start, self._channels == 1))
+
+
+class _Dataset(ImageSet):
+    """A split of a tensorflow-datasets data set."""
+
+    def __init__(self, where: str, data_dir: str, image_size: int | None):
+        name, _, split = where.removeprefix(DATASET).partition(":")
+        if not name or not split:
+            raise InputError(f"{where} is not tfds:NAME:SPLIT, e.g. tfds:cifar10:train")
+        self._source = pictures.open_source(name, split, data_dir)
+        super().__init__(where, len(self._source))
+        self._image_size = image_size
+        self.height, self.width = self._picture(0).shape[:2]
+
+    def _picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        pixels = self._source[index]
+        if self._image_size is None:
+            return pixels
+        cut = image_files.centre_square(Image.fromarray(pixels), self._image_size)
+        return np.array(cut)
+
+    def identity(self, start: int, stop: int) -> str:
+        return digest(f"{self._source.version} {self.where} {start} {stop} {self._image_size}")
+
+    def read(self, start: int, stop: int) -> Batch:
+        found = [self._picture(i) for i in range(start, stop)]
+        for i, pixels in enumerate(found, start):
+            height, width = pixels.shape[:2]
+            if (height, width) != (self.height, self.width):
+                raise InputError(
+                    f"{self.name(i)} is {width}x{height} pixels and image 0 "
+                    f"{self.width}x{self.height}; give --image_size"
+                )
+        return Batch(np.stack(found), np.zeros(len(found), bool))
+
+
+def open_set(
+    where: str | os.PathLike,
+    recursive: bool = False,
+    image_size: int | None = None,
+    data_dir: str = "~/tensorflow_datasets",
+) -> ImageSet:
+    """A set of images.
+
+    Args:
+        where: a folder of .png or .jpg, a .zip of them, an .npz with arr_0, or tfds:NAME:SPLIT.
+        recursive: take the folder's sub-folders too.
+        image_size: cut and shrink every picture to that many pixels along a side (folder, zip,
+            data set); None takes them as they are.
+        data_dir: where tensorflow-datasets lie.
+
+    Returns:
+        The set; the first image has been decoded, the others not.
+
+    Raises:
+        InputError: there is no such set, it is empty, or not of that kind.
+    """
+    if str(where).startswith(DATASET):
+        return _Dataset(str(where), data_dir, image_size)
+    path = files.local(where)
+    if path.is_dir():
+        return _Folder(path, recursive, image_size)
+    if not path.is_file():
+        raise InputError(f"there is no {path}; give a folder of images, a .zip or an .npz")
+    if path.suffix == ".zip":
+        return _Zip(path, image_size)
+    if path.suffix == ".npz":
+        return _Npz(path)
+    raise InputError(f"{path} is no set of images: expected a folder, a .zip or an .npz")
+
+
+def _is_picture(path: Path) -> bool:
+    # Names with a dot in front: what macOS puts beside every file, and what is still being written.
+    return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers inside names by their value."""
+    return [(int(x), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is cut off or no zip archive ({error}); copy it again") from error
+
+
+def _npy_header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        return read(stream)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{name} has no readable header ({error})") from error

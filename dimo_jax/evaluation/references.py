@@ -1,0 +1,243 @@
+"""What samples are compared with: files of statistics in all their spellings, or real images.
+
+D features (2048, and 2023 of the spatial ones), N real images.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dimo_jax import files
+from dimo_jax.convert import torch_files
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import image_sets
+from dimo_jax.evaluation.feature_store import FeatureStore
+from dimo_jax.evaluation.image_set import ImageSet, listed
+from dimo_jax.evaluation.moments import Moments
+from dimo_jax.evaluation.protocols import METRICS, Protocol
+
+# (mean, covariance) as they are called; the files with `cov` are PyTorch's.
+MOMENTS = (("mu", "sigma"), ("ref_mu", "ref_sigma"), ("mu", "cov"))
+SPATIAL_MOMENTS = (("mu_s", "sigma_s"),)
+# Written by `write`, beside the first of each of these.
+FEATURES, SETTINGS = "features", "settings"
+IMAGES = "arr_0"
+TORCH_SUFFIXES = (".pt", ".pth")
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A reference, as far as it goes: what it does not hold is None.
+
+    Attributes:
+        where: its path, or tfds:NAME:SPLIT; "" for none at all, which serves "is".
+        sha256: of the file; None for images in a folder or a data set.
+        moments: of the 2048 features.
+        spatial: of the 2023 spatial ones, for sFID.
+        features: float32 [N, 2048] of real images.
+        images: the real images themselves.
+        settings: of the network that `moments` and `features` come from, where the file tells.
+    """
+
+    where: str
+    sha256: str | None = None
+    moments: Moments | None = None
+    spatial: Moments | None = None
+    features: Float[np.ndarray, "N D"] | None = None
+    images: ImageSet | None = None
+    settings: Mapping[str, Any] | None = None
+
+    def fid_moments(self, protocol: Protocol) -> Moments | None:
+        """What FID is against; None where it comes from the images."""
+        return None if protocol.reference == "images" and self.images else self.moments
+
+    def sfid_moments(self, protocol: Protocol) -> Moments | None:
+        """What sFID is against; None where it comes from the images."""
+        return None if protocol.reference == "images" and self.images else self.spatial
+
+    def lacks(self, metric: str, protocol: Protocol) -> str | None:
+        """Why the reference cannot serve a metric; None if it can.
+
+        Args:
+            metric: one of protocols.METRICS.
+            protocol: what FID is to be measured against.
+        """
+        if not (self.moments or self.images or self.features is not None) and metric != "is":
+            return f"{metric} needs a reference; give --reference"
+        from_images = protocol.reference == "images" and self.images is not None
+        if metric == "fid" and self.moments is None and not from_images:
+            return (
+                f"{self.where} has only images, and FID is against the mean and covariance of the "
+                "whole training set (mu and sigma); give a file that has them, or make one of "
+                "real images with --make_reference"
+            )
+        if metric == "sfid" and self.spatial is None and not from_images:
+            return f"{self.where} has no mu_s and sigma_s, which sFID needs; make one that has"
+        if metric == "prdc" and self.features is None and self.images is None:
+            return (
+                f"{self.where} has neither images (arr_0) nor features, and precision, recall, "
+                "density and coverage compare with real examples; give a file that has them"
+            )
+        return None
+
+
+def choose_metrics(
+    asked: tuple[str, ...] | None, reference: Reference, protocol: Protocol
+) -> tuple[tuple[str, ...], list[str]]:
+    """What is computed.
+
+    Args:
+        asked: the metrics that must be; None for as many of the protocol's as can be, but FID.
+        reference: what they are compared with.
+        protocol: whose metrics.
+
+    Returns:
+        The metrics in order, and why each of the others was left out.
+
+    Raises:
+        InputError: a metric is unknown, or the reference cannot serve one that is asked.
+    """
+    unknown = [name for name in asked or () if name not in METRICS]
+    if unknown:
+        raise InputError(f"there is no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    wanted = protocol.metrics if asked is None else asked
+    lacking = {name: reference.lacks(name, protocol) for name in wanted}
+    for name, why in lacking.items():
+        if why and (asked is not None or name == "fid"):
+            raise InputError(why)
+    chosen = tuple(name for name in METRICS if name in wanted and not lacking[name])
+    return chosen, [f"no {name}: {why}" for name, why in lacking.items() if why]
+
+
+def open_reference(where: str, **options: Any) -> Reference:
+    """A reference from a file of statistics, an .npz with images, a folder, a zip or a data set.
+
+    Args:
+        where: mu and sigma, ref_mu and ref_sigma, mu_s and sigma_s, arr_0, features in an .npz; mu
+            and cov or sigma in a .pt; or anything that image_sets.open_set takes.
+        options: of image_sets.open_set.
+
+    Returns:
+        What it holds, statistics as float64. Images are not read yet.
+
+    Raises:
+        InputError: it cannot be read, holds none of these, or something that is no statistic.
+    """
+    path = files.local(where)
+    if path.suffix in TORCH_SUFFIXES:
+        content = torch_files.read(path)
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds a {type(content).__name__}, expected mu and cov")
+        moments = _moments(path, content, MOMENTS)
+        if moments is None:
+            raise InputError(f"{path} holds {_names(content)}, expected mu and cov (or sigma)")
+        return Reference(where, file_hash(path), moments)
+    if path.suffix != ".npz" or not path.is_file():
+        return Reference(where, images=image_sets.open_set(where, **options))
+    try:
+        # Opened here: np.load forgets to close a file that is no archive (NumPy 2.4).
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            return _from_npz(path, data)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read ({error}); copy it again") from error
+
+
+def _from_npz(path: Path, data: Mapping[str, Any]) -> Reference:
+    known = {*(x for pair in (*MOMENTS, *SPATIAL_MOMENTS) for x in pair), IMAGES, FEATURES}
+    if not known & set(data):
+        raise InputError(
+            f"{path} holds {_names(data)}, expected statistics (mu and sigma) or images (arr_0)"
+        )
+    features = data[FEATURES] if FEATURES in data else None
+    if features is not None and (features.ndim != 2 or features.dtype.kind != "f"):
+        raise InputError(f"features of {path} are {_shape(features)}, expected float [N, D]")
+    return Reference(
+        str(path),
+        file_hash(path),
+        _moments(path, data, MOMENTS),
+        _moments(path, data, SPATIAL_MOMENTS),
+        features,
+        image_sets.open_set(path) if IMAGES in data else None,
+        json.loads(str(data[SETTINGS])) if SETTINGS in data and features is not None else None,
+    )
+
+
+def _moments(
+    path: Path, data: Mapping[str, Any], spellings: tuple[tuple[str, str], ...]
+) -> Moments | None:
+    """The first pair that is there, in float64 whatever it was: a mu of float32 is common."""
+    for names in spellings:
+        if all(name in data for name in names):
+            found = [np.asarray(data[name]) for name in names]
+            break
+    else:
+        half = [name for pair in spellings for name in pair if name in data]
+        if half:
+            raise InputError(f"{path} has {half[0]} alone, expected {' and '.join(spellings[0])}")
+        return None
+    for name, array, ndim in zip(names, found, (1, 2), strict=True):
+        size = found[0].shape[:1]
+        # "V": bfloat16, which NumPy has no kind for.
+        if array.dtype.kind not in "fV" or array.ndim != ndim or array.shape != size * ndim:
+            raise InputError(f"{name} of {path} is {_shape(array)}, expected float {['D'] * ndim}")
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise InputError(f"{name} of {path} has values that are not finite; make it again")
+    return Moments(*(array.astype(np.float64) for array in found))
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _names(content: Mapping[str, Any]) -> str:
+    return listed([str(name) for name in content]) or "nothing"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write(path: Path, store: FeatureStore, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a reference of real images: mu, sigma, mu_s, sigma_s and features.
+
+    Args:
+        path: the .npz.
+        store: their features, all there.
+        settings: of the network; a later evaluation with others refuses the file.
+
+    Returns:
+        What the file says of itself.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    moments, spatial = store.moments("2048"), store.moments("spatial")
+    about = {
+        **settings,
+        "num": store.images.num,
+        "images": store.images.where,
+        "pixels": store.pixel_hash(),
+    }
+    with files.writing(path) as file:
+        np.savez(
+            file,
+            **dict(zip(MOMENTS[0], moments, strict=True)),
+            **dict(zip(SPATIAL_MOMENTS[0], spatial, strict=True)),
+            **{FEATURES: store.load("2048"), SETTINGS: np.array(json.dumps(about))},
+        )
+    return about
