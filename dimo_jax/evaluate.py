@@ -23,7 +23,6 @@ results.json, results.md and report.html, and prints the five lines of OpenAI's 
 protocols:
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -285,21 +284,13 @@ def _score_prompts(output: Path, began: float) -> None:
             FLAGS.batch_size,
         )
         print(hps.in_words(table))
-    scores = {k: v for k, v in found.items() if isinstance(v, float)}
-    metrics = {name: {"mean": value, "std": 0.0} for name, value in scores.items()}
-    about = {k: v for k, v in found.items() if k not in scores and not k.endswith("_weights")}
-    weights = {k: v for k, v in found.items() if k.endswith("_weights")}
-    content = {
-        "rows": [{"model": "samples", "steps": 0, "metrics": metrics, "sampler": {}}],
-        "protocol": "CLIP score" if FLAGS.clip else "HPS v2",
-        "settings": about,
-        "seed": None,
+    path = results.write_scores(
+        output,
+        "CLIP score" if FLAGS.clip else "HPS v2",
+        found,
         **_environment(),
-        "wall_seconds": time.monotonic() - began,
-        "hashes": weights,
-    }
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path = files.write_file(output / results.RESULTS_FILE, text.encode())
+        wall_seconds=time.monotonic() - began,
+    )
     print(f"{path}, {page.write(output, title=_title())}")
 
 

@@ -56,6 +56,37 @@ def write(
     ]
 
 
+def write_scores(folder: Path, protocol: str, found: Mapping[str, Any], **provenance: Any) -> Path:
+    """Writes a results.json of scores against prompts.
+
+    Args:
+        folder: where; made if it is not there.
+        protocol: its name.
+        found: of prompt_scores: numbers are metrics, <name>_weights hashes, the rest settings.
+        provenance: "versions", "device", "wall_seconds".
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the folder cannot be written.
+        ValueError: a number is not finite.
+    """
+    scores = {name: value for name, value in found.items() if isinstance(value, float)}
+    hashes = {name: value for name, value in found.items() if name.endswith("_weights")}
+    metrics = {name: {"mean": value, "std": 0.0} for name, value in scores.items()}
+    content = {
+        "rows": [{"model": "samples", "steps": 0, "metrics": metrics, "sampler": {}}],
+        "protocol": protocol,
+        "settings": {k: v for k, v in found.items() if k not in {**scores, **hashes}},
+        "seed": None,
+        **provenance,
+        "hashes": hashes,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return write_file(folder / RESULTS_FILE, text.encode())
+
+
 def adm_lines(row: Mapping[str, Any], protocol: Protocol) -> str:
     """The lines that OpenAI's evaluator prints, of what was measured."""
     metrics = row["metrics"]

@@ -6,9 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from command_line import run_command
 from PIL import Image
 
-from dimo_jax import bundles
+from dimo_jax import bundles, evaluate
 from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_features, clip_images, clip_score, prompt_scores
@@ -119,3 +120,20 @@ def test_the_hps_table_of_a_folder(bundle, tmp_path):
     (tmp_path / "x" / "photo" / "00000.jpg").unlink()
     with pytest.raises(InputError, match="photo lacks 1 of 1 images, 00000.jpg first"):
         prompt_scores.hps_of_folder(tmp_path / "x", bundle, lists, "v2.0")
+
+
+def test_the_command_writes_them(bundle, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        picture(i).save(folder / f"{i:05d}.png")
+    (folder / "captions.txt").write_text("a\nb c\nd\n")
+    flags = [f"--samples={folder}", f"--clip={bundle}", f"--output={tmp_path / 'eval'}"]
+    status, out, err = run_command(evaluate, flags, monkeypatch, capsys)
+    assert status == 0, err
+    content = json.loads((tmp_path / "eval" / "results.json").read_text())
+    expected = prompt_scores.clip_of_folder(folder, bundle)["clip_score"]
+    assert content["rows"][0]["metrics"] == {"clip_score": {"mean": expected, "std": 0.0}}
+    assert content["settings"] == {"clip_form": "dimo", "clip_images": 3}
+    assert set(content["hashes"]) == {"clip_weights"} and f"{expected:.4f}" in out
+    assert "CLIP score" in (tmp_path / "eval" / "report.html").read_text()
