@@ -3,6 +3,7 @@
 import functools
 import math
 
+import inception_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,6 @@ import torch_peers  # noqa: F401
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dimo_jax import models
-from dimo_jax.convert import inception as table
-from dimo_jax.convert import layouts
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import resize
 from dimo_jax.models import inception
@@ -29,22 +28,6 @@ def shapes(divisor=1):
     return jax.eval_shape(network.init, jax.random.key(0))
 
 
-def random_params():
-    """He-normal kernels and mild statistics: signals stay alive through all 94 units."""
-    numbers = np.random.default_rng(0)
-    centre = {"scale": 1.0, "var": 1.0, "mean": 0.0, "bias": 0.0}
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            value = numbers.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
-        else:
-            value = centre[name] + 0.1 * numbers.uniform(-1, 1, leaf.shape)
-        return value.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes())
-
-
 def textured_images():
     """Two images of few waves: of white noise all features would be nearly the same."""
     numbers = np.random.default_rng(1)
@@ -57,10 +40,10 @@ def textured_images():
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory):
     """The outputs of both, by name; torch-fidelity's of the same state dict, loaded strictly."""
-    params, images = random_params(), textured_images()
-    state = layouts.to_state(table.entries(pickled=False), params)
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save({k: torch.from_numpy(x) for k, x in state.items()}, path)
+    params, images = inception_weights.random_params(), textured_images()
+    path = inception_weights.save_torch(
+        tmp_path_factory.mktemp("weights") / "inception.pth", params
+    )
     peer = FeatureExtractorInceptionV3(
         "inception", list(NAMED), feature_extractor_weights_path=str(path)
     )
