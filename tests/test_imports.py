@@ -24,7 +24,7 @@ LINES = [
         *("training.optimizers", "training.checkpoints", "training.metrics"),
         *("training.checksums", "training.orbax_errors", "training.signals"),
     ],
-    ["evaluation.*", "training.loop", "training.reader", "training.settings"],
+    ["evaluation.*", "convert.text_to_image", "training.loop", "training.reader", "training.settings"],
     ["training.programs"],
     ["training.stages"],
     ["runs.*"],

@@ -17,12 +17,14 @@ from dimo_jax.errors import InputError
 _DESCRIBED_BY = {
     "model.safetensors": "config.json",
     "model.safetensors.index.json": "config.json",
+    "model.fp16.safetensors": "config.json",
+    "model.safetensors.index.fp16.json": "config.json",
     "pytorch_model.bin": "config.json",
     "pytorch_model.bin.index.json": "config.json",
     "open_clip_model.safetensors": "open_clip_config.json",
     "open_clip_pytorch_model.bin": "open_clip_config.json",
 }
-_INDEX = ".index.json"
+_INDEX = ".index."  # diffusers writes .index.fp16.json too
 
 
 def weights(path: Path) -> Path:
@@ -57,7 +59,7 @@ def parts(path: Path) -> list[Path]:
     Raises:
         InputError: the index is damaged, lists a file elsewhere, or one that is missing.
     """
-    if not path.name.endswith(_INDEX):
+    if _INDEX not in path.name:
         return [path]
     names = sorted(set(_weight_map(path).values()))
     # A name with a folder in it would read files that are none of this checkpoint.
@@ -92,7 +94,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         InputError: as `parts` and torch_files.state_dict, or a part lacks tensors that the index
             says it has.
     """
-    if not path.name.endswith(_INDEX):
+    if _INDEX not in path.name:
         return torch_files.state_dict(path)
     state: dict[str, np.ndarray] = {}
     for part in parts(path):

@@ -11,17 +11,22 @@ import numpy as np
 
 from dimo_jax import models, tokenizers
 from dimo_jax.convert import (
+    clip,
+    folders,
     google,
     halton,
     inception,
     layouts,
     maskgit,
+    meissonic,
     numpy_pickle,
     torch_files,
+    vq_model,
     vqgan,
 )
 from dimo_jax.convert.layouts import Entry
 from dimo_jax.errors import InputError
+from dimo_jax.models import clip as clip_model
 from dimo_jax.training.trees import Tree
 
 State = Mapping[str, np.ndarray]
@@ -36,12 +41,16 @@ class Options:
         num_classes: of a table that holds codes and classes.
         image_size: pixels along a side, of a tokenizer.
         model_yaml: the text of the model.yaml beside a VQGAN.
+        activation: of CLIP, a key of models.clip.ACTIVATIONS.
+        described: the JSON beside the weights, as parsed.
     """
 
     heads: int | None = None
     num_classes: int = 1000
     image_size: int | None = None
     model_yaml: str | None = None
+    activation: str | None = None
+    described: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Source:
     """One family of published files.
 
     Attributes:
-        kind: "teacher", "generator", "tokenizer" or "features": the bundle's.
+        kind: "teacher", "generator", "tokenizer", "features" or "clip": the bundle's.
         keys: tensors that this family has and no other.
         config_from: (state, options) -> the network's or tokenizer's config.
         entries: (config, state) -> the table.
@@ -162,6 +171,14 @@ SOURCES = {
         ignored=inception.IGNORED,
         published={"num_logits": (1008,), "divisor": (1,)},
     ),
+    "clip": Source(
+        "clip",
+        ("token_embedding.weight", "visual.conv1.weight", "ln_final.weight"),
+        lambda state, options: clip.config_from(state, options.activation, options.described),
+        lambda config, state: clip.entries(config, clip.is_hugging_face(state)),
+        ignored=clip.IGNORED,
+        published={"projection": (512, 640, 768, 1024, 1280)},
+    ),
 }
 
 # Networks and tokenizers whose bundles go back to a PyTorch state dict of the original keys.
@@ -171,6 +188,8 @@ TORCH_TABLES: dict[str, Callable[[Mapping[str, Any]], list[Entry]]] = {
     "vqgan": vqgan.entries,
     "llamagen": vqgan.entries,
     "google_vqgan": lambda config: google.tokenizer_entries(config, "torch"),
+    "meissonic": meissonic.entries,
+    "vq_model": vq_model.entries,
 }
 
 
@@ -178,8 +197,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of any file that a source publishes; nothing in it is executed.
 
     Args:
-        path: .pth, .ckpt, .bin (both containers), .safetensors, Flax's msgpack, or a pickled dict
-            of NumPy arrays.
+        path: .pth, .ckpt, .bin (both containers), .safetensors, the index of several of these,
+            Flax's msgpack, or a pickled dict of NumPy arrays.
 
     Returns:
         {key: array}, views of the mapped file where it can be.
@@ -196,7 +215,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             return google.from_bytes(path.read_bytes())
         if numpy_pickle.recognised(head):
             return numpy_pickle.read(path)
-    return torch_files.state_dict(path)
+    return folders.read(path)
 
 
 def recognise(state: State) -> str:
@@ -219,6 +238,8 @@ def recognise(state: State) -> str:
         return "google_vqgan"
     if inception.is_pickled(state):
         return "inception"
+    if clip.is_hugging_face(state):
+        return "clip"
     raise InputError(
         f"its {len(state)} tensors ({', '.join(list(state)[:4])}, ...) are of no known source; "
         f"known are {', '.join(SOURCES)}"
@@ -250,7 +271,8 @@ def convert(state: State, source: Source, options: Options) -> tuple[dict[str, A
 
 def build(kind: str, config: Mapping[str, Any]) -> Any:
     """The network or tokenizer of a config."""
-    return (tokenizers if kind == "tokenizer" else models).build(config)
+    builders = {"tokenizer": tokenizers.build, "clip": clip_model.build}
+    return builders.get(kind, models.build)(config)
 
 
 def unusual(source: Source, config: Mapping[str, Any]) -> list[str]:

@@ -61,10 +61,30 @@ def _halton(model: Config) -> int:
     return blocks + projections + last_modulation + 2 * length * width * outputs
 
 
+def _meissonic(model: Config) -> int:
+    length, width, text = model["num_tokens"], model["width"], model["text_length"]
+    inner = model["mlp_dim"]
+    inside = length // 4 if model["merge"] else length
+    positions = inside + text
+    attention = 4 * 2 * positions * width**2 + 2 * 2 * positions**2 * width
+    # Both streams' feed-forwards; and the modulations, of a vector, once for an example.
+    double = attention + 2 * 2 * positions * width * inner + 2 * 2 * width * 6 * width
+    # Without the attention's own output: one layer follows attention and feed-forward together.
+    single = attention - 2 * positions * width**2 + 2 * width * 3 * width
+    single += 2 * positions * width * inner + 2 * positions * (width + inner) * width
+    merges = 2 * 2 * length * width**2 if model["merge"] else 0
+    ends = 2 * 2 * length * width**2 + 2 * length * width * model["codebook_size"] + merges
+    ends += 2 * 2 * inside * width**2 + 2 * text * model["text_dim"] * width
+    vector = 2 * width * (256 + width) + 2 * width * (model["pooled_dim"] + 5 * 256 + width)
+    blocks = model["depth"] * double + model["single_depth"] * single
+    return blocks + ends + vector + 2 * 2 * width**2
+
+
 FORWARD: dict[str, Callable[[Config], int]] = {
     "google_maskgit": _google_maskgit,
     "halton": _halton,
     "maskgit": _maskgit,
+    "meissonic": _meissonic,
 }
 
 

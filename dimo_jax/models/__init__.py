@@ -15,6 +15,7 @@ from dimo_jax.models import (
     halton,
     inception,
     maskgit,
+    meissonic,
 )
 from dimo_jax.models.network import Compute, Network, computed
 
@@ -27,8 +28,11 @@ NETWORKS = {
     "halton": halton.build,
     "inception": inception.build,
     "maskgit": maskgit.build,
+    "meissonic": meissonic.build,
 }
+# The networks that have blocks, conditioned on a class and on text.
 TRANSFORMERS = ("google_maskgit", "halton", "maskgit")
+TEXT_TRANSFORMERS = ("meissonic",)
 
 
 def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
@@ -48,8 +52,9 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     name = fields.pop("name", None)
     if name not in NETWORKS:
         raise InputError(f"there is no network named {name!r}; there are {', '.join(NETWORKS)}")
-    # The networks that have blocks; the others are computed in one way only.
-    options = {"compute": compute} if compute and name in TRANSFORMERS else {}
+    # The networks without blocks are computed in one way only.
+    has_blocks = name in TRANSFORMERS + TEXT_TRANSFORMERS
+    options = {"compute": compute} if compute and has_blocks else {}
     try:
         network = NETWORKS[name](**fields, **options)
     except TypeError as error:

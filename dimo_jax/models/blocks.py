@@ -25,11 +25,12 @@ def run_blocks(
     parent: nn.Module,
     make_block: Callable[..., nn.Module],
     depth: int,
-    x: Float[Array, "B N D"],
+    x: Any,
     compute: Compute,
     *args: Any,
     deterministic: bool,
-) -> Float[Array, "B N D"]:
+    prefix: str = "block",
+) -> Any:
     """Applies block_0 to block_{depth - 1} to x.
 
     The parameters lie the same in every mode, one subtree for each block, so that checkpoints and
@@ -39,19 +40,24 @@ def run_blocks(
         parent: the module that is being run, in its compact method.
         make_block: (**kwargs of a module) -> a block, called with (x, *args, deterministic).
         depth: of the blocks.
-        x: [B, N, D].
+        x: [B, N, D], or a tuple of such streams; a block gives what it takes.
         compute: remat, scan_layers and gather decide how.
         *args: what each block is given besides.
         deterministic: whether dropout is off.
+        prefix: what stands before a block's number, "block" or "<kind>_block" where a network has
+            blocks of several kinds.
+
+    Returns:
+        Like x.
     """
     if parent.is_initializing():
         for layer in range(depth):
-            x = make_block(name=f"block_{layer}")(x, *args, deterministic)
+            x = make_block(name=f"{prefix}_{layer}")(x, *args, deterministic)
         return x
     # Apart from its parent, so that every mode draws the same dropout.
     block = make_block(parent=None)
 
-    def body(x: Array, layer: tuple[Any, Any], name: str) -> tuple[Array, None]:
+    def body(x: Any, layer: tuple[Any, Any], name: str) -> tuple[Any, None]:
         params, key = layer
         if compute.gather is not None:
             # Here, so that one block at a time is whole, and a backward pass that recomputes
@@ -62,7 +68,7 @@ def run_blocks(
 
     if compute.remat != "none":
         body = jax.checkpoint(body, policy=_POLICIES[compute.remat], static_argnums=2)
-    names = [f"block_{layer}" for layer in range(depth)]
+    names = [f"{prefix}_{layer}" for layer in range(depth)]
     every = [parent.variables["params"][name] for name in names]
     keys = None if deterministic else jax.random.split(parent.make_rng("dropout"), depth)
     if compute.scan_layers:

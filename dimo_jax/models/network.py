@@ -1,6 +1,7 @@
 """What every token network looks like from outside."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+# Parameters of a block, which blocks.run_blocks gathers on its own.
+_BLOCK = re.compile(r"(^|_)block_\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +44,15 @@ class Network:
         config: plain values that rebuild it through models.build.
         num_tokens: L, image tokens in a sequence.
         codebook_size: codes 0 .. codebook_size - 1 are image tokens.
-        num_classes: labels 0 .. num_classes - 1; the label num_classes means "no condition".
-        has_null: whether the network knows that label; without it there is no guidance.
+        num_classes: labels 0 .. num_classes - 1; the label num_classes means "no condition". 0
+            where the condition is text, whose null condition is another text.
+        has_null: whether there is a null condition; without it there is no guidance.
         init: key -> params.
         apply: (params, tokens [B, L] int32, condition, *, perturb=None, dropout_key=None) ->
             logits [B, L, V] float32. `perturb` maps the image tokens' embeddings [B, L, D] before
             positions are added; dropout is off without a `dropout_key`.
+        condition: shapes and dtypes of one example's condition, without the axis B: those of a
+            label, or of a dict of text features.
     """
 
     config: dict[str, Any]
@@ -55,6 +62,7 @@ class Network:
     init: Callable[..., Any]
     apply: Callable[..., Any]
     has_null: bool = True
+    condition: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
     @property
     def mask_id(self) -> int:
@@ -123,7 +131,7 @@ def computed(network: Network, compute: Compute) -> Network:
         # First the cast, then the gathering: half as many bytes to send.
         params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
         if compute.gather is not None:
-            rest = {name: x for name, x in params.items() if not name.startswith("block_")}
+            rest = {name: x for name, x in params.items() if not _BLOCK.search(name)}
             params = {**params, **compute.gather(rest)}
         logits = network.apply(params, tokens, condition, perturb=noise, dropout_key=dropout_key)
         return logits.astype(jnp.float32)

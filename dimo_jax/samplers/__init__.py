@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from dimo_jax.samplers import google, halton, maskgit, solvers
+from dimo_jax.samplers import google, halton, maskgit, meissonic, solvers
 
 __all__ = ["DEFAULTS", "SAMPLERS", "Sampler"]
 
@@ -27,7 +27,8 @@ SAMPLERS = {
     "maskgit": Sampler(maskgit.MaskGitSettings, maskgit.sample),
     "halton": Sampler(halton.HaltonSettings, halton.sample),
     "google": Sampler(google.GoogleSettings, google.sample),
+    "meissonic": Sampler(meissonic.MeissonicSettings, meissonic.sample),
     "solver": Sampler(solvers.SolverSettings, solvers.sample),
 }
 # Network -> the sampler of its authors; any other network takes "maskgit".
-DEFAULTS = {"halton": "halton", "google_maskgit": "google"}
+DEFAULTS = {"halton": "halton", "google_maskgit": "google", "meissonic": "meissonic"}

@@ -119,21 +119,34 @@ def make_plan(settings: GoogleSettings, num_tokens: int) -> Plan:
     )
 
 
-def _decode_step(
+def decode_step(
     logits_at: Callable,
-    settings: GoogleSettings,
-    plan: Plan,
+    settings: Any,
+    plan: Any,
     keys: Key[Array, "B"],
     mask_id: int,
     index: Int[Array, ""] | int,
     grids: tuple[Int[Array, "B L"], Int[Array, "B L"]],
 ) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-    """From the masked grid: all tokens predicted, then the least confident masked again."""
+    """From the masked grid: all tokens predicted, then the least confident masked again.
+
+    Args:
+        logits_at: (tokens [B, L], index) -> logits [B, L, mask_id].
+        settings: with temperature, top_k and top_p.
+        plan: with the arrays lengths and noise, of which those at `index` are used.
+        keys: [B].
+        mask_id: the id of [MASK].
+        index: of the step; may be traced.
+        grids: what the step before gave: tokens with [MASK] among them, and what it predicted.
+
+    Returns:
+        The same of this step.
+    """
     tokens, _ = grids
     # fold_in and then one split, as in samplers/maskgit.py: the tests draw the same in NumPy.
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)
     logits = guidance.shape_logits(
-        logits_at(tokens), settings.temperature, settings.top_k, settings.top_p
+        logits_at(tokens, index), settings.temperature, settings.top_k, settings.top_p
     )
     unknown = tokens == mask_id
     drawn = jax.vmap(jax.random.categorical)(pairs[:, 0], logits).astype(tokens.dtype)
@@ -184,11 +197,11 @@ def decode(
     """
     plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
 
-    def logits_at(tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+    def logits_at(tokens: Int[Array, "B L"], _: Any) -> Float[Array, "B L V"]:
         return apply(params, tokens, condition)[..., :mask_id]
 
     start = jnp.full((keys.shape[0], num_tokens), mask_id, jnp.int32)
-    step = functools.partial(_decode_step, logits_at, settings, plan, keys, mask_id)
+    step = functools.partial(decode_step, logits_at, settings, plan, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
 

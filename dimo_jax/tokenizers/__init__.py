@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimo_jax.errors import InputError
-from dimo_jax.tokenizers import google_vqgan, gray_levels, patches, vqgan
+from dimo_jax.tokenizers import google_vqgan, gray_levels, patches, vq_model, vqgan
 from dimo_jax.tokenizers.tokenizer import Tokenizer
 from dimo_jax.training import trees
 
@@ -19,6 +19,7 @@ TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
     "patches": patches.build,
     "vqgan": vqgan.build,
     "llamagen": vqgan.build_llamagen,
+    "vq_model": vq_model.build,
 }
 
 

@@ -1,8 +1,9 @@
 """Convolutional VQGANs with attention: Taming's f16-1024 and, with a normalised codebook, LlamaGen.
 
-Both are one network under other names of its tensors. Level i has image_size / 2^i pixels along a
-side; the last level's pixels are the tokens, in row-major order. B batch, H = W = image_size, h = w
-the grid's side, L = h w tokens, E = embed_dim, Z = z_channels, K = n_embed.
+Both are one network under other names of its tensors; vq_model.py is it without attention. Level
+i has image_size / 2^i pixels along a side; the last level's pixels are the tokens, in row-major
+order. B batch, H = W = image_size, h = w the grid's side, L = h w tokens, E = embed_dim,
+Z = z_channels, K = n_embed.
 Sources: CompVis/taming-transformers `VQModel`; FoundationVision/LlamaGen `vq_model.py`.
 """
 
@@ -39,6 +40,7 @@ class _Side(nn.Module):
     ch_mult: tuple[int, ...]
     num_res_blocks: int
     attn_levels: tuple[int, ...]
+    middle_attention: bool
     features: int
 
     def _level(self, x: Array, level: int, num_blocks: int) -> Array:
@@ -50,7 +52,8 @@ class _Side(nn.Module):
 
     def _middle(self, x: Array) -> Array:
         x = ResidualBlock(x.shape[-1], name="middle_block_0")(x)
-        x = AttentionBlock(name="middle_attention")(x)
+        if self.middle_attention:
+            x = AttentionBlock(name="middle_attention")(x)
         return ResidualBlock(x.shape[-1], name="middle_block_1")(x)
 
     def _out(self, x: Array) -> Array:
@@ -62,7 +65,7 @@ class Encoder(_Side):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
-        """Takes pixels in [-1, 1]."""
+        """Takes pixels in [-1, 1], or [0, 1] with unit_pixels."""
         x = conv(self.ch, 3, "conv_in")(x)
         for level in range(len(self.ch_mult)):
             x = self._level(x, level, self.num_res_blocks)
@@ -76,7 +79,7 @@ class Decoder(_Side):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
-        """Gives pixels that belong in [-1, 1] but may lie outside."""
+        """Gives pixels that belong in the range the encoder takes, but may lie outside."""
         x = self._middle(conv(self.ch * self.ch_mult[-1], 3, "conv_in")(z))
         for level in reversed(range(len(self.ch_mult))):
             x = self._level(x, level, self.num_res_blocks + 1)
@@ -96,10 +99,13 @@ class VqganModule(nn.Module):
     embed_dim: int
     n_embed: int
     l2_codebook: bool
+    middle_attention: bool = True
+    unit_pixels: bool = False  # whether the network itself works in [0, 1], or in [-1, 1]
 
     def setup(self) -> None:
         """Both sides, the 1x1 convolutions between Z and E channels, and the codes."""
         common = (self.ch, self.ch_mult, self.num_res_blocks, self.attn_levels)
+        common += (self.middle_attention,)
         self.encoder = Encoder(*common, features=self.z_channels)
         self.decoder = Decoder(*common, features=3)
         self.quant_conv = nn.Conv(self.embed_dim, (1, 1))
@@ -112,7 +118,7 @@ class VqganModule(nn.Module):
 
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         """What is quantised, from pixels in [0, 1]; LlamaGen's are not yet normalised."""
-        return self.quant_conv(self.encoder(2 * images - 1))
+        return self.quant_conv(self.encoder(images if self.unit_pixels else 2 * images - 1))
 
     def quantize(self, z: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
         """The nearest code of each latent."""

@@ -26,12 +26,17 @@ NETWORKS = {
     "halton": {"name": "halton", **SHARED, "heads": 3},
     "halton, merging": {"name": "halton", **SHARED, "proj": 2, "registers": 4},
 }
+TEXT = {"text_length": 20, "text_dim": 96, "pooled_dim": 64, "rope_dims": (16, 24, 24)}
+TEXT |= {"name": "meissonic", "num_tokens": 64, "width": 512, "heads": 8, "mlp_dim": 1280}
+TEXT |= {"depth": 1, "single_depth": 2}
 
 
 def shapes(network, batch_size):
     params = jax.eval_shape(network.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((batch_size, network.num_tokens), jnp.int32)
-    return params, tokens, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    one = network.condition or jax.ShapeDtypeStruct((), jnp.int32)
+    condition = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), one)
+    return params, tokens, condition
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -45,6 +50,12 @@ def test_a_formula_is_what_xla_counts(name):
     assert flops.products(network.apply, *given) == 2 * found
     deep = models.build({**NETWORKS[name], "depth": 3})
     assert flops.products(deep.apply, *shapes(deep, 2)) == 2 * flops.forward(deep.config)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_formula_of_a_network_with_text_is_what_is_traced(merge):
+    network = models.build({**TEXT, "merge": merge})
+    assert flops.products(network.apply, *shapes(network, 2)) == 2 * flops.forward(network.config)
 
 
 def test_the_published_256_px_model_has_the_operations_counted_by_hand():

@@ -1,0 +1,108 @@
+"""A model as diffusers lays it down: a folder of config.json and weights, whole or in parts."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimo_jax import files
+from dimo_jax.convert import folders, layouts
+from dimo_jax.convert.layouts import Entry
+from dimo_jax.errors import InputError
+from dimo_jax.training.trees import Tree
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_STEM = "diffusion_pytorch_model"
+# float32 before float16, of which there is less to know; each whole or as parts with an index.
+_NAMES = [
+    f"{_STEM}{name}"
+    for suffix in ("safetensors", "bin")
+    for name in (
+        f".{suffix}",
+        f".{suffix}.index.json",
+        f".fp16.{suffix}",
+        f".fp16.{suffix}.index.json",
+        f".{suffix}.fp16.index.json",
+    )
+]
+_CHUNK_ELEMENTS = 1 << 24
+
+
+def weights(folder: Path) -> Path:
+    """The file by which a model's tensors are found, for folders.read.
+
+    Args:
+        folder: of one model.
+
+    Returns:
+        The weights, or the index of their parts; float32 where there are both.
+
+    Raises:
+        InputError: the folder has neither.
+    """
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{folder} has no weights; expected {WEIGHTS_FILE}, {_STEM}.fp16.safetensors, or parts "
+        "with an index; download the rest of the folder"
+    )
+
+
+def write(
+    folder: Path, fields: Mapping[str, Any], entries: Sequence[Entry], params: Tree
+) -> dict[str, tuple[int, ...]]:
+    """Writes a model's folder in float32 and reads it back.
+
+    Args:
+        folder: replaced whole, if there is one.
+        fields: of config.json.
+        entries: the network's table.
+        params: nested dicts of float32 arrays.
+
+    Returns:
+        {key: shape} of what was written.
+
+    Raises:
+        InputError: the folder holds other things than such a model, or cannot be written.
+        RuntimeError: what was written is not what was meant.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} holds other files than a model's, which writing would delete")
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    content = {CONFIG_FILE: text.encode(), WEIGHTS_FILE: _safetensors(entries, params)}
+    files.write_folder(folder, content)
+    found, shapes = folders.read(folder / WEIGHTS_FILE), layouts.state_shapes(entries, params)
+    wrong = sorted(set(found) ^ set(shapes)) or [
+        entry.key
+        for entry in entries
+        if not np.array_equal(found[entry.key], layouts.to_state([entry], params)[entry.key])
+    ]
+    if wrong:
+        raise RuntimeError(f"{folder} reads back differently: {', '.join(wrong)}")
+    return shapes
+
+
+def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:
+    """A safetensors file piece by piece, of which at most one tensor is a copy in memory.
+
+    The package's own writer takes all tensors at once: the parameters a second time.
+    Source: the description of the format, github.com/huggingface/safetensors.
+    """
+    # diffusers 0.30, the authors', refuses a file that does not say whose it is.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for key, shape in layouts.state_shapes(entries, params).items():
+        end = start + 4 * int(np.prod(shape, dtype=np.int64))
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for entry in entries:
+        flat = layouts.to_state([entry], params)[entry.key].reshape(-1)
+        for i in range(0, len(flat), _CHUNK_ELEMENTS):
+            yield np.asarray(flat[i : i + _CHUNK_ELEMENTS], "<f4").tobytes()

@@ -1,0 +1,192 @@
+"""Meissonic's folder -> bundles, and back: transformer/ and vqvae/, side by side.
+
+The released one-step generator is a folder with transformer/ alone. The text encoder beside them is
+an ordinary CLIP: convert/clip.py.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dimo_jax import bundles, models, tokenizers
+from dimo_jax.convert import diffusers_folder, folders, layouts, meissonic, torch_files, vq_model
+from dimo_jax.convert.layouts import Entry
+from dimo_jax.errors import InputError
+
+# 64 steps and guidance 9, as its authors recommend.
+_TEACHER_SAMPLER = {"num_steps": 64, "guidance": 9.0, "choice_temperature": 2.0}
+# What the released generator was trained with. The authors' sampling script defaults to ratio 0.6
+# and sigma 0.1, those of their ImageNet model.
+_GENERATOR_SAMPLER = {"ratio": 0.5, "sigma": 0.3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One model of the folder.
+
+    Attributes:
+        name: of our network or tokenizer.
+        build: config -> network or tokenizer.
+        entries: config -> the table.
+        config_json: config -> the fields of config.json.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Any]], Any]
+    entries: Callable[[Mapping[str, Any]], list[Entry]]
+    config_json: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+PARTS = {
+    "transformer": Part("meissonic", models.build, meissonic.entries, meissonic.config_json),
+    "vqvae": Part("vq_model", tokenizers.build, vq_model.entries, vq_model.config_json),
+}
+
+
+def from_folder(
+    path: Path,
+    output: Path,
+    *,
+    generator: bool = False,
+    image_size: int | None = None,
+    hash_of: Callable[[list[Path]], str],
+) -> dict[str, int]:
+    """Bundles of the models in a folder.
+
+    Args:
+        path: with the sub-folders transformer/ and vqvae/, or one of them; or one model itself.
+        output: gets a bundle of the same name for each; or is the bundle of the one model.
+        generator: whether the transformer is a one-step generator, which takes the tokenizer with
+            it if that is there.
+        image_size: pixels along a side; None for 1024, or 512 if the transformer merges no tokens.
+        hash_of: files -> SHA-256 of all their bytes, which the bundle remembers.
+
+    Returns:
+        {bundle's folder: its number of parameters}.
+
+    Raises:
+        InputError: a file is missing or damaged, or not exactly Meissonic's; all differences are
+            listed.
+    """
+    found = _models_in(path)
+    size = image_size or _image_size(found)
+    written = {}
+    tokenizer: dict[str, Any] = {}
+    # The tokenizer first: the transformer's bundle says which one its tokens belong to.
+    for name in sorted(found, key=lambda name: name != "vqvae"):
+        folder = found[name]
+        config = _config(name, folders.read_json(folder / diffusers_folder.CONFIG_FILE), size)
+        file = diffusers_folder.weights(folder)
+        params = _params(name, config, file)
+        target = output if folder == path else output / name
+        source = {
+            "source": "dimo" if generator else "meissonic",
+            "file": file.name,
+            "sha256": hash_of(folders.parts(file)),
+        }
+        if name == "vqvae":
+            bundles.save(target, kind="tokenizer", model=config, params=params, provenance=source)
+            digest = tokenizers.fingerprint(tokenizers.build(config), params)
+            tokenizer = {"tokenizer": {"config": config, "hash": digest}}
+            if generator:
+                tokenizer["tokenizer_params"] = params
+        else:
+            bundles.save(
+                target,
+                kind="generator" if generator else "teacher",
+                model=config,
+                params=params,
+                sampler=_GENERATOR_SAMPLER if generator else _TEACHER_SAMPLER,
+                provenance=source,
+                **tokenizer,
+            )
+        written[str(target)] = sum(x.size for x in jax.tree.leaves(params))
+    return written
+
+
+def to_folder(path: Path, output: Path) -> dict[str, int]:
+    """The folder that diffusers and the authors' scripts load, of bundles.
+
+    Args:
+        path: one bundle, or a folder of bundles, those of a finished run's export too.
+        output: gets transformer/ and vqvae/, those that there are.
+
+    Returns:
+        {sub-folder: its number of parameters}.
+
+    Raises:
+        InputError: there is no bundle of such a model, or the folder cannot be written.
+    """
+    inside = [path, *sorted(x for x in path.iterdir() if x.is_dir())] if path.is_dir() else [path]
+    places = [x for x in inside if (x / bundles.CONFIG_FILE).is_file()] or [path]
+    by_model = {part.name: name for name, part in PARTS.items()}
+    written = {}
+    for place in places:
+        bundle = bundles.load(place)
+        model = bundle.model["name"]
+        if model not in by_model:
+            raise InputError(
+                f"{place} is a {model}, which diffusers has no folder for; there are "
+                f"{', '.join(by_model)}: use dimo_jax.export"
+            )
+        name = by_model[model]
+        if str(output / name) in written:
+            raise InputError(f"{path} holds two bundles of a {model}; give one of them")
+        config, part = bundle.build().config, PARTS[name]
+        table = part.entries(config)
+        shapes = diffusers_folder.write(
+            output / name, part.config_json(config), table, bundle.params
+        )
+        written[str(output / name)] = sum(math.prod(shape) for shape in shapes.values())
+    return written
+
+
+def _models_in(path: Path) -> dict[str, Path]:
+    """The folders of PARTS."""
+    found = {name: path / name for name in PARTS if (path / name).is_dir()}
+    if not found and (path / diffusers_folder.CONFIG_FILE).is_file():
+        fields = folders.read_json(path / diffusers_folder.CONFIG_FILE)
+        # Their class names are those of many others too.
+        if "num_single_layers" in fields:
+            found = {"transformer": path}
+        elif "num_vq_embeddings" in fields:
+            found = {"vqvae": path}
+    if not found:
+        raise InputError(
+            f"{path} has neither {' nor '.join(f'{name}/' for name in PARTS)}, and is no such "
+            "folder itself; give the folder that Meissonic is downloaded to"
+        )
+    return found
+
+
+def _image_size(found: Mapping[str, Path]) -> int:
+    if "transformer" not in found:
+        return 1024
+    fields = folders.read_json(found["transformer"] / diffusers_folder.CONFIG_FILE)
+    return 1024 if fields.get("downsample") else 512
+
+
+def _config(name: str, fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    if name == "vqvae":
+        return PARTS[name].build(vq_model.config_from(fields, image_size)).config
+    # 16 pixels a token, those of its VQ model.
+    config = meissonic.config_from(fields, (image_size // 16) ** 2)
+    return PARTS[name].build(config).config
+
+
+def _params(name: str, config: Mapping[str, Any], file: Path) -> Any:
+    """Float32 parameters, whatever the file has."""
+    part = PARTS[name]
+    like = jax.eval_shape(part.build(config).init, jax.random.key(0))
+    try:
+        return layouts.to_params(
+            part.entries(config), folders.read(file), like, torch_files.release
+        )
+    except InputError as error:
+        raise InputError(
+            f"{file} does not fit its {diffusers_folder.CONFIG_FILE}: {error}"
+        ) from error
