@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from flax import serialization
 
 from dimo_jax import files, models, tokenizers
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.models import clip
 from dimo_jax.training import trees
 
@@ -68,7 +68,7 @@ class Bundle:
     sampler: dict[str, Any] | None
     tokenizer: dict[str, Any] | None
     provenance: dict[str, Any]
-    path: Path
+    path: AnyPath
     params_hash: str
     compute: models.Compute | None = None
 
@@ -140,8 +140,8 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     tokenizer_params: Any = None,
     attachments: Mapping[str, bytes] | None = None,
-) -> Path:
-    """Writes a bundle under a temporary name and renames it; one that exists is replaced whole.
+) -> AnyPath:
+    """Writes a bundle, whole or not at all; one that exists is replaced. See files.write_folder.
 
     Args:
         path: the bundle's folder.
@@ -164,9 +164,7 @@ def save(
         InputError: the path cannot be written or is a folder of something else, or the model's
             config is not valid.
     """
-    path = Path(path)
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
-        raise InputError(f"{path} holds other files than a bundle's, which saving would delete")
+    path = files.path(path)
     if attachments:
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
         provenance = {**(provenance or {}), "attachments": hashes}
@@ -177,7 +175,18 @@ def save(
             raise ValueError("tokenizer_params are not those of the tokenizer's hash")
         parts = _content("tokenizer", inner.config, tokenizer_params, None, None, None)
         content |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in parts.items()}
+    _refuse_other_files(path, content)
     return files.write_folder(path, content)
+
+
+def _refuse_other_files(path: AnyPath, content: Mapping[str, Any]) -> None:
+    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+        return
+    found = {inside.name for inside in path.iterdir()}
+    if files.is_remote(path):  # a bundle whose writing was broken off there has no config.json
+        found -= {name.partition("/")[0] for name in content}
+    if found:
+        raise InputError(f"{path} holds other files than a bundle's, which saving would delete")
 
 
 def _content(
@@ -225,7 +234,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
             unknown, missing or wrong fields; or the parameters are not exactly those of the model,
             in which case every difference is listed.
     """
-    path = Path(path)
+    path = files.path(path)
     config = _load_config(path)
     if kind is not None and config["kind"] != kind:
         raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")
@@ -262,7 +271,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
     )
 
 
-def _read(path: Path, name: str) -> bytes:
+def _read(path: AnyPath, name: str) -> bytes:
     if not path.is_dir():
         old = files.replaced(path)
         hint = f"; {old} is its complete previous version" if old.is_dir() else ""
@@ -271,12 +280,12 @@ def _read(path: Path, name: str) -> bytes:
         return (path / name).read_bytes()
     except OSError as error:
         raise InputError(
-            f"cannot read {path / name} ({error.strerror}); a bundle has {CONFIG_FILE} and "
-            f"{PARAMS_FILE}"
+            f"cannot read {path / name} ({error.strerror or error}); a bundle has {CONFIG_FILE} "
+            f"and {PARAMS_FILE}"
         ) from error
 
 
-def _load_config(path: Path) -> dict[str, Any]:
+def _load_config(path: AnyPath) -> dict[str, Any]:
     """config.json with exactly the known fields, of their types."""
     where = path / CONFIG_FILE
     try:

@@ -177,7 +177,7 @@ def _evaluate(protocol: Protocol, output: Path, began: float) -> None:
 
 def _evaluate_run(protocol: Protocol, output: Path, began: float) -> None:
     """Draws what --workdir's models make, judges it and writes the results."""
-    workdir = files.local(FLAGS.workdir)
+    workdir = files.path(FLAGS.workdir)
     if FLAGS.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
     teacher = {} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}
@@ -244,7 +244,7 @@ def _write(
         reference=yardstick.reference.where,
         **showcase.write(output, looks),
     )
-    workdir = files.local(FLAGS.workdir) if FLAGS.workdir else None
+    workdir = files.path(FLAGS.workdir) if FLAGS.workdir else None
     paths.append(page.write(output, title=_title(), workdir=workdir))
     for row in rows:
         if len(rows) > 1:

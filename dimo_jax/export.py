@@ -34,6 +34,7 @@ from safetensors import numpy as safetensors_numpy
 from dimo_jax import bundles, cli, files
 from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.method.generate import generate
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, trees
@@ -200,12 +201,12 @@ def exported(bundle: bundles.Bundle, format_name: str) -> bytes:
     return data
 
 
-def _source() -> Path:
+def _source() -> AnyPath:
     if (FLAGS.workdir is None) == (FLAGS.bundle is None):
         raise InputError("give either --workdir, of a finished run, or --bundle")
     if FLAGS.bundle is not None:
-        return Path(FLAGS.bundle)
-    path = Path(FLAGS.workdir) / EXPORT_FOLDER
+        return files.path(FLAGS.bundle)
+    path = files.path(FLAGS.workdir) / EXPORT_FOLDER
     if not path.is_dir():
         raise InputError(
             f"{FLAGS.workdir} is no finished run, for it has no {EXPORT_FOLDER}/; run "
@@ -216,7 +217,7 @@ def _source() -> Path:
 
 def main() -> None:
     """Bundle in, one file out."""
-    output = Path(FLAGS.output)
+    output = files.local(FLAGS.output)
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file")
     bundle = bundles.load(_source())

@@ -1,19 +1,145 @@
-"""Files and folders that appear whole or not at all: written elsewhere, then renamed."""
+"""Files and folders that appear whole or not at all, on a disk or in an object store (gs://, s3://).
+
+On a disk they are written elsewhere, then renamed. An object appears only when all of it has
+arrived, so it is written where it belongs; a folder of objects cannot be renamed, see
+`write_folder`. `path` is the door: what it returns has the methods of pathlib.Path wherever it is.
+"""
 
 import contextlib
 import errno
+import functools
+import logging
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from dimo_jax.errors import InputError
+# Otherwise etils takes TensorFlow for gs:// where it is installed: its errors are no OSErrors, and
+# Orbax needs google-cloud-storage there in any case, which comes with gcsfs.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
+import fsspec  # noqa: E402
+from etils import epath  # noqa: E402
+
+from dimo_jax.errors import InputError  # noqa: E402
+
+AnyPath = Path | epath.Path
 # Of a file: all of it, or its pieces one after the other.
 Content = bytes | Iterable[bytes]
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# Kind of address -> what reads and writes there.
+STORES = {"gs": "gcsfs", "s3": "s3fs"}
+
+
+def path(place: str | os.PathLike) -> AnyPath:
+    """A path from what a user typed: a flag or a field of a config.
+
+    Args:
+        place: a local path, gs://bucket/... or s3://bucket/...; what this function returned stays
+            as it is.
+
+    Returns:
+        A pathlib.Path, or for an object store an etils.epath.Path.
+
+    Raises:
+        InputError: it is another kind of address, the package for it is missing, or the store
+            cannot be reached.
+    """
+    if is_remote(place) and isinstance(place, epath.Path):
+        return place
+    address = re.match(r"(\w+)://([^/]*)", os.fspath(place))
+    if address is None:
+        return Path(place)
+    kind, bucket = address.groups()
+    if kind not in STORES or not bucket:
+        known = " or ".join(f"{name}://bucket/..." for name in STORES)
+        raise InputError(f"{place} is no place that can be used; give a local path, {known}")
+    _open_store(kind)
+    found = epath.Path(os.fspath(place))
+    with _reached(found, "reach"):
+        found.exists()
+    return found
+
+
+def local(place: str | os.PathLike) -> Path:
+    """A path from what a user typed, where only a disk will do.
+
+    Args:
+        place: a local path.
+
+    Raises:
+        InputError: it is in an object store.
+    """
+    if is_remote(place):
+        raise InputError(f"{place} is not on a disk, as it must be here; copy it, or name another")
+    return Path(place)
+
+
+def is_remote(place: str | os.PathLike) -> bool:
+    """Whether it is in an object store."""
+    return "://" in os.fspath(place)
+
+
+@functools.cache
+def _open_store(kind: str) -> None:
+    """Readies what reads and writes gs:// or s3://."""
+    package = STORES[kind]
+    try:
+        fsspec.get_filesystem_class(kind)
+    except ImportError as error:
+        raise InputError(
+            f"{kind}:// needs the package {package}, which cannot be imported ({error}): "
+            f'pip install -e ".[{kind}]"'
+        ) from error
+    # gcsfs prints a traceback of what it raises as well, and warns at every call where it may not
+    # ask what kind of bucket it is.
+    logging.getLogger(package).setLevel(logging.CRITICAL)
+    # fsspec keeps lists of folders for ever, in which a file that another process wrote is missing.
+    fsspec.config.conf.setdefault(kind, {}).setdefault("use_listings_cache", False)
+
+
+@contextlib.contextmanager
+def _reached(place: AnyPath, verb: str) -> Iterator[None]:
+    """Turns whatever a store raises into one sentence: its libraries have no common error."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"cannot {verb} {place} ({type(error).__name__}: {said}); check the address and your "
+            "credentials"
+        ) from error
+
+
+def _store(place: AnyPath) -> tuple[Any, str]:
+    """The file system of a remote path, and the path's name there."""
+    return fsspec.core.url_to_fs(str(place))
+
+
+def _put(place: AnyPath, data: Content) -> None:
+    """Writes one object. Not by open(): leaving its block on an error keeps what was written."""
+    store, name = _store(place)
+    if isinstance(data, bytes):
+        with _reached(place, "write"):
+            store.pipe_file(name, data)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.writelines(data)
+        file.flush()
+        with _reached(place, "write"):
+            store.put_file(file.name, name)
+
+
+def _objects(place: AnyPath) -> set[str]:
+    """Names of all objects under a remote path, relative to it."""
+    store, name = _store(place)
+    start = f"{name}/"
+    with _reached(place, "read"):
+        return {x.removeprefix(start) for x in store.find(name) if x.startswith(start)} - {""}
 
 
 @contextlib.contextmanager
@@ -36,35 +162,41 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to, piece by piece, that takes its name when the block ends without error.
 
     Args:
-        path: the file; one that exists is replaced, its folder is created.
+        place: the file; one that exists is replaced, its folder is created.
 
     Raises:
         InputError: the path cannot be written.
         OSError: the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.writing")
-    with _explained(path):
+    target = path(place)
+    if is_remote(target):
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            _put(target, iter(lambda: file.read(1 << 24), b""))
+        return
+    temporary = target.with_name(f".{target.name}.writing")
+    with _explained(target):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with _synced(temporary) as file:
                 yield file
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> Path:
+def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
     """Writes a file atomically, creating its folder.
 
     Args:
-        path: the file; one that exists is replaced.
+        place: the file; one that exists is replaced.
         data: its whole content.
 
     Returns:
@@ -74,21 +206,29 @@ def write_file(path: str | os.PathLike, data: bytes) -> Path:
         InputError: the path cannot be written.
         OSError: the disk is full.
     """
-    with writing(path) as file:
+    target = path(place)
+    if is_remote(target):
+        _put(target, data)
+        return target
+    with writing(target) as file:
         file.write(data)
-    return Path(path)
+    return target
 
 
 def write_folder(
-    path: str | os.PathLike, files: Mapping[str, Content] | Iterable[tuple[str, Content]]
-) -> Path:
+    place: str | os.PathLike, files: Mapping[str, Content] | Iterable[tuple[str, Content]]
+) -> AnyPath:
     """Writes a folder of files; a folder of that name is replaced whole.
 
     A folder cannot be renamed over one that is not empty, so the old one steps aside first. If the
     process is killed between the two renames, the old one is still complete at `replaced(path)`.
 
+    In an object store the first of the files stands for the folder: the old one is removed before
+    anything else is touched, and the new one written when all others are there. Where it is
+    missing, the folder is not complete.
+
     Args:
-        path: the folder.
+        place: the folder.
         files: content by path inside the folder ("config.json", "tokenizer/config.json"), or such
             pairs, which need not all be in memory at once; a content is bytes or pieces of them.
 
@@ -99,30 +239,71 @@ def write_folder(
         InputError: the path cannot be written.
         OSError: the disk is full.
     """
-    path = Path(os.path.abspath(path))  # "." has no name that a sibling could be called after
-    temporary, old = path.with_name(f".{path.name}.writing"), replaced(path)
-    with _explained(path):
+    pairs = files.items() if isinstance(files, Mapping) else files
+    if is_remote(place):
+        return _write_objects(path(place), iter(pairs))
+    target = Path(os.path.abspath(place))  # "." has no name that a sibling could be called after
+    temporary, old = target.with_name(f".{target.name}.writing"), replaced(target)
+    with _explained(target):
         try:
             # Left by an earlier process that was killed while it wrote.
             shutil.rmtree(temporary, ignore_errors=True)
-            for name, data in files.items() if isinstance(files, Mapping) else files:
+            for name, data in pairs:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 with _synced(temporary / name) as file:
                     file.writelines([data] if isinstance(data, bytes) else data)
-            if path.exists():
+            if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                os.rename(path, old)
-            os.rename(temporary, path)
+                os.rename(target, old)
+            os.rename(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not path.exists():
-                os.rename(old, path)
+            if old.exists() and not target.exists():
+                os.rename(old, target)
             raise
     shutil.rmtree(old, ignore_errors=True)
-    return path
+    return target
 
 
-def replaced(path: str | os.PathLike) -> Path:
+def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> AnyPath:
+    first, head = next(pairs)
+    stale = _objects(target)
+    if first in stale:
+        _remove(target / first)
+    for name, data in pairs:
+        _put(target / name, data)
+        stale.discard(name)
+    for name in stale - {first}:
+        _remove(target / name)
+    _put(target / first, head)
+    return target
+
+
+def _remove(place: AnyPath) -> None:
+    with _reached(place, "remove"):
+        place.unlink(missing_ok=True)
+
+
+def remove_folder(place: AnyPath) -> None:
+    """Removes a folder and all that is in it.
+
+    Raises:
+        InputError: it is in an object store and cannot be removed.
+        OSError: it is on a disk and cannot be removed.
+    """
+    if not is_remote(place):
+        shutil.rmtree(place)
+        return
+    with _reached(place, "remove"):
+        place.rmtree()
+
+
+def replaced(place: str | os.PathLike) -> AnyPath:
     """Where `write_folder` keeps the previous folder for the moment between its two renames."""
-    path = Path(os.path.abspath(path))
-    return path.with_name(f".{path.name}.replaced")
+    target = path(place) if is_remote(place) else Path(os.path.abspath(place))
+    return target.with_name(f".{target.name}.replaced")
+
+
+def resolved(place: AnyPath) -> AnyPath:
+    """The path without links and `..`; an object store has neither, there it stays as it is."""
+    return place if is_remote(place) else place.resolve()

@@ -7,7 +7,6 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,6 +14,7 @@ from numpy import ndarray
 from PIL import Image, ImageDraw
 
 from dimo_jax import files
+from dimo_jax.files import AnyPath
 
 # A tile of a grid is enlarged, by a whole factor, to at least this height or width.
 MIN_TILE_PIXELS = 40
@@ -92,7 +92,7 @@ def encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: str | os.PathLike, image: UInt8[ndarray, "H W C"]) -> Path:
+def save_png(path: str | os.PathLike, image: UInt8[ndarray, "H W C"]) -> AnyPath:
     """Writes one picture as PNG, atomically.
 
     Args:

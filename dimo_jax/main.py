@@ -2,6 +2,8 @@
 
 python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
 
+--workdir may be gs://bucket/folder, which every machine reaches.
+
 On several machines, or with several processes on one, each is started with the same command and the
 same work directory, which all of them reach. SLURM, TPU pods and indexed Kubernetes jobs tell each
 its place; elsewhere --coordinator=host:port --num_processes=N --process_id=0, 1, ... do.
@@ -9,7 +11,6 @@ its place; elsewhere --coordinator=host:port --num_processes=N --process_id=0, 1
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 from dimo_jax import cli, files, validation
 from dimo_jax import config as configs
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed, sharding
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
@@ -36,7 +38,7 @@ cli.define_process_flags()
 def main() -> None:
     """Checks the config and runs what it describes; says at the end where everything is."""
     began = time.monotonic()
-    config, workdir = FLAGS.config.to_dict(), Path(FLAGS.workdir)
+    config, workdir = FLAGS.config.to_dict(), files.path(FLAGS.workdir)
     validation.validate(config)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file; name a folder")
@@ -62,7 +64,7 @@ def main() -> None:
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
 
 
-def _write_config(config: dict[str, Any], path: Path) -> None:
+def _write_config(config: dict[str, Any], path: AnyPath) -> None:
     """Records the config; finds out whether all processes have the same work directory."""
     if distributed.is_lead():
         files.write_file(path, json.dumps(config, indent=1).encode())

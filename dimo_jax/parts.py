@@ -6,10 +6,8 @@ files, which appears whole, and the ranges go. Axes: N images, H, W, C, L tokens
 
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,16 @@ from numpy import ndarray
 
 from dimo_jax import files, images
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 
 # Images of a range: what a kill may cost. 50 MB at 256 x 256.
 RANGE_SIZE = 256
 SETTINGS_FILE = "settings.json"
+
+
+def folder_of(output: AnyPath) -> AnyPath:
+    """Where the ranges of an output lie until they are joined."""
+    return output.with_name(f"{output.name}.parts")
 
 
 class Parts:
@@ -37,9 +41,9 @@ class Parts:
         InputError: there are ranges of another command, or the place cannot be written.
     """
 
-    def __init__(self, output: Path, labels: Int[ndarray, "N"], settings: Mapping[str, Any]):
+    def __init__(self, output: AnyPath, labels: Int[ndarray, "N"], settings: Mapping[str, Any]):
         self.output, self.labels = output, labels
-        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder = folder_of(output)
         text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
         self._settings = text
         path = self.folder / SETTINGS_FILE
@@ -56,7 +60,7 @@ class Parts:
         num = len(self.labels)
         return [(i, min(i + RANGE_SIZE, num)) for i in range(0, num, RANGE_SIZE)]
 
-    def path(self, start: int) -> Path:
+    def path(self, start: int) -> AnyPath:
         """The file of the range that begins at `start`; it is there when the range is done."""
         return self.folder / f"{start:08d}.npz"
 
@@ -72,10 +76,10 @@ class Parts:
             self._write_npz()
         else:
             files.write_folder(self.output, self._pictures())
-        shutil.rmtree(self.folder)
+        files.remove_folder(self.folder)
 
     def _load(self, start: int) -> tuple[ndarray, ndarray]:
-        with np.load(self.path(start)) as data:
+        with np.load(io.BytesIO(self.path(start).read_bytes())) as data:
             return data["pixels"], data["tokens"]
 
     def _write_npz(self) -> None:

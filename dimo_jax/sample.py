@@ -4,6 +4,10 @@ python -m dimo_jax.sample --generator=runs/digits/export --labels=0,1,2 --output
 python -m dimo_jax.sample --generator=runs/digits/export --num=50000 --output=samples.npz
 python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --output=folder/
 
+python -m dimo_jax.sample --generator=STUDENT --prompt="a red ball on a blue cube" --output=out.png
+python -m dimo_jax.sample --generator=STUDENT --prompts=geneval \
+    --metadata=evaluation_metadata.jsonl --output=geneval/
+
 A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps.
 An image depends on the seed, its place in the order and its label, not on how many are drawn, in
 what batches, on how many devices or by how many processes. A .npz holds arr_0 (uint8 [N, H, W, 3]),
@@ -12,7 +16,6 @@ after a kill. On several machines each is started with the same command, as dimo
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,10 +24,13 @@ from absl import flags
 from jaxtyping import Int
 from numpy import ndarray
 
-from dimo_jax import bundles, cli, images, samplers
+from dimo_jax import bundles, cli, files, images, parts, samplers
 from dimo_jax.errors import InputError
+from dimo_jax.evaluation import benchmark_files, prompts
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import drawing
+from dimo_jax.runs import drawing, text_drawing
+from dimo_jax.training.progress import Progress
 
 # Its own, not absl's global ones: other commands define flags of the same names.
 FLAGS = flags.FlagValues()
@@ -63,6 +69,23 @@ flags.DEFINE_string("guidance_schedule", None, "teacher: linear or constant", fl
 flags.DEFINE_multi_string(
     "option", [], "teacher: any other setting of the sampler, as name=value", flag_values=FLAGS
 )
+# For a network with text.
+flags.DEFINE_multi_string("prompt", [], "a row of images for each", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "prompts", None, list(prompts.READERS), "a benchmark's folder layout", flag_values=FLAGS
+)
+flags.DEFINE_string("metadata", None, "the benchmark's own list of prompts", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "num_per_prompt",
+    None,
+    "images of a prompt; default: 4 for geneval, else 1",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "text_encoder", None, "its bundle; default: text_encoder/ beside GENERATOR", flag_values=FLAGS
+)
+flags.DEFINE_string("negative_prompt", "", "teacher: what guidance leaves", flag_values=FLAGS)
 flags.DEFINE_enum(
     "compute_dtype",
     "float32",
@@ -116,7 +139,7 @@ def chosen_labels(
     return np.repeat(np.asarray(named, np.int32), num_per_label)
 
 
-def check_output(path: Path) -> None:
+def check_output(path: AnyPath) -> None:
     """Refuses an output that cannot be written, before the work and not after it."""
     if not path.name:
         raise InputError(f"--output={FLAGS.output} names nothing; give a file or a new folder")
@@ -124,7 +147,11 @@ def check_output(path: Path) -> None:
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
     if path.suffix and path.is_dir():
         raise InputError(f"--output={path} is a folder")
-    if not path.suffix and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.suffix or not path.exists():
+        return
+    # In an object store the pictures are there one by one, while the same command had the parts.
+    joining = files.is_remote(path) and parts.folder_of(path).exists()
+    if not path.is_dir() or (any(path.iterdir()) and not joining):
         raise InputError(f"--output={path} must be a new or empty folder")
 
 
@@ -163,8 +190,9 @@ def _overrides(model: bundles.Bundle) -> dict[str, Any]:
 
 def main() -> None:
     """Flags in, pictures out."""
-    output = Path(FLAGS.output)
-    check_output(output)
+    output = files.path(FLAGS.output)
+    if not FLAGS.prompts:
+        check_output(output)
     cli.start_processes(FLAGS)
     same = {name: FLAGS[name].value for name in FLAGS if name != "process_id"}
     distributed.assert_same({"flags": same, "code": distributed.code_version()})
@@ -175,16 +203,23 @@ def main() -> None:
             f"--batch_size={devices * math.ceil(FLAGS.batch_size / devices)}"
         )
     model, tokenizer = drawing.open_pair(FLAGS.generator, FLAGS.tokenizer, FLAGS.compute_dtype)
+    with_text = text_drawing.takes_text(model)
+    foreign = ("labels", "num") if with_text else ("prompt", "prompts", "metadata", "text_encoder")
+    given = [name for name in foreign if FLAGS[name].value]
+    if given:
+        what = "prompts" if with_text else "classes"
+        raise InputError(f"--{given[0]} is not for {model.path}, which takes {what}")
+    draw = _draw_prompts if with_text else _draw_labels
+    num = draw(model, tokenizer, output)
+    if distributed.is_lead():
+        print(f"{num} images, seed {FLAGS.seed}: {output}")
+
+
+def _draw_labels(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath) -> int:
+    """Images of classes; returns how many."""
     labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, model.build().num_classes)
     overrides = _overrides(model)
-    if output.suffix == ".png":
-        if distributed.is_lead():
-            tokens = drawing.draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
-            pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, FLAGS.batch_size))
-            columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
-            names = None if FLAGS.num else [str(x) for x in labels[::columns]]
-            images.save_png(output, images.grid(pixels, columns, names))
-    else:
+    if output.suffix != ".png":
         drawing.draw_set(
             model,
             tokenizer,
@@ -195,8 +230,54 @@ def main() -> None:
             overrides=overrides,
             named_labels=FLAGS.labels,
         )
-    if distributed.is_lead():
-        print(f"{len(labels)} images, seed {FLAGS.seed}: {output}")
+    elif distributed.is_lead():
+        tokens = drawing.draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
+        pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, FLAGS.batch_size))
+        columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
+        names = None if FLAGS.num else [str(x) for x in labels[::columns]]
+        images.save_png(output, images.grid(pixels, columns, names))
+    return len(labels)
+
+
+def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath) -> int:
+    """Images of prompts; returns how many."""
+    if bool(FLAGS.prompt) == bool(FLAGS.prompts):
+        raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=LAYOUT")
+    if FLAGS.prompts and not FLAGS.metadata:
+        raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
+    if FLAGS.prompt and output.suffix != ".png":
+        raise InputError(f"--output={output} must end in .png; --prompts=plain fills a folder")
+    drawn = text_drawing.TextImages(
+        model,
+        tokenizer,
+        text_drawing.open_encoder(FLAGS.text_encoder, model),
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+        overrides=_overrides(model),
+        negative_prompt=FLAGS.negative_prompt,
+    )
+    num = FLAGS.num_per_prompt or (4 if FLAGS.prompts == "geneval" else 1)
+    if FLAGS.prompt:
+        items = [(text, i, k) for i, text in enumerate(FLAGS.prompt) for k in range(num)]
+        if distributed.is_lead():
+            images.save_png(output, images.grid(drawn(items), num))
+        return len(items)
+    found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata))
+    with Progress("sample", silent=not distributed.is_lead()) as progress:
+        benchmark_files.write_benchmark(
+            FLAGS.prompts,
+            found,
+            drawn,
+            files.local(output),
+            num,
+            FLAGS.seed,
+            drawn.settings,
+            FLAGS.batch_size,
+            (jax.process_index(), jax.process_count()),
+            lambda done, total: progress.update(done, total, "images"),
+        )
+    distributed.barrier("sampled")
+    return num * len(found)
 
 
 if __name__ == "__main__":

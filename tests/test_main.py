@@ -1,10 +1,13 @@
 """Whole runs of shipped configs, shrunk: the commands of the README, one after the other."""
 
 import json
+import os
 import signal
 import time
+from unittest import mock
 
 import numpy as np
+import object_store
 import pytest
 from command_line import command, finish
 
@@ -146,11 +149,46 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
         json.loads((w / "report" / "results.json").read_text())["hashes"] for w in (workdir, other)
     ]
     assert hashes[0] == hashes[1]
+    assert without_times(metrics.read(workdir)) == without_times(metrics.read(other))
 
-    def record(where):
-        return [
-            {k: v for k, v in line.items() if not k.startswith("time/")}
-            for line in metrics.read(where)
-        ]
 
-    assert record(workdir) == record(other)
+def without_times(record):
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in record]
+
+
+def test_a_run_in_a_bucket_leaves_what_it_leaves_on_a_disk(finished):
+    """Stopped by SIGTERM while it distils, started again, and its generator sampled."""
+    local, _, _ = finished
+    run = [*SMALL, "--workdir=gs://bucket/run"]
+    with object_store.running() as (store, environment), mock.patch.dict(os.environ, environment):
+        process = command("main", *run)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if any("checkpoints/distill/4/" in name for name in object_store.names(store)):
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.02)
+        _, err = finish(process, status=143)
+        assert "distill: stopped by SIGTERM" in err
+        out, err = finish(command("main", *run))
+        assert "distill: continues at step" in err and "gs://bucket/run/" in out.splitlines()[-1]
+        sampled = ["--generator=gs://bucket/run/export", "--output=gs://bucket/run/grid.png"]
+        finish(command("sample", *sampled))
+        found = object_store.objects(store)
+    found = {name.removeprefix("run/"): data for name, data in found.items()}
+    assert found.pop("grid.png").startswith(b"\x89PNG")
+    expected = {
+        path.relative_to(local).as_posix(): path.read_bytes()
+        for path in local.rglob("*")
+        # Checkpoints are laid out for where they are; the digits are made on each machine.
+        if path.is_file() and path.relative_to(local).parts[0] not in ("checkpoints", "data")
+    }
+    assert {name for name in found if not name.startswith("checkpoints/")} == set(expected)
+    timed = ("metrics.jsonl", "report/results.json", "report/report.md", "report/report.html")
+    for name in set(expected) - set(timed):
+        assert found[name] == expected[name], name
+    records = [map(json.loads, x["metrics.jsonl"].splitlines()) for x in (found, expected)]
+    assert without_times(records[0]) == without_times(records[1])
+    results = [json.loads(x["report/results.json"]) for x in (found, expected)]
+    assert results[0].pop("wall_seconds") and results[1].pop("wall_seconds")
+    assert results[0] == results[1]

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float, Int, UInt8
 
 from dimo_jax.errors import InputError
+from dimo_jax.files import is_remote
 
 NUM_CLASSES = 10
 NUM_EXAMPLES = {"train": 1400, "test": 397}
@@ -118,7 +120,8 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
 
     Args:
         split: "train" (1,400 images) or "test" (397).
-        data_dir: parent directory of the data set; files go to <data_dir>/digits/1.0.0.
+        data_dir: parent directory of the data set; files go to <data_dir>/digits/1.0.0. They are
+            read from a disk only: for gs://... they are made anew on this machine, and not kept.
 
     Returns:
         The images in scikit-learn's order.
@@ -129,6 +132,9 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
     """
     if split not in NUM_EXAMPLES:
         raise InputError(f"the split is {split!r}, expected one of {list(NUM_EXAMPLES)}")
+    if is_remote(data_dir):
+        with tempfile.TemporaryDirectory() as here:
+            return load(split, here)
     data_dir = os.path.expanduser(os.fspath(data_dir))
     files = os.path.join(data_dir, "digits", str(Digits.VERSION))
     try:

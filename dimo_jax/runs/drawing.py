@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 from numpy import ndarray
 
 from dimo_jax import bundles, images, models, samplers
@@ -30,7 +30,7 @@ def open_pair(
 
     Args:
         path: of the bundle.
-        tokenizer: path of its tokenizer's; None: the one inside.
+        tokenizer: path of its tokenizer's; None: the one inside, or Meissonic's vqvae/ beside it.
         compute_dtype: of the token network, "float32" or "bfloat16".
 
     Raises:
@@ -39,7 +39,9 @@ def open_pair(
     model = bundles.load(path)
     if model.kind not in ("generator", "teacher"):
         raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
-    found = bundles.load_tokenizer(tokenizer or model.path / bundles.TOKENIZER_FOLDER, model)
+    inside, beside = model.path / bundles.TOKENIZER_FOLDER, model.path.parent / "vqvae"
+    own = beside if beside.exists() and not inside.exists() else inside
+    found = bundles.load_tokenizer(tokenizer or own, model)
     if compute_dtype != "float32":
         model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
     # Once: from the host's memory every batch would send them to the device again.
@@ -109,19 +111,49 @@ def draw_tokens(
     Raises:
         InputError: as `sampler_of`.
     """
-    network, key = model.build(), jax.random.key(seed)
+    null = np.full_like(labels, model.build().num_classes)
+    key = jax.random.key(seed)
+    return draw_conditions(model, key, labels, null, batch_size, overrides, first_index)
+
+
+def draw_conditions(
+    model: bundles.Bundle,
+    key: Key[Array, "..."],
+    condition: Any,
+    null_condition: Any,
+    batch_size: int,
+    overrides: Mapping[str, Any],
+    first_index: int = 0,
+) -> Int[ndarray, "N L"]:
+    """Tokens for any kind of condition.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher".
+        key: of the whole set, or one for each image; see samplers.batches.
+        condition: pytree of arrays with a leading axis N.
+        null_condition: the same for "no condition", which a generator does not look at.
+        batch_size: images in a batch.
+        overrides: as for `sampler_of`.
+        first_index: the first image's index.
+
+    Returns:
+        [N, L] int32.
+
+    Raises:
+        InputError: as `sampler_of`.
+    """
+    network = model.build()
     name, settings = sampler_of(model, overrides)
     if name == "one_step":
         return one_step.sample(
-            network.apply, model.params, key, labels, settings, batch_size, first_index
+            network.apply, model.params, key, condition, settings, batch_size, first_index
         )
-    null = np.full_like(labels, network.num_classes)
     return samplers.SAMPLERS[name].sample(
         network.apply,
         model.params,
         key,
-        labels,
-        null,
+        condition,
+        null_condition,
         settings,
         network.num_tokens,
         network.mask_id,

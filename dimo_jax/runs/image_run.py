@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from dimo_jax import config as configs
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import features, page, protocol, report
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.runs import interim
@@ -30,7 +30,9 @@ _PICTURES_PER_LABEL = 4
 class ImageRun:
     """Everything that one config says about images; `run` goes the whole way."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics, layout: Layout):
+    def __init__(
+        self, config: Mapping[str, Any], workdir: AnyPath, metrics: Metrics, layout: Layout
+    ):
         self.config, self.workdir, self.metrics = config, workdir, metrics
         self.layout = layout
         self.train = self.test = None
@@ -105,7 +107,7 @@ class ImageRun:
     def _fit_patches(self, tokenizer: tokenizers.Tokenizer) -> Any:
         """The codebook: fitted once, and kept beside the run."""
         path = self.workdir / "tokenizer"
-        if path.exists():
+        if (path / bundles.CONFIG_FILE).exists():  # of a bundle in an object store the last file
             bundle = bundles.load_tokenizer(path)
             if bundle.model == tokenizer.config:
                 return jax.tree.map(np.asarray, bundle.params)
@@ -285,7 +287,7 @@ class ImageRun:
         )
 
     def _evaluate(
-        self, teacher: Any, generator: Any, folder: Path, hashes: dict[str, str], began: float
+        self, teacher: Any, generator: Any, folder: AnyPath, hashes: dict[str, str], began: float
     ) -> None:
         section = self.config["evaluation"]
         num_classes = self.network.num_classes

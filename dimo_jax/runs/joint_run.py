@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from dimo_jax import bundles
 from dimo_jax.data import joints
 from dimo_jax.evaluation import report, total_variation
+from dimo_jax.files import AnyPath
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
@@ -25,7 +25,9 @@ NUM_JOINT_SAMPLES = 100_000
 class JointRun:
     """A known joint distribution of a few tokens, and a teacher that needs no learning."""
 
-    def __init__(self, config: Mapping[str, Any], workdir: Path, metrics: Metrics, layout: Layout):
+    def __init__(
+        self, config: Mapping[str, Any], workdir: AnyPath, metrics: Metrics, layout: Layout
+    ):
         self.config, self.workdir, self.metrics = config, workdir, metrics
         self.layout = layout
         self.joint = joints.load(config["data"]["joint"])

@@ -12,6 +12,7 @@ from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.image_set import ImageSet
 from dimo_jax.evaluation.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import run_samples, sampler_speed, speed
 from dimo_jax.runs.run_samples import SampleSet
@@ -96,7 +97,7 @@ def check_space(folder: Path, asked: Sequence[SampleSet], num: int, image_bytes:
 
 
 def judge_run(
-    workdir: Path,
+    workdir: AnyPath,
     asked: Sequence[SampleSet],
     yardstick: Yardstick,
     folder: Path,
@@ -150,7 +151,7 @@ def _rank(row: Mapping[str, Any]) -> float:
 
 
 def _add_speed(
-    workdir: Path, rows: Sequence[dict[str, Any]], batch_size: int, clock: speed.Clock
+    workdir: AnyPath, rows: Sequence[dict[str, Any]], batch_size: int, clock: speed.Clock
 ) -> None:
     """Times each sampler at batch 1 and at the batch size, whole and in parts."""
     config = _timed_config(workdir)
@@ -185,7 +186,7 @@ def _timed(
     return sampler_speed.teacher_sample(config, models, clock, sizes, [steps], guidance)
 
 
-def _timed_config(workdir: Path) -> dict[str, Any]:
+def _timed_config(workdir: AnyPath) -> dict[str, Any]:
     """The run's config, with the bundles that the run made."""
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")

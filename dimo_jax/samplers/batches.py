@@ -19,7 +19,7 @@ from dimo_jax.training import rng
 
 def in_batches(
     sample: Callable[[Key[Array, "B"], Any], Any],
-    key: Key[Array, ""],
+    key: Key[Array, "..."],
     condition: Any,
     batch_size: int,
     first_index: int = 0,
@@ -31,7 +31,7 @@ def in_batches(
 
     Args:
         sample: for B = batch_size always, so that a jitted function compiles once.
-        key: of the whole set.
+        key: of the whole set; or [N], one for each image, and first_index counts for nothing.
         condition: pytree of arrays with a leading axis N.
         batch_size: B; smaller N are filled up to it, and the surplus dropped. A batch is spread
             over this process's devices where they divide it.
@@ -50,8 +50,9 @@ def in_batches(
         # The last batch repeats the last image instead of tracing another shape.
         rows = np.minimum(np.arange(start, start + batch_size), num - 1)
         index = jnp.asarray(first_index + rows, jnp.int32)
+        keys = key[rows] if key.ndim else rng.example_keys(key, index)
         batch = jax.tree.map(lambda c, rows=rows: jnp.asarray(c[rows]), condition)
-        parts.append(sample(*place((rng.example_keys(key, index), batch))))
+        parts.append(sample(*place((keys, batch))))
     return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x])[:num], *parts)
 
 
@@ -80,7 +81,7 @@ def sampler(
     def sample(
         apply: Callable[..., Array],
         params: Any,
-        key: Key[Array, ""],
+        key: Key[Array, "..."],
         condition: Any,
         null_condition: Any,
         settings: Any,
@@ -95,6 +96,7 @@ def sampler(
             apply: the network.
             params: its parameters.
             key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
+                Or [N], one for each image.
             condition: pytree of arrays with a leading axis N.
             null_condition: the same structure and shapes; not looked at by a sampler without
                 guidance.

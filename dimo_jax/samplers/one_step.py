@@ -67,7 +67,7 @@ _generate = jax.jit(generate, static_argnames=("apply", "settings"))
 def sample(
     apply: Apply,
     params: Any,
-    key: Key[Array, ""],
+    key: Key[Array, "..."],
     condition: Any,
     settings: GeneratorSettings,
     batch_size: int,
@@ -78,7 +78,8 @@ def sample(
     Args:
         apply: the network.
         params: the generator's parameters.
-        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch.
+        key: of the whole set; image i has fold_in(key, first_index + i), whatever its batch. Or
+            [N], one for each image.
         condition: pytree of arrays with a leading axis N.
         settings: as in training.
         batch_size: images in a call.

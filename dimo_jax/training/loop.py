@@ -135,6 +135,7 @@ def run_stage(
                     if values:
                         metrics.write(done, values, name)
                 if save:
+                    metrics.flush()
                     checkpoints.save(done, state, meta, reader.counters)
                 if stop:
                     break

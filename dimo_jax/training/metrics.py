@@ -2,7 +2,9 @@
 
 `<workdir>/metrics.jsonl` has one object a line: {"stage": ..., "step": ..., "<name>": number}.
 Apart from the keys under time/, the record of an interrupted and resumed run equals that of an
-uninterrupted one. Pictures go to `<workdir>/images/<stage>/`.
+uninterrupted one. Pictures go to `<workdir>/images/<stage>/`. On a disk every line is there at
+once; an object store cannot append, so there it is written as a whole from time to time, and
+before every checkpoint.
 """
 
 import importlib
@@ -10,8 +12,8 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,12 +21,15 @@ import numpy as np
 
 from dimo_jax import files
 from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
 from dimo_jax.images import save_png
 
 FILE_NAME = "metrics.jsonl"
+# Between two writes of the whole record to an object store; what a kill may cost of it.
+STORE_EVERY_SECONDS = 30.0
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
+def read(workdir: str | AnyPath) -> list[dict[str, Any]]:
     """The record of a run, one dict for each line, oldest first; [] where there is none.
 
     A last line that a killed process left half-written is left out.
@@ -32,7 +37,7 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: if any other line is not a JSON object.
     """
-    path = Path(workdir) / FILE_NAME
+    path = files.path(workdir) / FILE_NAME
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -51,25 +56,74 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+class _Appended:
+    """The record on a disk."""
+
+    def __init__(self, path: AnyPath):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self.replace(read(path.parent))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        # One write of the whole line, so that a kill can tear the last line only.
+        with self._path.open("ab", buffering=0) as file:
+            file.write(_line(record))
+
+    def replace(self, records: list[dict[str, Any]]) -> None:
+        files.write_file(self._path, b"".join(map(_line, records)))
+
+    def records(self) -> list[dict[str, Any]]:
+        return read(self._path.parent)
+
+    def flush(self) -> None:
+        pass
+
+
+class _Stored:
+    """The record in an object store: kept in memory, written whole."""
+
+    def __init__(self, path: AnyPath, clock: Callable[[], float] = time.monotonic):
+        self._path, self._clock = path, clock
+        self._records = read(path.parent)
+        self._is_stored, self._stored_at = True, clock()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._records.append(dict(record))
+        self._is_stored = False
+        if self._clock() - self._stored_at >= STORE_EVERY_SECONDS:
+            self.flush()
+
+    def replace(self, records: list[dict[str, Any]]) -> None:
+        self._records, self._is_stored = list(records), False
+        self.flush()
+
+    def records(self) -> list[dict[str, Any]]:
+        return list(self._records)
+
+    def flush(self) -> None:
+        if not self._is_stored:
+            files.write_file(self._path, b"".join(map(_line, self._records)))
+            self._is_stored, self._stored_at = True, self._clock()
+
+
 class Metrics:
     """Writer of a run's metrics; only process 0 of a run on many writes.
 
     Args:
-        workdir: the run's directory; created if need be.
+        workdir: the run's directory, on a disk or in an object store; created if need be.
         tensorboard: also write event files to `<workdir>/tensorboard/<stage>/`. Where clu or
             TensorFlow cannot be imported, one line on standard error says so and the run goes on.
     """
 
-    def __init__(self, workdir: str | Path, tensorboard: bool):
-        self._workdir = Path(workdir)
+    def __init__(self, workdir: str | AnyPath, tensorboard: bool):
+        self._workdir = files.path(workdir)
         self._path = self._workdir / FILE_NAME
         self._active = jax.process_index() == 0
         self._writers: dict[str, Any] = {}  # stage -> clu SummaryWriter
         self._clu_writers = None
         if self._active:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-                self._rewrite(read(workdir))
+            self._record = (_Stored if files.is_remote(workdir) else _Appended)(self._path)
             if tensorboard:
                 self._import_clu()
 
@@ -81,10 +135,10 @@ class Metrics:
             step: the last step to keep; -1 drops the whole stage.
         """
         if self._active:
-            records = read(self._workdir)
+            records = self._record.records()
             kept = [r for r in records if r.get("stage") != stage or r.get("step", 0) <= step]
             if len(kept) < len(records):
-                self._rewrite(kept)
+                self._record.replace(kept)
 
     def write(self, step: int, values: Mapping[str, Any], stage: str) -> None:
         """Appends one line.
@@ -102,9 +156,7 @@ class Metrics:
         numbers = {name: float(value) for name, value in values.items()}
         record = {"stage": stage, "step": step}
         record |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        # One write of the whole line, so that a kill can tear the last line only.
-        with self._path.open("ab", buffering=0) as file:
-            file.write(_line(record))
+        self._record.append(record)
         self._tensorboard(stage, lambda writer: writer.write_scalars(step, numbers))
 
     def images(self, step: int, images: Mapping[str, np.ndarray], stage: str) -> None:
@@ -123,14 +175,24 @@ class Metrics:
         batch = {name: image[None] for name, image in images.items()}  # [1, H, W, C]
         self._tensorboard(stage, lambda writer: writer.write_images(step, batch))
 
+    def flush(self) -> None:
+        """Returns when every line so far is where `read` finds it.
+
+        To be called before a checkpoint is saved: a run that goes on from there writes no earlier
+        line again.
+
+        Raises:
+            InputError: the record cannot be written.
+        """
+        if self._active:
+            self._record.flush()
+
     def close(self) -> None:
-        """Flushes the event files."""
+        """Flushes the record and the event files."""
+        self.flush()
         for stage in list(self._writers):
             self._tensorboard(stage, lambda writer: writer.close())
         self._writers = {}
-
-    def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        files.write_file(self._path, b"".join(map(_line, records)))
 
     def _import_clu(self) -> None:
         # Here and by name because it takes seconds: clu's writers pull in TensorFlow.

@@ -1,7 +1,6 @@
 """The two trainings, from config to the loop: the teacher's own, and the distillation."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import config as configs
+from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
@@ -24,12 +24,12 @@ Pictures = Callable[[Any, int], Mapping[str, np.ndarray]]
 Measure = Callable[[Any], Mapping[str, float]]
 
 
-def checkpoints_of(workdir: Path, stage: str) -> Path:
+def checkpoints_of(workdir: AnyPath, stage: str) -> AnyPath:
     """Where a stage's checkpoints lie."""
     return workdir / "checkpoints" / stage
 
 
-def refuse_other_settings(config: Config, directories: Mapping[str, Path]) -> None:
+def refuse_other_settings(config: Config, directories: Mapping[str, AnyPath]) -> None:
     """Compares a config to what stages were begun with, before anything of a run is touched.
 
     Args:
@@ -59,7 +59,7 @@ def run_pretrain(
     classes: Int[np.ndarray, "N"],
     *,
     layout: Layout,
-    directory: Path,
+    directory: AnyPath,
     metrics: Metrics,
     pictures: Pictures | None = None,
 ) -> Any:
@@ -107,7 +107,7 @@ def run_distill(
     teacher_params: Any,
     *,
     layout: Layout,
-    directory: Path,
+    directory: AnyPath,
     metrics: Metrics,
     pictures: Pictures | None = None,
     measure: Measure | None = None,
@@ -160,7 +160,7 @@ def _run(
     batch_of: Callable[[int], Any],
     config: Config,
     meta: Mapping[str, Any],
-    directory: Path,
+    directory: AnyPath,
     metrics: Metrics,
     pictures: Pictures | None,
     measure: Measure | None,

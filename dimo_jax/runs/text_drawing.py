@@ -1,0 +1,110 @@
+"""Images of prompts: a text encoder, a generator or teacher with text, a decoder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from dimo_jax import bundles, images
+from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions.text import TextConditions
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation.benchmark_files import Item, image_keys
+from dimo_jax.files import AnyPath
+from dimo_jax.runs import drawing
+
+TEXT_ENCODER_FOLDER = "text_encoder"
+
+
+def takes_text(model: bundles.Bundle) -> bool:
+    """Whether the condition of a bundle's network is text."""
+    return isinstance(model.build().condition, dict)
+
+
+class TextImages:
+    """Draws images of prompts; each depends on the seed, its prompt's index and its number.
+
+    Args:
+        model: a bundle of kind "generator" or "teacher", of a network with text.
+        tokenizer: its tokenizer's.
+        encoder: a bundle of kind "clip", as `open_encoder` finds it.
+        seed: of all images.
+        batch_size: images in a batch.
+        overrides: as drawing.sampler_of.
+        negative_prompt: what a teacher's guidance leads away from.
+
+    Raises:
+        InputError: the encoder is not the network's, or the sampler does not take the settings.
+    """
+
+    def __init__(
+        self,
+        model: bundles.Bundle,
+        tokenizer: bundles.Bundle,
+        encoder: bundles.Bundle,
+        *,
+        seed: int,
+        batch_size: int,
+        overrides: Mapping[str, Any],
+        negative_prompt: str = "",
+    ):
+        self._model, self._tokenizer = model, tokenizer
+        self._seed, self._batch_size, self._overrides = seed, batch_size, overrides
+        network = encoder.build()
+        merges = clip_vocabulary.from_text(encoder.attachment("merges.txt"))
+        self._conditions = TextConditions(
+            network,
+            jax.device_put(encoder.params),
+            ClipTokenizer(merges, network.context),
+            model.build().condition,
+            batch_size,
+        )
+        self._negative = self._conditions([negative_prompt])
+        # What decides the images, as plain values.
+        self.settings = {
+            "model": model.params_hash,
+            "tokenizer": tokenizer.params_hash,
+            "text_encoder": encoder.params_hash,
+            "sampler": drawing.described(model, overrides),
+            "negative_prompt": negative_prompt,
+        }
+
+    def __call__(self, items: Sequence[Item]) -> UInt8[np.ndarray, "B H W 3"]:
+        """The images of some (prompt, index, k), in their order."""
+        condition = self._conditions([text for text, _, _ in items])
+        null = jax.tree.map(lambda x: np.repeat(x, len(items), axis=0), self._negative)
+        tokens = drawing.draw_conditions(
+            self._model,
+            image_keys(self._seed, items),
+            condition,
+            null,
+            self._batch_size,
+            self._overrides,
+        )
+        return images.to_uint8(drawing.decode_images(self._tokenizer, tokens, self._batch_size))
+
+
+def open_encoder(path: AnyPath | str | None, model: bundles.Bundle) -> bundles.Bundle:
+    """The text encoder of a network with text.
+
+    Args:
+        path: of its bundle; None: text_encoder/ in the model's bundle or beside it.
+        model: the generator's or teacher's bundle.
+
+    Raises:
+        InputError: there is none, or it is another kind of bundle.
+    """
+    places = [model.path / TEXT_ENCODER_FOLDER, model.path.parent / TEXT_ENCODER_FOLDER]
+    if path is None:
+        path = next((x for x in places if (x / bundles.CONFIG_FILE).is_file()), None)
+    if path is None:
+        shown = " nor ".join(map(str, places))
+        raise InputError(
+            f"there is no text encoder at {shown}; give --text_encoder=BUNDLE, which "
+            "python -m dimo_jax.convert --source=meissonic makes of the folder text_encoder"
+        )
+    return bundles.load(Path(path) if isinstance(path, str) else path, kind="clip")

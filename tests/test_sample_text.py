@@ -1,0 +1,184 @@
+"""dimo_jax.sample with prompts: a text encoder, a network with text, a decoder, all tiny."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from command_line import run_command, save_tiny
+from PIL import Image
+
+from dimo_jax import bundles, models, sample, tokenizers
+from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions.text import TextConditions
+from dimo_jax.errors import InputError
+from dimo_jax.models import clip
+
+NETWORK = {
+    "name": "meissonic", "num_tokens": 16, "codebook_size": 11, "vocabulary": 15, "width": 16,
+    "depth": 1, "single_depth": 1, "heads": 2, "mlp_dim": 32, "text_length": 12, "text_dim": 8,
+    "pooled_dim": 6, "rope_dims": [2, 4, 2], "merge": True, "timestep": "zero",
+}  # fmt: skip
+TOKENIZER = {
+    "name": "vq_model", "image_size": 16, "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1,
+    "z_channels": 4, "embed_dim": 4, "n_embed": 11,
+}  # fmt: skip
+ENCODER = {
+    "name": "clip", "activation": "gelu", "projection": 6, "image": None,
+    "text": {
+        "vocabulary": 514, "context": 12, "width": 8, "depth": 2, "heads": 2, "mlp_dim": 12,
+    },
+}  # fmt: skip
+SAMPLER = {"ratio": 0.5, "sigma": 0.3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def random_params(init):
+    numbers = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda x: numbers.normal(size=x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """bundles/{transformer,vqvae,text_encoder}, as dimo_jax.convert leaves them, and a student."""
+    root = tmp_path_factory.mktemp("text")
+    decoder = tokenizers.build(TOKENIZER)
+    params = random_params(decoder.init)
+    digest = tokenizers.fingerprint(decoder, params)
+    bundles.save(root / "vqvae", kind="tokenizer", model=TOKENIZER, params=params)
+    network = models.build(NETWORK)
+    shared = {"model": network.config, "params": random_params(network.init)}
+    shared["tokenizer"] = {"config": decoder.config, "hash": digest}
+    bundles.save(root / "transformer", kind="teacher", **shared)
+    bundles.save(root / "student", kind="generator", sampler=SAMPLER, **shared)
+    # Large, so that the prompt changes the tokens, as it does after training.
+    encoder = jax.tree.map(lambda x: 3 * x, random_params(clip.build(ENCODER).init))
+    merges = {"merges.txt": clip_vocabulary.to_text([])}
+    path = root / "text_encoder"
+    bundles.save(path, kind="clip", model=ENCODER, params=encoder, attachments=merges)
+    return root
+
+
+@pytest.fixture
+def run(place, monkeypatch, capsys, built):
+    def run(*arguments, status=0, generator="student"):
+        flags = [f"--generator={place / generator}", "--batch_size=8", *arguments]
+        found, out, err = run_command(sample, flags, monkeypatch, capsys)
+        assert found == status, err
+        return err if status else out
+
+    return run
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Each bundle is read once: functions compiled for a network are kept by the network."""
+    loaded, load = {}, bundles.load
+
+    def load_once(path, kind=None):
+        return loaded.setdefault(str(path), load(path, kind=kind))
+
+    monkeypatch.setattr(bundles, "load", load_once)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_row_for_each_prompt(run, tmp_path):
+    flags = ["--prompt=a red ball", '--prompt=a "blue"/cube', "--num_per_prompt=2"]
+    out = run(*flags, f"--output={tmp_path / 'x.png'}")
+    assert out == f"4 images, seed 0: {tmp_path / 'x.png'}\n"
+    first = pixels(tmp_path / "x.png")
+    run(*flags[:1], "--num_per_prompt=2", f"--output={tmp_path / 'y.png'}")
+    second = pixels(tmp_path / "y.png")
+    # An image depends on its own prompt's place and its number alone.
+    half = len(second) - 2
+    np.testing.assert_array_equal(first[:half], second[:half])
+    run("--prompt=9 8 7 x", "--num_per_prompt=2", f"--output={tmp_path / 'z.png'}")
+    assert (pixels(tmp_path / "z.png") != second).any()
+
+
+def test_genevals_folder_is_filled_and_goes_on(run, tmp_path, monkeypatch):
+    lines = [
+        {"tag": "colors", "prompt": "a photo of a red ball", "include": []},
+        {"tag": "single_object", "prompt": "写真 / ..\\..\\x", "include": []},
+    ]
+    path = tmp_path / "evaluation_metadata.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    flags = ["--prompts=geneval", f"--metadata={path}", f"--output={tmp_path / 'out'}"]
+    assert "8 images" in run(*flags)
+    found = sorted(str(x.relative_to(tmp_path / "out")) for x in (tmp_path / "out").rglob("*.png"))
+    assert found[:2] == ["00000/grid.png", "00000/samples/00000.png"] and len(found) == 10
+    assert json.loads((tmp_path / "out/00001/metadata.jsonl").read_text()) == lines[1]
+    one = tmp_path / "out/00001/samples/00002.png"
+    before = one.read_bytes()
+    one.unlink()
+    run(*flags)
+    assert one.read_bytes() == before
+    assert "other settings" in run(*flags, "--seed=1", status=2)
+
+
+def test_the_teacher_takes_steps_and_a_negative_prompt(run, tmp_path):
+    seen = {}
+    for name, more in {"a": [], "b": ["--negative_prompt=ugly"], "c": ["--guidance=1"]}.items():
+        out = tmp_path / f"{name}.png"
+        flags = ["--prompt=a ball", "--num_per_prompt=4", "--steps=3", *more, f"--output={out}"]
+        run(*flags, generator="transformer")
+        seen[name] = pixels(out)
+    assert (seen["a"] != seen["b"]).any() and (seen["a"] != seen["c"]).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--labels=1"], "--labels is not for"),
+        ([], "takes prompts: give --prompt=TEXT, or --prompts=LAYOUT"),
+        (["--prompt=x", "--prompts=plain"], "give --prompt=TEXT, or --prompts=LAYOUT"),
+        (["--prompts=plain"], "needs --metadata"),
+        (["--prompt=x", "--text_encoder=nowhere"], "there is no bundle at nowhere"),
+        (["--prompt=x", "--text_encoder={root}/vqvae"], "tokenizer"),
+    ],
+)
+def test_flags_that_do_not_fit(run, place, tmp_path, flags, complaint):
+    given = [x.format(root=place) for x in flags]
+    assert complaint in run(*given, f"--output={tmp_path / 'x.png'}", status=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_for_lists(run, tmp_path):
+    assert "must end in .png" in run("--prompt=x", f"--output={tmp_path / 'x'}", status=2)
+
+
+def test_classes_take_no_prompt(monkeypatch, capsys, tmp_path):
+    flags = [f"--generator={save_tiny(tmp_path / 'g')}", "--prompt=x", "--output=x.png"]
+    status, _, err = run_command(sample, flags, monkeypatch, capsys)
+    assert status == 2 and "--prompt is not for" in err and "which takes classes" in err
+
+
+def test_a_missing_encoder_is_named(run, place, tmp_path):
+    (place / "text_encoder").rename(place / "away")
+    try:
+        err = run("--prompt=x", f"--output={tmp_path / 'x.png'}", status=2)
+    finally:
+        (place / "away").rename(place / "text_encoder")
+    assert "there is no text encoder at" in err and "--text_encoder=BUNDLE" in err
+
+
+def test_the_condition_is_the_towers_own(place):
+    bundle = bundles.load(place / "text_encoder")
+    network = bundle.build()
+    tokenizer = ClipTokenizer([], network.context)
+    expected = models.build(NETWORK).condition
+    conditions = TextConditions(network, bundle.params, tokenizer, expected, 2)
+    texts = ["a ball", "", "a very long prompt of more than twelve letters"]
+    found = conditions(texts)
+    for i, text in enumerate(texts):
+        alone = jax.jit(network.encode_text)(bundle.params, tokenizer([text]))
+        np.testing.assert_allclose(found["states"][i], alone["penultimate"][0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found["pooled"][i], alone["projected"][0], rtol=1e-4, atol=1e-4)
+    assert found["micro"].tolist() == [[1024, 1024, 0, 0, 6]] * 3
+    wrong = {**expected, "pooled": jax.ShapeDtypeStruct((7,), np.float32)}
+    with pytest.raises(InputError, match=r"gives pooled of \[6\], the network takes \[7\]"):
+        TextConditions(network, bundle.params, tokenizer, wrong)
