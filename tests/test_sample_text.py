@@ -176,7 +176,9 @@ def test_the_condition_is_the_towers_own(place):
     found = conditions(texts)
     for i, text in enumerate(texts):
         alone = jax.jit(network.encode_text)(bundle.params, tokenizer([text]))
-        np.testing.assert_allclose(found["states"][i], alone["penultimate"][0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            found["states"][i], alone["penultimate"][0], rtol=1e-4, atol=1e-4
+        )
         np.testing.assert_allclose(found["pooled"][i], alone["projected"][0], rtol=1e-4, atol=1e-4)
     assert found["micro"].tolist() == [[1024, 1024, 0, 0, 6]] * 3
     wrong = {**expected, "pooled": jax.ShapeDtypeStruct((7,), np.float32)}
