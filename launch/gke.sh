@@ -193,7 +193,7 @@ render() {
 build() {
   local extra=tpu
   require image
-  [[ -z $gpu ]] || extra=cuda13
+  [[ -z $gpu ]] || extra=cuda13,gs
   run docker build "--file=$ROOT/launch/Dockerfile" "--build-arg=EXTRA=$extra" \
     "--tag=$image" "$ROOT"
   run docker push "$image"

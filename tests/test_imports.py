@@ -46,6 +46,8 @@ SEAMS = {
     "clu": ["training.metrics"],
     "tensorflow_datasets": ["data.*"],
     "tokenizers": ["conditions.*"],
+    "etils": ["files"],
+    "fsspec": ["files"],
     "ftfy": ["conditions.*"],
     "jinja2": ["evaluation.page"],
     "ml_collections": ["config", "main", "plan", "benchmark"],

@@ -200,7 +200,7 @@ def test_the_image_holds_what_the_pod_runs(created, tmp_path):
     run("gke.sh", "build", "--image=registry/dimo:1", *GPU, env=variables)
     build, push = arguments(tmp_path / "record", "docker")
     assert build == [
-        *("build", f"--file={LAUNCH}/Dockerfile", "--build-arg=EXTRA=cuda13"),
+        *("build", f"--file={LAUNCH}/Dockerfile", "--build-arg=EXTRA=cuda13,gs"),
         *("--tag=registry/dimo:1", str(LAUNCH.parent)),
     ]
     assert push == ["push", "registry/dimo:1"]
