@@ -34,8 +34,9 @@ TEXT |= {"depth": 1, "single_depth": 2}
 def shapes(network, batch_size):
     params = jax.eval_shape(network.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((batch_size, network.num_tokens), jnp.int32)
-    one = network.condition or jax.ShapeDtypeStruct((), jnp.int32)
-    condition = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), one)
+    condition = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), network.condition
+    )
     return params, tokens, condition
 
 
