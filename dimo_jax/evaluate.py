@@ -23,6 +23,7 @@ results.json, results.md and report.html, and prints the five lines of OpenAI's 
 protocols:
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,13 @@ flags.DEFINE_list(
     "metrics",
     None,
     f"of {', '.join(METRICS)}; default: those of the protocol that the reference serves",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "num_neighbours",
+    None,
+    "k of precision to coverage; default: the protocol's",
+    lower_bound=1,
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -346,6 +354,8 @@ def main(arguments: list[str]) -> None:
     same = {name: FLAGS[name].value for name in FLAGS if name != "process_id"}
     distributed.assert_same({"flags": same, "code": distributed.code_version()})
     protocol = PROTOCOLS[FLAGS.protocol]
+    if FLAGS.num_neighbours is not None:
+        protocol = dataclasses.replace(protocol, num_neighbours=FLAGS.num_neighbours)
     if mode == "workdir":
         return _evaluate_run(protocol, output, began)
     if FLAGS.make_reference:

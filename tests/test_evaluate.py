@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from command_line import run_command
 from PIL import Image
+from prdc import compute_prdc
 
 from dimo_jax import bundles, evaluate
 from dimo_jax.evaluation import feature_store, measure, neighbours, protocols, resize
@@ -184,6 +185,16 @@ def test_protocols_are_different_computations(run, calls, places):
     run("--metrics=fid")
     other = results(run)["rows"][0]["metrics"]["fid"]["mean"]
     assert abs(other - found["metrics"]["fid"]["mean"]) > 1e-3
+
+
+def test_the_number_of_neighbours_can_be_another(run, calls, places):
+    run("--metrics=prdc", "--num_neighbours=5")
+    content = results(run)
+    assert content["protocol"]["num_neighbours"] == 5
+    features = [plain_features(x)["2048"] for x in (PIXELS[24:], PIXELS[:24])]
+    expected = compute_prdc(*features, nearest_k=5)
+    found = content["rows"][0]["metrics"]
+    assert {name: found[name]["mean"] for name in expected} == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", list(protocols.PROTOCOLS))
