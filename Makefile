@@ -13,7 +13,7 @@ demo: $(VENV)/.digits
 	$(BIN)/python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,6 +18,9 @@ from dimo_jax.runs import sampler_speed, speed
 from dimo_jax.samplers import one_step
 from dimo_jax.training import programs, settings
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("benchmark")
+
 L, CODES, CLASSES, WIDTH, SEED = 16, 30, 10, 4, 3407
 SIZES = {"num_tokens": L, "codebook_size": CODES, "num_classes": CLASSES}
 

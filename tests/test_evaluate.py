@@ -16,6 +16,9 @@ from dimo_jax.evaluation.feature_store import Extractor
 from dimo_jax.evaluation.statistics import frechet_distance
 from dimo_jax.models.inception import Inception
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("evaluate")
+
 PIXELS = inception_weights.textured_images(40, 8) // 2 + 40
 
 

@@ -13,6 +13,9 @@ from dimo_jax.evaluation import measure, neighbours
 from dimo_jax.evaluation.feature_store import Extractor
 from dimo_jax.runs import run_samples, sampler_speed, speed
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("evaluate_run")
+
 __all__ = ["built_once"]  # a fixture
 
 

@@ -13,6 +13,9 @@ from dimo_jax import validation
 from dimo_jax.errors import InputError
 from dimo_jax.training import metrics
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("imagenet")
+
 SMOKE = ["--config=configs/imagenet.py:smoke", "--config.logging.tensorboard=False"]
 BUNDLES = {"teacher": "bundles/maskgit256", "tokenizer": "bundles/vqgan_f16_1024"}
 

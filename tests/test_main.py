@@ -13,6 +13,9 @@ from command_line import command, finish
 
 from dimo_jax.training import metrics
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("main")
+
 SMALL = [
     "--config=configs/digits.py:patch",
     "--config.model.width=16",

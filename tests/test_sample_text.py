@@ -15,6 +15,9 @@ from dimo_jax.conditions.text import TextConditions
 from dimo_jax.errors import InputError
 from dimo_jax.models import clip
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("sample_text")
+
 NETWORK = {
     "name": "meissonic", "num_tokens": 16, "codebook_size": 11, "vocabulary": 15, "width": 16,
     "depth": 1, "single_depth": 1, "heads": 2, "mlp_dim": 32, "text_length": 12, "text_dim": 8,

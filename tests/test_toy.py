@@ -38,5 +38,6 @@ def test_parity_stays_at_independent_sampling(tmp_path):
     # gradient is zero, and one step cannot leave the product of the marginals. The same steps bring
     # the pair from 0.90 to 0.60.
     steps = ("--config.distill.num_steps=150", "--config.distill.batch_size=64")
+    steps += ("--config.fast_compile=True",)  # compiling is most of the time
     found = total_variations(tmp_path, "parity", *steps)
     assert abs(found["generator"] - found["independent"]) < 0.05

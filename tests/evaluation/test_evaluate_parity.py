@@ -18,6 +18,9 @@ from dimo_jax.evaluation.feature_store import Extractor
 from dimo_jax.evaluation.inception_features import InceptionFeatures
 from dimo_jax.evaluation.protocols import PROTOCOLS
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("parity")
+
 # torch-fidelity takes half a minute for the FID of 2048 features.
 FEW = "192"
 NUM_SAMPLES, NUM_REAL = 10, 4

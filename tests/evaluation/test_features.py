@@ -10,6 +10,9 @@ from dimo_jax import bundles
 from dimo_jax.evaluation import features
 from dimo_jax.evaluation.features import FeatureNetwork, FitSettings
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("features")
+
 SETTINGS = FitSettings(
     channels=(16, 32),
     num_features=64,

@@ -17,6 +17,9 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import resize
 from dimo_jax.models import inception
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("inception")
+
 CONFIG = {"name": "inception", "num_logits": 1008, "divisor": 1}
 NAMED = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 SIDE = 96

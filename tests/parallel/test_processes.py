@@ -13,6 +13,9 @@ import pytest
 
 from dimo_jax.training import metrics
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("processes")
+
 NUM_STEPS, SAVE_EVERY = 20, 5
 
 

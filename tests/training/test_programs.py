@@ -12,6 +12,9 @@ from dimo_jax.errors import InputError
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import programs, settings, trees
 
+# On one worker, which makes the fixtures once.
+pytestmark = pytest.mark.xdist_group("programs")
+
 NUM_TOKENS, CODES = 16, 30
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "1x8": (1, 8)}
 # Adam's first moment after one step is this share of the gradient.
