@@ -113,6 +113,20 @@ def start_processes(flag_values: flags.FlagValues | None = None) -> None:
     distributed.start(values.coordinator, values.num_processes, values.process_id)
 
 
+def start_alike(flag_values: flags.FlagValues) -> None:
+    """`start_processes` for a command that its flags alone decide: they must be the same on all.
+
+    Args:
+        flag_values: the command's own.
+
+    Raises:
+        InputError: see distributed.start and distributed.assert_same.
+    """
+    start_processes(flag_values)
+    same = {name: flag_values[name].value for name in flag_values if name != "process_id"}
+    distributed.assert_same({"flags": same, "code": distributed.code_version()})
+
+
 def _finish(main: Callable[[], None]) -> None:
     """Runs the command to the good end of all processes, which may be a stop of all of them."""
     try:

@@ -25,7 +25,7 @@ protocols:
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from dimo_jax.training.progress import Progress
 __doc__ += "".join(f"\n{name:6} {protocol.about}" for name, protocol in PROTOCOLS.items())
 
 FEATURES_FOLDER = "features"
+MODES = ("samples", "workdir", "compare", "geneval")  # what is asked for: one of them
 
 # Its own, not absl's global ones: other commands define flags of the same names.
 FLAGS = flags.FlagValues()
@@ -319,18 +320,14 @@ def _mode(arguments: list[str]) -> str:
         raise InputError(f"give one of {shown}; found {found}")
     if arguments and given != ["compare"]:
         raise InputError(f"unexpected argument {arguments[0]!r}; every flag is --name=value")
-    needs = {**dict.fromkeys(("samples", "workdir"), ["output", "features"])}
-    if FLAGS.clip or FLAGS.hps:
-        if FLAGS.clip and FLAGS.hps or given != ["samples"]:
-            raise InputError("--clip and --hps are scores of --samples; give one of the two")
-        needs["samples"] = ["output"]
-    missing = [f"--{name}" for name in needs.get(given[0], ()) if not FLAGS[name].value]
+    (mode,), of_prompts = given, bool(FLAGS.clip or FLAGS.hps)
+    if of_prompts and (mode != "samples" or (FLAGS.clip and FLAGS.hps)):
+        raise InputError("--clip and --hps are scores of --samples; give one of the two")
+    needed = [] if mode in ("compare", "geneval") else ["output", "features"][: 2 - of_prompts]
+    missing = [f"--{name}" for name in needed if not FLAGS[name].value]
     if missing:
-        raise InputError(f"--{given[0]} needs {' and '.join(missing)}")
-    return given[0]
-
-
-MODES: Mapping[str, None] = dict.fromkeys(("samples", "workdir", "compare", "geneval"))
+        raise InputError(f"--{mode} needs {' and '.join(missing)}")
+    return mode
 
 
 def main(arguments: list[str]) -> None:
@@ -350,9 +347,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("--reference and --make_reference exclude each other")
     if FLAGS.make_reference and Path(FLAGS.make_reference).suffix != ".npz":
         raise InputError(f"--make_reference={FLAGS.make_reference} must end in .npz")
-    cli.start_processes(FLAGS)
-    same = {name: FLAGS[name].value for name in FLAGS if name != "process_id"}
-    distributed.assert_same({"flags": same, "code": distributed.code_version()})
+    cli.start_alike(FLAGS)
     protocol = PROTOCOLS[FLAGS.protocol]
     if FLAGS.num_neighbours is not None:
         protocol = dataclasses.replace(protocol, num_neighbours=FLAGS.num_neighbours)

@@ -193,9 +193,7 @@ def main() -> None:
     output = files.path(FLAGS.output)
     if not FLAGS.prompts:
         check_output(output)
-    cli.start_processes(FLAGS)
-    same = {name: FLAGS[name].value for name in FLAGS if name != "process_id"}
-    distributed.assert_same({"flags": same, "code": distributed.code_version()})
+    cli.start_alike(FLAGS)
     devices = jax.local_device_count()
     if FLAGS.batch_size % devices:
         raise InputError(

@@ -1,7 +1,6 @@
 """Images of prompts: a text encoder, a generator or teacher with text, a decoder."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,4 +106,4 @@ def open_encoder(path: AnyPath | str | None, model: bundles.Bundle) -> bundles.B
             f"there is no text encoder at {shown}; give --text_encoder=BUNDLE, which "
             "python -m dimo_jax.convert --source=meissonic makes of the folder text_encoder"
         )
-    return bundles.load(Path(path) if isinstance(path, str) else path, kind="clip")
+    return bundles.load(path, kind="clip")
