@@ -3,10 +3,9 @@
 import os
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from dimo_jax.data import digits
+from dimo_jax.data import digits, splits
 from dimo_jax.errors import InputError
 
 
@@ -49,17 +48,8 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike) -> Source:
         levels = digits.load(split, data_dir).images * 255.0
         found = [{"image": x} for x in (levels + 0.5).astype(np.uint8)]
         return Source(found, "image", str(digits.Digits.VERSION))
-    try:
-        builder = tfds.builder(name, data_dir=os.path.expanduser(os.fspath(data_dir)))
-        builder.download_and_prepare(file_format="array_record")
-        features, examples = builder.info.features, builder.as_data_source(split=split)
-    except Exception as error:  # tfds, its downloaders and array_record raise types of their own
-        raise InputError(
-            f"tensorflow-datasets cannot open {name} {split} in {data_dir} "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]}); prepare it there with "
-            f"`tfds build {name} --file_format=array_record`"
-        ) from error
+    features, examples, version = splits.open_split(name, split, data_dir)
     keys = [k for k, x in features.items() if len(x.shape or ()) == 3 and x.dtype == np.uint8]
     if not keys:
         raise InputError(f"{name} has {', '.join(features)}, but no picture of 8 bits")
-    return Source(examples, keys[0], str(builder.version))
+    return Source(examples, keys[0], version)

@@ -17,12 +17,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dimo_jax import files, parts
-from dimo_jax.data import pictures
+from dimo_jax.data import pictures, splits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import image_files
 from dimo_jax.evaluation.image_set import Batch, ImageSet, digest, listed, read_settings
 
-DATASET = "tfds:"
 _THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
 
 
@@ -210,10 +209,7 @@ class _Dataset(ImageSet):
     """A split of a tensorflow-datasets data set."""
 
     def __init__(self, where: str, data_dir: str, image_size: int | None):
-        name, _, split = where.removeprefix(DATASET).partition(":")
-        if not name or not split:
-            raise InputError(f"{where} is not tfds:NAME:SPLIT, e.g. tfds:cifar10:train")
-        self._source = pictures.open_source(name, split, data_dir)
+        self._source = pictures.open_source(*splits.parse(where), data_dir)
         super().__init__(where, len(self._source))
         self._image_size = image_size
         self.height, self.width = self._picture(0).shape[:2]
@@ -261,7 +257,7 @@ def open_set(
     Raises:
         InputError: there is no such set, it is empty, or not of that kind.
     """
-    if str(where).startswith(DATASET):
+    if str(where).startswith(splits.DATASET):
         return _Dataset(str(where), data_dir, image_size)
     path = files.local(where)
     if path.is_dir():

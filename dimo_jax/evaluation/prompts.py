@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dimo_jax.data import prompts as prompt_lists
 from dimo_jax.errors import InputError
 
 GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -72,19 +73,10 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: a line is not a JSON object.
     """
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number},"
-            try:
-                found = json.loads(line)
-            except ValueError as error:
-                shown = line.strip()[:_SHOWN]
-                raise InputError(f"{where} is not JSON ({error}): {shown}") from error
-            if not isinstance(found, dict):
-                raise InputError(f"{where} is no JSON object: {line.strip()[:_SHOWN]}")
-            yield where, found
+    for where, found in prompt_lists.json_lines(path):
+        if not isinstance(found, dict):
+            raise InputError(f"{where} is no JSON object: {str(found)[:_SHOWN]}")
+        yield where, found
 
 
 def _hps(path: Path) -> Iterator[Prompt]:
@@ -125,8 +117,7 @@ def _coco(path: Path) -> Iterator[Prompt]:
 
 
 def _plain(path: Path) -> Iterator[Prompt]:
-    with open(path, encoding="utf-8") as file:
-        yield from (Prompt(line.strip()) for line in file if line.strip())
+    yield from (Prompt(line.strip()) for _, line in prompt_lists.lines(path) if line.strip())
 
 
 READERS: Mapping[str, Callable[[Path], Iterable[Prompt]]] = {

@@ -89,7 +89,7 @@ def test_malformed_lists_are_refused_with_the_line(layout, text, complaint, tmp_
 
 @pytest.mark.parametrize("layout", ["geneval", "hpsv2", "coco", "plain"])
 def test_files_that_cannot_be_read(layout, tmp_path):
-    (tmp_path / "latin").write_bytes('image_id,text\n1,"\xe9"'.encode("latin-1"))
+    (tmp_path / "latin").write_bytes('image_id,text\xe9\n1,"x"'.encode("latin-1"))
     with pytest.raises(InputError, match="is not UTF-8"):
         prompts.read(layout, tmp_path / "latin")
     with pytest.raises(InputError, match="none"):

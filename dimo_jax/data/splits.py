@@ -1,0 +1,60 @@
+"""Splits of tensorflow-datasets, as tfds:NAME:SPLIT names them."""
+
+import os
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from dimo_jax.errors import InputError
+
+DATASET = "tfds:"
+
+
+class Split(NamedTuple):
+    """A split, ready to be read by index.
+
+    Attributes:
+        features: {name: what it holds} of an example.
+        examples: the examples, each a dict.
+        version: of the data set.
+    """
+
+    features: Any
+    examples: Any
+    version: str
+
+
+def parse(where: str) -> tuple[str, str]:
+    """Name and split of tfds:NAME:SPLIT.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    name, _, split = where.removeprefix(DATASET).partition(":")
+    if not name or not split:
+        raise InputError(f"{where} is not tfds:NAME:SPLIT, e.g. tfds:cifar10:train")
+    return name, split
+
+
+def open_split(name: str, split: str, data_dir: str | os.PathLike) -> Split:
+    """A split of a data set that tensorflow-datasets knows.
+
+    Args:
+        name: of the data set; one that is not in data_dir is downloaded where its authors allow it.
+        split: e.g. "train", or "train[:1000]".
+        data_dir: parent directory of the data sets, in the format array_record.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=os.path.expanduser(os.fspath(data_dir)))
+        builder.download_and_prepare(file_format="array_record")
+        examples = builder.as_data_source(split=split)
+    except Exception as error:  # tfds, its downloaders and array_record raise types of their own
+        raise InputError(
+            f"tensorflow-datasets cannot open {name} {split} in {data_dir} "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}); prepare it there with "
+            f"`tfds build {name} --file_format=array_record`"
+        ) from error
+    return Split(builder.info.features, examples, str(builder.version))
