@@ -33,6 +33,7 @@ from torch_maskgit import TorchMaskGit  # noqa: E402
 
 from configs import imagenet  # noqa: E402
 from dimo_jax import benchmark, files, host_memory, models  # noqa: E402
+from dimo_jax.conditions.labels import LabelConditions  # noqa: E402
 from dimo_jax.convert import layouts, maskgit  # noqa: E402
 from dimo_jax.evaluation import timing  # noqa: E402
 from dimo_jax.parallel import mesh, sharding  # noqa: E402
@@ -140,7 +141,7 @@ def jax_step(config: dict[str, Any], network: models.Network, start: Any) -> Cal
     print(f"compiled in {seconds['compile_seconds']:.0f} s", file=sys.stderr, flush=True)
     teacher = mesh.put(start, layout.of(program.teacher))
     state, number = program.create(mesh.put(start, layout.of(program.params))), 0
-    batch_of = programs.distill_batches(config, network, layout)
+    batch_of = programs.distill_batches(config, LabelConditions(network.num_classes), layout)
 
     def step() -> Any:
         nonlocal state, number

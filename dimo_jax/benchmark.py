@@ -208,9 +208,7 @@ def main() -> None:
         if FLAGS[name].value is not None and what != FLAGS.what:
             raise InputError(f"--{name} is for --what={what}, not for --what={FLAGS.what}")
     config = FLAGS.config.to_dict()
-    if not config["teacher"]["bundle"]:
-        config["teacher"]["random"] = True
-    validation.validate(config)
+    validation.validate(config, starts=False)
     if config["compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache"])
     cli.start_processes(FLAGS)

@@ -67,18 +67,34 @@ def default_config() -> ConfigDict:
                 "fsdp": 1,
                 "min_shard_elements": 65_536,
                 "rules": (
-                    (r"(kernel|embedding|kernels_\d+x\d+)$", "largest"),
+                    (r"(kernel|embedding|projection|kernels_\d+x\d+)$", "largest"),
                     (r"(scale|bias)$", "whole"),
                     (r"(log_joint|ns_coeffs)$", "whole"),  # the toys' posterior; Muon's constants
                 ),
             },
             "data": {
-                "name": "digits",  # digits | joint | labels: no images, a teacher is given
+                # digits | joint | labels, prompts: no images, a teacher is given
+                "name": "digits",
                 "directory": "",  # empty: <workdir>/data
                 "num_classes": 10,
                 "joint": "",  # for data.name=joint: which known distribution (data/joints.py)
             },
+            # For data.name=prompts: what is distilled on (data/prompts.py).
+            "prompts": {
+                # .txt, .jsonl, .parquet, a folder of these, or tfds:NAME:SPLIT (data.directory)
+                "path": "",
+                "texts": (),  # the prompts themselves, in place of a path
+                "field": "",  # of a record; empty: prompt, caption or text
+                "negative": "",  # what the teacher's guidance leads away from
+                # width, height, two of the crop, aesthetic score
+                "micro_conditions": (1024.0, 1024.0, 0.0, 0.0, 6.0),
+                "cache": "",  # a folder for their features; empty: computed in every step
+            },
+            # Bundle empty: text_encoder/ beside the teacher's; with a random teacher a random one
+            # of the sizes given here.
+            "text_encoder": {"bundle": ""},
             # A bundle brings its own name and sizes; else a name, and that tokenizer's own sizes.
+            # Of a run with text, both empty: vqvae/ beside the teacher's.
             "tokenizer": {"bundle": "", "name": "gray_levels"},
             "model": {
                 "name": "maskgit",
@@ -120,6 +136,8 @@ def default_config() -> ConfigDict:
                 "jacobian": "auxiliary",
                 "guidance": 2.0,
                 "adaptive_guidance": False,
+                # What a network with text is told of the time: zero | ratio; empty: as its bundle.
+                "timestep": "",
                 "reduction": "sum",
                 "weighting": "one",
                 "ema_decay": 0.9999,
@@ -184,6 +202,8 @@ def default_config() -> ConfigDict:
                 "log_every_steps": 50,
                 "images_every_steps": 500,  # 0: never
                 "picture_labels": (),  # of those images; empty: every class
+                "picture_prompts": (),  # likewise; empty: the first four
+                "picture_steps": 8,  # of the teacher's sampler in them
                 "tensorboard": True,
             },
         }
@@ -211,6 +231,12 @@ def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 # What a stage's result depends on; the rest only says how often something is logged or saved.
 _COMPUTED = ("compute_dtype", "fast_compile")
+# Where data and bundles lie does not matter; what is in them goes by its hash. Nor do the parts of
+# a batch: the same training goes on with others.
+_ELSEWHERE = (
+    *("data.directory", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
+    *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
+)
 STAGE_SECTIONS = {
     "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),
     "distill": ("seed", *_COMPUTED, "data", "tokenizer", "model", "distill"),
@@ -228,11 +254,11 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     Returns:
         {path: value}, without where data happens to lie.
     """
-    sections = {name: config[name] for name in STAGE_SECTIONS[stage]}
-    fields = json.loads(json.dumps(flat(sections), default=list))
-    # Where data and bundles lie does not matter; what is in them goes by its hash. Nor do the
-    # parts of a batch: the same training goes on with others.
-    for name in ("data.directory", "tokenizer.bundle", "pretrain.parts", "distill.parts"):
+    names = STAGE_SECTIONS[stage]
+    if stage == "distill" and config["data"]["name"] == "prompts":
+        names = (*names, "prompts", "text_encoder")
+    fields = json.loads(json.dumps(flat({name: config[name] for name in names}), default=list))
+    for name in _ELSEWHERE:
         fields.pop(name, None)
     if stage == "distill":
         fields["teacher.dtype"] = config["teacher"]["dtype"]

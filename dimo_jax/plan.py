@@ -31,9 +31,7 @@ flags.mark_flags_as_required(["config", "topology"])
 def main() -> None:
     """Compiles the real program for the slice and says whether it fits."""
     config = FLAGS.config.to_dict()
-    # Nothing is trained: a teacher that is still missing has the sizes of config.model.
-    config["teacher"]["random"] = not config["teacher"]["bundle"]
-    validation.validate(config)
+    validation.validate(config, starts=False)
     found, device = topologies.find(FLAGS.topology, FLAGS.num_slices)
     layout = sharding.layout(config["mesh"], found)
     with Progress("plan") as progress:

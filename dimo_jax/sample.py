@@ -29,7 +29,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import drawing, text_drawing
+from dimo_jax.runs import conditions, drawing, text_drawing
 from dimo_jax.training.progress import Progress
 
 # Its own, not absl's global ones: other commands define flags of the same names.
@@ -248,7 +248,7 @@ def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyP
     drawn = text_drawing.TextImages(
         model,
         tokenizer,
-        text_drawing.open_encoder(FLAGS.text_encoder, model),
+        conditions.load_encoder(FLAGS.text_encoder, model.path),
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
         overrides=_overrides(model),

@@ -9,7 +9,7 @@ from dimo_jax.errors import InputError
 # The names that may stand in a field. They are also keys of dicts in method/, models/ and
 # tokenizers/, which import jax; a test holds both lists equal.
 CHOICES = {
-    "model.name": ("maskgit",),
+    "model.name": ("maskgit", "meissonic"),
     "mask.schedule": ("arccos", "cosine", "linear", "square", "mage"),
     "mask.kind": ("exact", "bernoulli"),
     "optimizer.name": ("adam", "muon"),
@@ -33,7 +33,8 @@ CHOICES = {
     "teacher.dtype": ("float32", "bfloat16"),
     "remat": ("none", "full", "dots"),
     "attention": ("xla", "cudnn"),
-    "data.name": ("digits", "joint", "labels"),
+    "data.name": ("digits", "joint", "labels", "prompts"),
+    "distill.timestep": ("", "zero", "ratio"),
     "interim.protocol": ("dimo", "adm", "clean", "valeo"),
 }
 
@@ -42,6 +43,8 @@ _RANGES = (
     ("num_steps", lambda x: x >= 1, "at least 1"),
     ("batch_size", lambda x: x >= 1, "at least 1"),
     ("images_every_steps", lambda x: x >= 0, "at least 0"),
+    ("picture_steps", lambda x: x >= 1, "at least 1"),
+    ("micro_conditions", lambda x: len(x) == 5, "five numbers"),
     ("interim.every_steps", lambda x: x >= 0, "at least 0"),
     ("save_every_steps", lambda x: x >= 1, "at least 1"),
     ("log_every_steps", lambda x: x >= 1, "at least 1"),
@@ -78,11 +81,13 @@ def _ends(path: str, ending: str) -> bool:
     return path == ending or path.endswith(f".{ending}")
 
 
-def validate(config: Mapping[str, Any]) -> None:
+def validate(config: Mapping[str, Any], *, starts: bool = True) -> None:
     """Checks every field that has a range or a list of names, and what fields say of each other.
 
     Args:
         config: a complete config as plain dicts; a ConfigDict's to_dict().
+        starts: whether a run starts, which needs a teacher and prompts; what is only planned or
+            timed has random ones.
 
     Raises:
         InputError: one sentence on the first field that is wrong.
@@ -91,9 +96,8 @@ def validate(config: Mapping[str, Any]) -> None:
     for path, value in fields.items():
         for ending, choices in CHOICES.items():
             if _ends(path, ending) and value not in choices:
-                raise InputError(
-                    f"config.{path} is {value!r}; it must be one of {', '.join(choices)}"
-                )
+                shown = ", ".join(choice or "empty" for choice in choices)
+                raise InputError(f"config.{path} is {value!r}; it must be one of {shown}")
         for ending, holds, words in _RANGES:
             if _ends(path, ending) and not holds(value):
                 raise InputError(f"config.{path} is {value!r}; it must be {words}")
@@ -101,6 +105,9 @@ def validate(config: Mapping[str, Any]) -> None:
         if path.endswith("min_ratio") and low > fields[path.replace("min_", "max_")]:
             raise InputError(f"config.{path} is {low}, above its max_ratio; lower it")
     _validate_together(config)
+    if starts:
+        _validate_teacher(config)
+        _validate_prompts(config)
 
 
 def _validate_together(config: Mapping[str, Any]) -> None:
@@ -134,9 +141,44 @@ def _validate_together(config: Mapping[str, Any]) -> None:
             f"config.logging.picture_labels is {tuple(labels)}; labels are whole numbers from 0 to "
             f"{num_classes - 1}"
         )
-    _validate_teacher(config)
     if config["data"]["name"] == "joint" and not config["data"]["joint"]:
         raise InputError("config.data.joint is empty; name one of the joints in data/joints.py")
+
+
+def _validate_prompts(config: Mapping[str, Any]) -> None:
+    """Prompts are for a run with text, and there one list of them."""
+    section = config["prompts"]
+    given = [f"config.prompts.{name}" for name in ("path", "texts") if section[name]]
+    if config["data"]["name"] != "prompts":
+        if given:
+            raise InputError(
+                f"{' and '.join(given)} given, but config.data.name is {config['data']['name']}; "
+                "prompts are for config.data.name=prompts, as in configs/meissonic.py"
+            )
+        return
+    if len(given) != 1:
+        raise InputError(
+            f"{' and '.join(given) or 'neither config.prompts.path nor .texts'} given; give one "
+            "list of prompts: --config.prompts.path=FILE (.txt, .jsonl, .parquet, a folder of "
+            "these, or tfds:NAME:SPLIT)"
+        )
+    if config["distill"]["auxiliary"]["condition_drop"]:
+        raise InputError(
+            "config.distill.auxiliary.condition_drop is for classes: without a condition a network "
+            "with text would be given the negative prompt; set it to 0"
+        )
+
+
+_CONVERT = {
+    "labels": "make both once, from the published files, with "
+    "`python -m dimo_jax.convert --source=maskgit --input=MaskGIT_ImageNet_256.pth "
+    "--output=bundles/maskgit256` and `python -m dimo_jax.convert --source=vqgan "
+    "--input=VQGAN/last.ckpt --output=bundles/vqgan_f16_1024`, then give "
+    "--config.teacher.bundle=bundles/maskgit256 --config.tokenizer.bundle=bundles/vqgan_f16_1024",
+    "prompts": "make it once, with tokenizer and text encoder, from Meissonic's folder, with "
+    "`python -m dimo_jax.convert --source=meissonic --input=Meissonic/ --output=bundles/meissonic`"
+    ", then give --config.teacher.bundle=bundles/meissonic/transformer",
+}
 
 
 def _validate_teacher(config: Mapping[str, Any]) -> None:
@@ -144,16 +186,14 @@ def _validate_teacher(config: Mapping[str, Any]) -> None:
     teacher = config["teacher"]
     if teacher["bundle"] and teacher["random"]:
         raise InputError("config.teacher has a bundle and random=True; take one of them away")
-    if config["data"]["name"] != "labels" or teacher["random"]:
+    data = config["data"]["name"]
+    if data not in _CONVERT or teacher["random"]:
         return
-    missing = [f"{name}.bundle" for name in ("teacher", "tokenizer") if not config[name]["bundle"]]
+    # What a network with text needs besides lies beside its teacher.
+    needed = ("teacher", "tokenizer") if data == "labels" else ("teacher",)
+    missing = [f"{name}.bundle" for name in needed if not config[name]["bundle"]]
     if missing:
         raise InputError(
-            f"config.{' and config.'.join(missing)} empty, and config.data.name=labels has no "
-            "images to train them on; make both once, from the published files, with "
-            "`python -m dimo_jax.convert --source=maskgit --input=MaskGIT_ImageNet_256.pth "
-            "--output=bundles/maskgit256` and `python -m dimo_jax.convert --source=vqgan "
-            "--input=VQGAN/last.ckpt --output=bundles/vqgan_f16_1024`, then give "
-            "--config.teacher.bundle=bundles/maskgit256 "
-            "--config.tokenizer.bundle=bundles/vqgan_f16_1024"
+            f"config.{' and config.'.join(missing)} empty, and config.data.name={data} has no "
+            f"images to train on; {_CONVERT[data]}"
         )

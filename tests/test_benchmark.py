@@ -326,6 +326,9 @@ def test_the_bundles_that_are_named_are_what_is_timed(tmp_path):
     config = small_config()
     config["teacher"]["bundle"] = str(tmp_path / "teacher")
     config["tokenizer"] = {"bundle": str(tmp_path / "gray"), "name": "vqgan"}
+    with pytest.raises(InputError, match="has 10 classes, config.data.num_classes is 1000"):
+        speed.open_models(config)
+    config["data"]["num_classes"] = 10
     found = speed.open_models(config)
     assert found.network.config == NETWORK and found.tokenizer.config == gray.config
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

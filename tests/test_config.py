@@ -18,6 +18,7 @@ VARIANTS = {
     "digits": ("gray", "patch"),
     "toy": ("pair", "modes", "parity"),
     "imagenet": ("default", "released", "paper", "512", "smoke"),
+    "meissonic": ("default", "paper", "512", "smoke"),
 }
 SHIPPED = [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 
@@ -33,8 +34,10 @@ def validate(config):
 @pytest.mark.parametrize(("name", "variant"), SHIPPED)
 def test_every_shipped_config_is_valid_and_complete(name, variant):
     config = shipped(name, variant)
-    if config.data.name == "labels" and not config.teacher.random:
+    if config.data.name in ("labels", "prompts") and not config.teacher.random:
         config.teacher.bundle, config.tokenizer.bundle = "teacher", "tokenizer"
+    if config.data.name == "prompts" and not config.prompts.texts:
+        config.prompts.path = "prompts.txt"
     validate(config)
     assert set(config) == set(configs.default_config())
 

@@ -1,11 +1,20 @@
 """Class labels as conditions. The label num_classes means "no condition".
 
-Axes: B batch.
+Axes: B batch, K auxiliary updates a step, N examples.
 """
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
+
+from dimo_jax.parallel import mesh
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.training import rng
 
 
 def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:
@@ -23,6 +32,57 @@ def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
 
 
-def null(batch_size: int, num_classes: int) -> Int[Array, "B"]:
+def null(batch_size: int, num_classes: int) -> Int[np.ndarray, "B"]:
     """The label of the unconditional branch, [B] int32."""
-    return jnp.full((batch_size,), num_classes, jnp.int32)
+    return np.full((batch_size,), num_classes, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConditions:
+    """Classes, uniformly drawn: what a run with labels is conditioned on.
+
+    Attributes:
+        num: of the classes.
+    """
+
+    num: int
+
+    def identity(self) -> dict[str, str]:
+        """What a training depends on besides its settings: nothing."""
+        return {}
+
+    def features(self, numbers: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+        """What the network is given for some labels: themselves."""
+        return np.asarray(numbers, np.int32)
+
+    def null(self, size: int) -> Int[np.ndarray, "N"]:
+        """What it is given for no condition."""
+        return null(size, self.num)
+
+    def batches(
+        self, seed: int, size: int, updates: int, layout: Layout
+    ) -> Callable[[int], tuple[Any, Any, Any]]:
+        """The conditions of every distillation step.
+
+        Args:
+            seed: of the run.
+            size: B.
+            updates: K, of the auxiliary, each with labels of its own; 0 where it has the
+                generator's.
+            layout: the mesh.
+
+        Returns:
+            number of the step -> (generator's [B], auxiliary's [K, B] or None, null [B]) on the
+            mesh, the same whatever the number of processes.
+        """
+        index, empty = mesh.put((np.arange(size, dtype=np.int32), self.null(size)), layout.batch)
+
+        def drawn(number: Int[Array, ""], index: Int[Array, "B"]) -> tuple[Any, Any]:
+            def of(name: str) -> Any:
+                return draw(rng.example_keys(rng.stream_key(seed, name, number), index), self.num)
+
+            several = [of(f"aux{k}_condition") for k in range(updates)]
+            return of("generator_condition"), jnp.stack(several) if several else None
+
+        conditions = jax.jit(drawn, out_shardings=(layout.batch, layout.stacked))
+        return lambda number: (*conditions(np.int32(number), index), empty)

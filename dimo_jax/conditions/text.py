@@ -1,19 +1,27 @@
 """Prompts as the condition of a network with text: CLIP's text tower, and what goes with it.
 
-Axes: N prompts, T ids of a text, E width of the tower, P projection.
+Axes: B batch, K batches, N prompts, T ids of a text, E width of the tower, P projection.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.errors import InputError
 from dimo_jax.models.clip import Clip
 from dimo_jax.models.meissonic import MICRO_CONDITIONS
+from dimo_jax.parallel import mesh
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.training import trees
+
+Features = dict[str, Float[np.ndarray, "N ..."]]
 
 
 class TextConditions:
@@ -21,10 +29,14 @@ class TextConditions:
 
     Args:
         network: CLIP, of which the text tower is used.
-        params: its parameters.
+        params: its parameters, on the host or on a device.
         tokenizer: the one of the tower.
         expected: shapes and dtypes of one example's condition, as the token network says them.
         batch_size: prompts in a call; a smaller rest is filled up to it.
+        micro: the micro-conditions of every example.
+
+    Attributes:
+        shapes: {name: shape of one prompt's feature}, without the micro-conditions.
 
     Raises:
         InputError: the tower's features are not what the network takes.
@@ -37,24 +49,32 @@ class TextConditions:
         tokenizer: ClipTokenizer,
         expected: Any,
         batch_size: int = 16,
+        micro: Sequence[float | int] = MICRO_CONDITIONS,
     ):
         self._params, self._tokenizer, self._batch_size = params, tokenizer, batch_size
-
-        def encode(given: Any, ids: jax.Array) -> dict[str, jax.Array]:
-            found = network.encode_text(given, ids)
-            return {"states": found["penultimate"], "pooled": found["projected"]}
-
-        self._encode = jax.jit(encode)
+        self._network, self._micro, self._placed = network, np.float32(micro), None
+        self._jitted = jax.jit(self.features)
         ids = jax.ShapeDtypeStruct((1, network.context), np.int32)
-        made = jax.eval_shape(encode, params, ids)
+        made = jax.eval_shape(self.features, params, ids)
         for name, x in made.items():
             if x.shape[1:] != expected[name].shape:
                 raise InputError(
                     f"the text encoder gives {name} of {list(x.shape[1:])}, the network takes "
                     f"{list(expected[name].shape)}; give the encoder that it was trained with"
                 )
+        self.shapes = {name: made[name].shape[1:] for name in ("states", "pooled")}
 
-    def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    @property
+    def context(self) -> int:
+        """T."""
+        return self._network.context
+
+    @functools.cached_property
+    def params_hash(self) -> str:
+        """trees.fingerprint of the tower's parameters."""
+        return trees.fingerprint(self._params["text"])
+
+    def __call__(self, prompts: Sequence[str]) -> Features:
         """The conditions of some prompts.
 
         Args:
@@ -64,11 +84,54 @@ class TextConditions:
         Returns:
             {"states" [N, T, E], "pooled" [N, P], "micro" [N, 5]} float32.
         """
-        ids, size = self._tokenizer(prompts), self._batch_size
+        if self._placed is None:
+            # Once: from the host's memory every call would send them to the device again.
+            self._placed = jax.device_put(self._params)
+        ids, size = self.ids(prompts), self._batch_size
         padded = ids[np.minimum(np.arange(size * math.ceil(len(ids) / size)), len(ids) - 1)]
         parts = [
-            jax.device_get(self._encode(self._params, padded[start : start + size]))
+            jax.device_get(self._jitted(self._placed, padded[start : start + size]))
             for start in range(0, len(padded), size)
         ]
-        found = jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)].astype(np.float32), *parts)
-        return {**found, "micro": np.tile(np.float32(MICRO_CONDITIONS), (len(ids), 1))}
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)
+
+    def release(self) -> None:
+        """Frees the device of the parameters, until the next call."""
+        self._placed = None
+
+    def ids(self, prompts: Sequence[str]) -> Int[np.ndarray, "N T"]:
+        """What the tower reads, int32."""
+        return self._tokenizer(prompts)
+
+    def features(self, params: Any, ids: Int[Array, "B T"]) -> dict[str, Array]:
+        """What a call gives, as a pure function of the tower's parameters and `ids`."""
+        found = self._network.encode_text(params, ids)
+        micro = jnp.tile(jnp.asarray(self._micro), (len(ids), 1))
+        made = {"states": found["penultimate"], "pooled": found["projected"], "micro": micro}
+        return jax.tree.map(lambda x: x.astype(jnp.float32), made)
+
+    def with_micro(self, features: Mapping[str, Float[np.ndarray, "N ..."]]) -> Features:
+        """Text features with the micro-conditions beside them, as the network takes them."""
+        num = len(features["pooled"])
+        return {**features, "micro": np.tile(self._micro, (num, 1))}
+
+    def on_mesh(self, layout: Layout) -> Callable[[Int[Array, "K B T"]], tuple[Any, Any]]:
+        """The tower on all devices, its parameters divided by the layout's rules.
+
+        Args:
+            layout: the mesh and its rules.
+
+        Returns:
+            ids on the mesh (layout.stacked) -> (features of the first batch [B, ...], those of the
+            others stacked [K - 1, B, ...] or None), as a call gives them, float32.
+        """
+        params = {"text": self._params["text"]}
+        placed = mesh.put(params, layout.of(params))
+
+        def encode(given: Any, ids: Int[Array, "K B T"]) -> tuple[Any, Any]:
+            whole = layout.gather(given)
+            first, *others = (self.features(whole, ids[k]) for k in range(len(ids)))
+            return first, jax.tree.map(lambda *x: jnp.stack(x), *others) if others else None
+
+        jitted = jax.jit(encode, out_shardings=(layout.batch, layout.stacked))
+        return lambda ids: jitted(placed, ids)

@@ -50,7 +50,7 @@ class DistillBatch(flax.struct.PyTreeNode):
         seed: int32 scalar.
         index: [B] int32, global example indices within the step.
         condition: the generator's, leading axis B.
-        aux_condition: for fresh samples, leading axes K, B.
+        aux_condition: for fresh samples, leading axes K, B; None where the sample is reused.
         null_condition: the teacher's unconditional branch, leading axis B.
     """
 

@@ -4,7 +4,7 @@ A batch is spread over both axes; parameters, moments and averages over `fsdp`, 
 `data`. One device is a mesh of 1 x 1, so nothing else in the program asks how many there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def stacked_sharding(mesh: Mesh) -> NamedSharding:
+    """Several batches, one behind the other: the second axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(None, AXES))
+
+
 def whole(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -134,6 +139,19 @@ def put(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(place, tree, shardings)
+
+
+def from_rows(
+    shape: tuple[int, ...], sharding: NamedSharding, rows: Callable[..., np.ndarray]
+) -> jax.Array:
+    """A global array of which every process makes what its devices hold, and no more.
+
+    Args:
+        shape: of the whole.
+        sharding: of the array.
+        rows: a slice for each axis -> that part.
+    """
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows(*index))
 
 
 def gather(tree: Any) -> Any:

@@ -44,6 +44,11 @@ class Layout:
         return meshes.batch_sharding(self.mesh)
 
     @property
+    def stacked(self) -> NamedSharding:
+        """Of several batches, one behind the other."""
+        return meshes.stacked_sharding(self.mesh)
+
+    @property
     def whole(self) -> NamedSharding:
         """Of what every device has."""
         return meshes.whole(self.mesh)

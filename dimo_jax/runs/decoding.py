@@ -9,10 +9,10 @@ from jaxtyping import Array, Int
 from dimo_jax import samplers
 from dimo_jax.errors import InputError
 from dimo_jax.models import Network
-from dimo_jax.samplers import google, halton, maskgit
+from dimo_jax.samplers import google, halton, maskgit, meissonic
 
 # The samplers of the networks' authors (samplers.DEFAULTS).
-_DECODINGS = {"google": google, "halton": halton, "maskgit": maskgit}
+_DECODINGS = {"google": google, "halton": halton, "maskgit": maskgit, "meissonic": meissonic}
 
 
 class Decoding(NamedTuple):
@@ -22,7 +22,7 @@ class Decoding(NamedTuple):
         name: of the sampler.
         guidance: its scale; at 1 there is no unconditional branch.
         plans: for each number of steps, the arrays that its steps read.
-        tokens: (params, keys [B], labels [B], null labels [B], *leaves of a plan) -> [B, L] int32;
+        tokens: (params, keys [B], condition, null condition, *leaves of a plan) -> [B, L] int32;
             all numbers of steps share it, since they differ in the plan alone.
     """
 
@@ -61,8 +61,8 @@ def teacher_decoding(
     # As leaves: where types are checked, what the compiler puts in their place makes no Plan.
     form = jax.tree.structure(plans[0])
 
-    def tokens(params: Any, keys: Any, labels: Any, null: Any, *leaves: Any) -> Any:
-        conditions = (labels, null) if takes_null else (labels,)
+    def tokens(params: Any, keys: Any, condition: Any, null: Any, *leaves: Any) -> Any:
+        conditions = (condition, null) if takes_null else (condition,)
         return _DECODINGS[name].decode(
             network.apply,
             params,

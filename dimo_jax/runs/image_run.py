@@ -1,7 +1,8 @@
 """Images by way of a tokenizer: teacher, one-step generator and, where there are data, a report."""
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +11,11 @@ import numpy as np
 from dimo_jax import bundles, images, samplers, tokenizers
 from dimo_jax import config as configs
 from dimo_jax.data import digits
-from dimo_jax.errors import InputError
 from dimo_jax.evaluation import features, page, protocol, report
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import interim
+from dimo_jax.runs import conditions, interim, opening
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import patches
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
@@ -24,7 +24,7 @@ from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.progress import Progress
 
 # Rows of the grids drawn in training.
-_PICTURES_PER_LABEL = 4
+_PICTURES_OF_EACH = 4
 
 
 class ImageRun:
@@ -41,19 +41,22 @@ class ImageRun:
             self.train, self.test = distributed.lead_first(
                 lambda: [digits.load(split, where) for split in ("train", "test")]
             )
+        self.bundle = opening.open_teacher(config)
         self.tokenizer, self.tokenizer_params = self._open_tokenizer()
         self.tokenizer_entry = {
             "config": self.tokenizer.config,
             "hash": tokenizers.fingerprint(self.tokenizer, self.tokenizer_params),
         }
-        self.bundle = self._open_teacher()
-        num_tokens, codebook_size = self.tokenizer.num_tokens, self.tokenizer.codebook_size
-        self.network = (
-            settings.network_of(config, num_tokens, codebook_size)
-            if self.bundle is None
-            else settings.network_from(self.bundle.model, config)
+        self.network = opening.open_network(
+            config, self.bundle, self.tokenizer, self.tokenizer_entry["hash"]
         )
-        self._check_null()
+        self.encoder = None
+        if opening.is_text(config):
+            where = None if self.bundle is None else self.bundle.path
+            self.encoder = conditions.open_encoder(config, where)
+        self.conditions = conditions.open_conditions(config, self.network, self.encoder)
+        # (condition, null condition) of the grids drawn in training.
+        self.pictured = conditions.pictured(config, self.conditions, _PICTURES_OF_EACH)
 
     def run(self, began: float) -> str:
         """The whole way; each part is skipped where its result is there already."""
@@ -64,6 +67,7 @@ class ImageRun:
             teacher,
             self.network,
             teacher,
+            self.conditions,
             layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=self.metrics,
@@ -74,6 +78,8 @@ class ImageRun:
         if not distributed.is_lead():
             # What is left is one process's work: the command waits for it at its end.
             return "done"
+        if self.encoder is not None:
+            self.encoder.save(self.workdir / conditions.TEXT_ENCODER_FOLDER)
         if self.test is None:
             where = self.workdir / "export"
             return f"done, the generator is {where} (python -m dimo_jax.sample --generator={where})"
@@ -92,12 +98,10 @@ class ImageRun:
         return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
     def _open_tokenizer(self) -> tuple[tokenizers.Tokenizer, Any]:
-        """The tokenizer and its parameters: from the bundle that is named, or made here."""
-        section = self.config["tokenizer"]
-        if section["bundle"]:
-            bundle = bundles.load(section["bundle"], kind="tokenizer")
-            return bundle.build(), bundle.params
-        tokenizer = tokenizers.build(configs.without(section, "bundle"))
+        """The tokenizer and its parameters: from its bundle, or made here."""
+        tokenizer, params = opening.open_tokenizer(self.config, self.bundle)
+        if params is not None:
+            return tokenizer, params
         if tokenizer.config["name"] == "patches":
             return tokenizer, distributed.lead_first(lambda: self._fit_patches(tokenizer))
         # The gray levels have no parameters; those of a network are random, see config.teacher.
@@ -117,46 +121,6 @@ class ImageRun:
         )
         bundles.save(path, kind="tokenizer", model=config, params=params)
         return params
-
-    def _open_teacher(self) -> bundles.Bundle | None:
-        """The teacher's bundle if one is named, checked against the tokenizer."""
-        path = self.config["teacher"]["bundle"]
-        if not path:
-            return None
-        bundle = bundles.load(path, kind="teacher")
-        found = tuple(bundle.model.get(name) for name in ("num_tokens", "codebook_size"))
-        expected = (self.tokenizer.num_tokens, self.tokenizer.codebook_size)
-        if found != expected:
-            raise InputError(
-                f"config.teacher.bundle={path} has {found[0]} tokens of {found[1]} codes, the "
-                f"tokenizer {expected[0]} of {expected[1]}; set config.tokenizer to match"
-            )
-        if bundle.tokenizer and bundle.tokenizer["hash"] != self.tokenizer_entry["hash"]:
-            raise InputError(
-                f"config.teacher.bundle={path} was trained with another tokenizer than "
-                "config.tokenizer describes; set config.tokenizer to match"
-            )
-        num_classes = self.config["data"]["num_classes"]
-        if bundle.model["num_classes"] != num_classes:
-            raise InputError(
-                f"config.teacher.bundle={path} has {bundle.model['num_classes']} classes, "
-                f"config.data.num_classes is {num_classes}; set that to match"
-            )
-        return bundle
-
-    def _check_null(self) -> None:
-        """Refuses guidance and dropped conditions with a network that has no null class."""
-        distill = self.config["distill"]
-        needed = {
-            "config.distill.guidance=1": distill["guidance"] != 1,
-            "config.distill.auxiliary.condition_drop=0": distill["auxiliary"]["condition_drop"] > 0,
-        }
-        wrong = [f"--{flag}" for flag, is_wrong in needed.items() if is_wrong]
-        if wrong and not self.network.has_null:
-            raise InputError(
-                f"the network {self.network.config['name']} has no null class, which guidance and "
-                f"dropped conditions need; give {' '.join(wrong)}"
-            )
 
     def _teacher(self) -> Any:
         """The teacher's parameters: from its bundle, random, or trained here."""
@@ -198,57 +162,56 @@ class ImageRun:
         return decode_in_chunks(self.tokenizer, self.tokenizer_params, tokens, size)
 
     def _sample_teacher(
-        self, params: Any, num_steps: int, sampler: Mapping, seed: int, classes: np.ndarray
+        self, params: Any, num_steps: int, sampler: Mapping, seed: int, condition: Any, null: Any
     ) -> np.ndarray:
         name = samplers.DEFAULTS.get(self.network.config["name"], "maskgit")
         tokens = samplers.SAMPLERS[name].sample(
             self.network.apply,
             params,
             jax.random.key(seed),
-            np.asarray(classes, np.int32),
-            np.full(len(classes), self.network.num_classes, np.int32),
+            condition,
+            null,
             samplers.SAMPLERS[name].settings(num_steps=num_steps, **sampler),
             self.network.num_tokens,
             self.network.mask_id,
-            min(self.config["evaluation"]["batch_size"], len(classes)),
+            self._batch_size(condition),
         )
         return self._decode(tokens)
 
     def _sample_generator(
-        self, params: Any, seed: int, classes: np.ndarray, first_index: int = 0
+        self, params: Any, seed: int, condition: Any, first_index: int = 0
     ) -> np.ndarray:
         tokens = one_step.sample(
             self.network.apply,
             params,
             jax.random.key(seed),
-            np.asarray(classes, np.int32),
+            condition,
             one_step.settings_from(settings.sampler_of(self.config), self.network),
-            min(self.config["evaluation"]["batch_size"], len(classes)),
+            self._batch_size(condition),
             first_index,
         )
         return self._decode(tokens)
 
-    def _picture_labels(self) -> np.ndarray:
-        """The labels of the grids drawn in training, each several times in a row."""
-        labels = self.config["logging"]["picture_labels"] or range(self.network.num_classes)
-        return np.repeat(np.asarray(labels, np.int32), _PICTURES_PER_LABEL)
+    def _batch_size(self, condition: Any) -> int:
+        num = len(jax.tree.leaves(condition)[0])
+        return min(self.config["evaluation"]["batch_size"], num)
 
     def _grid(self, pixels: np.ndarray) -> np.ndarray:
-        """A column for each label."""
+        """A column for each label or prompt."""
         tiles = images.to_uint8(pixels)
-        columns = tiles.reshape(-1, _PICTURES_PER_LABEL, *tiles.shape[1:]).swapaxes(0, 1)
-        return images.grid(columns.reshape(tiles.shape), len(tiles) // _PICTURES_PER_LABEL)
+        columns = tiles.reshape(-1, _PICTURES_OF_EACH, *tiles.shape[1:]).swapaxes(0, 1)
+        return images.grid(columns.reshape(tiles.shape), len(tiles) // _PICTURES_OF_EACH)
 
     def _teacher_grid(self, params: Any) -> np.ndarray:
-        return self._grid(self._sample_teacher(params, 8, {}, 0, self._picture_labels()))
+        steps = self.config["logging"]["picture_steps"]
+        return self._grid(self._sample_teacher(params, steps, {}, 0, *self.pictured))
 
     def _generator_pictures(self, teacher: Any) -> stages.Pictures:
-        """Samples in training, of the same seed and labels each time; the teacher's once."""
+        """Samples in training, of the same seed and conditions each time; the teacher's once."""
 
         def draw(state: Any, step: int) -> dict[str, np.ndarray]:
-            labels = self._picture_labels()
             grids = {
-                name: self._grid(self._sample_generator(params, 0, labels))
+                name: self._grid(self._sample_generator(params, 0, self.pictured[0]))
                 for name, params in (("ema", state.ema), ("generator", state.generator))
             }
             if step == self.config["logging"]["images_every_steps"]:
@@ -268,12 +231,14 @@ class ImageRun:
         judge = interim.judge_of(self.config, None if self.train is None else own)
         if judge is None:
             return None
-        labels = protocol.balanced_labels(section["num_samples"], self.network.num_classes)
+
+        def draw(params: Any, some: np.ndarray, start: int) -> np.ndarray:
+            condition = self.conditions.features(some)
+            return self._sample_generator(params, section["seed"], condition, start)
+
+        numbers = conditions.in_turn(self.conditions, section["num_samples"])
         return lambda params: interim.distance(
-            lambda some, start: self._sample_generator(params, section["seed"], some, start),
-            judge,
-            labels,
-            size,
+            functools.partial(draw, params), judge, numbers, size
         )
 
     def _classifier(self) -> features.FeatureNetwork:
@@ -286,6 +251,13 @@ class ImageRun:
             features.FitSettings(**self.config["classifier"]),
         )
 
+    def _judged_teacher(self, params: Any) -> Callable[..., np.ndarray]:
+        def sample(num_steps: int, sampler: Mapping, seed: int, labels: np.ndarray) -> np.ndarray:
+            null = self.conditions.null(len(labels))
+            return self._sample_teacher(params, num_steps, sampler, seed, labels, null)
+
+        return sample
+
     def _evaluate(
         self, teacher: Any, generator: Any, folder: AnyPath, hashes: dict[str, str], began: float
     ) -> None:
@@ -295,7 +267,7 @@ class ImageRun:
             progress.note("fits the feature classifier")
             network = self._classifier()
             result = protocol.evaluate(
-                lambda *args: self._sample_teacher(teacher, *args),
+                self._judged_teacher(teacher),
                 lambda *args: self._sample_generator(generator, *args),
                 data=protocol.Data(
                     self.train.images,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dimo_jax import bundles
+from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data import joints
 from dimo_jax.evaluation import report, total_variation
 from dimo_jax.files import AnyPath
@@ -58,6 +59,7 @@ class JointRun:
             start,
             self.teacher,
             {"log_joint": np.log(self.joint).astype(np.float32)},
+            LabelConditions(self.network.num_classes),
             layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=self.metrics,

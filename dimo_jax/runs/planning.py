@@ -1,5 +1,6 @@
 """What a run would need on machines that are not there, from the program that would run on them."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -8,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dimo_jax import bundles, models, tokenizers
-from dimo_jax import config as configs
+from dimo_jax import models
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import flops
 from dimo_jax.method import generate
@@ -17,6 +17,7 @@ from dimo_jax.models import Network
 from dimo_jax.parallel import collectives, mesh
 from dimo_jax.parallel.devices import Device
 from dimo_jax.parallel.sharding import Layout
+from dimo_jax.runs import conditions, opening
 from dimo_jax.runs.decoding import teacher_decoding
 from dimo_jax.samplers import one_step
 from dimo_jax.training import programs, rng, settings
@@ -71,6 +72,8 @@ def plan(
     lowered = lower()
     note("compiles it, which takes minutes for a TPU")
     memory, text_of_program, refusal = _compile(lowered)
+    encoder = _encoder_bytes(config, layout)
+    memory = {**memory, "text_encoder_bytes": encoder, "peak_bytes": memory["peak_bytes"] + encoder}
     result = {
         "what": what,
         "devices": layout.mesh.size,
@@ -99,6 +102,7 @@ def plan(
 def text(result: Mapping[str, Any]) -> str:
     """A plan for people, a fact on each line."""
     memory, capacity = result["memory"], result["hbm_bytes"]
+    encoder = memory["text_encoder_bytes"]
     shape = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
     lines = [
         f"{result['what']}: {result['devices']} x {result['device']}, mesh {shape}, "
@@ -111,6 +115,7 @@ def text(result: Mapping[str, Any]) -> str:
             f"arguments {memory['arguments_bytes'] / GIB:.2f}, "
             f"temporaries {memory['temporaries_bytes'] / GIB:.2f}, "
             f"results that are no argument {memory['new_results_bytes'] / GIB:.2f}"
+            + (f", text encoder {encoder / GIB:.2f}" if encoder else "")
         )
     lines.append(f"operations: {result['flops'] / 1e12:.3g} TFLOP a call on all devices together")
     for share, seconds in result.get("seconds_at_mfu", {}).items():
@@ -131,16 +136,24 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _network(config: Mapping[str, Any]) -> Network:
-    """The run's network: of the teacher's bundle where one is named, else of the sizes."""
-    if config["teacher"]["bundle"]:
-        model = bundles.load(config["teacher"]["bundle"], kind="teacher").model
-        return settings.network_from(model, config)
-    section = config["tokenizer"]
-    if section["bundle"]:
-        tokenizer = bundles.load(section["bundle"], kind="tokenizer").build()
-    else:
-        tokenizer = tokenizers.build(configs.without(section, "bundle"))
-    return settings.network_of(config, tokenizer.num_tokens, tokenizer.codebook_size)
+    """The run's network; a teacher that is still missing has the sizes of config.model."""
+    teacher = opening.open_teacher(config)
+    tokenizer, _ = opening.open_tokenizer(config, teacher)
+    return opening.open_network(config, teacher, tokenizer)
+
+
+def _encoder_bytes(config: Mapping[str, Any], layout: Layout) -> int:
+    """What a device keeps of the text encoder, beside the programs."""
+    if not opening.is_text(config) or config["prompts"]["cache"]:
+        return 0
+    network = conditions.encoder_network(config)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    parts = jax.tree.map(
+        lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize,
+        params,
+        layout.of(params),
+    )
+    return sum(jax.tree.leaves(parts))
 
 
 def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampling) -> Program:
@@ -153,22 +166,26 @@ def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampl
 def _sample(
     config: Mapping[str, Any], network: Network, layout: Layout, sampling: Sampling
 ) -> Program:
-    network, params, index = _sampler_inputs(config, network, layout, sampling.batch_size)
+    network, params, index, condition = _sampler_inputs(
+        config, network, layout, sampling.batch_size
+    )
     sampler = one_step.settings_from(settings.sampler_of(config), network)
 
-    def draw(given: Any, number: jax.Array, condition: jax.Array) -> jax.Array:
+    def draw(given: Any, number: jax.Array, condition: Any) -> jax.Array:
         keys = rng.example_keys(jax.random.key(0), number)
         return generate.generate(network.apply, given, keys, condition, sampler)
 
     jitted = jax.jit(draw, out_shardings=layout.batch)
     operations = sampling.batch_size * flops.forward(network.config)
-    return lambda: jitted.lower(params, index, index), operations, sampling.batch_size
+    return lambda: jitted.lower(params, index, condition), operations, sampling.batch_size
 
 
 def _teacher_sample(
     config: Mapping[str, Any], network: Network, layout: Layout, sampling: Sampling
 ) -> Program:
-    network, params, index = _sampler_inputs(config, network, layout, sampling.batch_size)
+    network, params, index, condition = _sampler_inputs(
+        config, network, layout, sampling.batch_size
+    )
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, config["teacher"]["dtype"], sharding=x.sharding),
         params,
@@ -177,15 +194,15 @@ def _teacher_sample(
     # Constants, not arguments: the program's text then says how often its loop runs.
     leaves = jax.tree.leaves(decoding.plans[0])
 
-    def draw(given: Any, number: jax.Array, labels: jax.Array, null: jax.Array) -> jax.Array:
+    def draw(given: Any, number: jax.Array, condition: Any, null: Any) -> jax.Array:
         keys = rng.example_keys(jax.random.key(0), number)
-        return decoding.tokens(given, keys, labels, null, *leaves)
+        return decoding.tokens(given, keys, condition, null, *leaves)
 
     jitted = jax.jit(draw, out_shardings=layout.batch)
     guided = decoding.guidance != 1
     operations = flops.decoding(network.config, sampling.num_steps, guided)
     return (
-        lambda: jitted.lower(params, index, index, index),
+        lambda: jitted.lower(params, index, condition, condition),
         sampling.batch_size * operations,
         sampling.batch_size,
     )
@@ -193,12 +210,17 @@ def _teacher_sample(
 
 def _sampler_inputs(
     config: Mapping[str, Any], network: Network, layout: Layout, batch_size: int
-) -> tuple[Network, Any, jax.ShapeDtypeStruct]:
-    """The network as it computes on the mesh, and the shapes of parameters and labels there."""
+) -> tuple[Network, Any, jax.ShapeDtypeStruct, Any]:
+    """The network as it computes on the mesh; shapes of parameters, numbers, conditions there."""
     mesh.check_batch("--batch_size", batch_size, 1, layout.mesh)
     network = models.build(network.config, settings.compute_of(config, layout))
     params = layout.abstract(jax.eval_shape(network.init, jax.random.key(0)))
-    return network, params, jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=layout.batch)
+    index = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=layout.batch)
+    condition = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype, sharding=layout.batch),
+        network.condition,
+    )
+    return network, params, index, condition
 
 
 # The Di[M]O step, one-step generation, the teacher by the sampler of its authors.

@@ -17,7 +17,7 @@ from dimo_jax.evaluation import flops, timing
 from dimo_jax.method import generate
 from dimo_jax.parallel import mesh
 from dimo_jax.runs.decoding import teacher_decoding
-from dimo_jax.runs.speed import Clock, Config, Models, Result
+from dimo_jax.runs.speed import PROMPT, Clock, Config, Models, Result
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, settings
 
@@ -28,7 +28,10 @@ class _Batch:
     Attributes:
         devices: that draw it.
         keys: [B].
-        labels: [B] int32, the classes in turn.
+        asked: what images are asked for by: labels [B] int32, the classes in turn; or the ids of a
+            prompt.
+        condition: () -> what the network is given for that: the labels; or the text encoder's
+            features, each time anew.
         tokens: [B, L] int32, random codes.
         whole: the sharding of what every device has.
         compilation: what each program took to compile, and what memory it needs, by its name.
@@ -45,15 +48,21 @@ class _Batch:
         codes = np.random.default_rng(seed).integers(
             network.codebook_size, size=(size, network.num_tokens), dtype=np.int32
         )
-        self.keys, self.labels, self.tokens = jax.device_put(
-            (
-                rng.example_keys(jax.random.key(seed), jnp.asarray(numbers)),
-                numbers % np.int32(network.num_classes),
-                codes,
-            ),
+        text = None
+        if models.encoder is not None:
+            micro = config["prompts"]["micro_conditions"]
+            text = models.encoder.conditions(network, size, micro=micro)
+        asked = text.ids([PROMPT] * size) if text else numbers % np.int32(network.num_classes)
+        self.keys, self.asked, self.tokens = jax.device_put(
+            (rng.example_keys(jax.random.key(seed), jnp.asarray(numbers)), asked, codes),
             NamedSharding(grid, PartitionSpec("data")),
         )
         self.size, self._clock, self.compilation = size, clock, {}
+        self.condition = lambda: self.asked
+        if text:
+            placed = jax.device_put(models.encoder.params, self.whole)
+            encode = self.compiled("condition_encoder", text.features, (placed,), self.asked)
+            self.condition = lambda: encode(self.asked)
         params = models.make_tokenizer_params(seed, self.whole)
         self.decoder = self.compiled("decoder", models.tokenizer.decode, (params,), self.tokens)
         self.decoder_operations = flops.products(models.tokenizer.decode, params, self.tokens)
@@ -68,11 +77,17 @@ class _Batch:
         self.compilation[name] = {**seconds, **timing.program_memory(program)}
         return lambda *given: program(*fixed, *given)
 
+    def encoder_times(self) -> dict[str, timing.Times]:
+        """The text encoder's, where there is one."""
+        if "condition_encoder" not in self.compilation:
+            return {}
+        return {"condition_encoder": self._clock.time(self.condition)}
+
     def result(self, times: dict[str, timing.Times], main: str, operations: int) -> Result:
         """What is reported of the batch.
 
         Args:
-            times: by part; "whole" is from labels to images.
+            times: by part; "whole" is from labels or prompts to images.
             main: the part that `operations` are of.
             operations: of that part, for the whole batch.
         """
@@ -91,8 +106,9 @@ class _Batch:
 def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
     """The one-step generator, for each batch size: whole, and its three parts.
 
-    The parts are programs of their own: "network" is x_init and the logits, "token_sampling" draws
-    from them, "decoder" makes images. In "whole" the first two are one program, as in `sample`.
+    The parts are programs of their own: "condition_encoder" makes features of prompts, where there
+    are some, "network" is x_init and the logits, "token_sampling" draws from them, "decoder" makes
+    images. In "whole" network and sampling are one program, as in `sample`.
 
     Args:
         config: a complete config.
@@ -103,26 +119,27 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
     network, results = models.network, []
     chosen = one_step.settings_from(settings.sampler_of(config), network)
 
-    def logits(params: Any, keys: Any, labels: Any) -> Any:
+    def logits(params: Any, keys: Any, condition: Any) -> Any:
         start = generate.initial_state(keys, chosen)
-        return generate.generator_logits(network.apply, params, start, labels, chosen.sigma)
+        return generate.generator_logits(network.apply, params, start, condition, chosen.sigma)
 
     def draw(keys: Any, z: Any) -> Any:
         return generate.sample_tokens(keys, z, chosen.temperature, chosen.top_k, chosen.top_p)
 
-    def tokens(params: Any, keys: Any, labels: Any) -> Any:
-        return generate.generate(network.apply, params, keys, labels, chosen)
+    def tokens(params: Any, keys: Any, condition: Any) -> Any:
+        return generate.generate(network.apply, params, keys, condition, chosen)
 
     for size in sizes:
         batch = _Batch(config, models, clock, size)
         params = models.make_params(config["seed"], batch.whole)
-        inputs = (batch.keys, batch.labels)
+        inputs = (batch.keys, batch.condition())
         generator = batch.compiled("generator", tokens, (params,), *inputs)
         only_network = batch.compiled("network", logits, (params,), *inputs)
         z = only_network(*inputs)
         drawing = batch.compiled("token_sampling", draw, (), batch.keys, z)
         times = {
-            "whole": clock.time(lambda b=batch, g=generator, i=inputs: b.decoder(g(*i))),
+            **batch.encoder_times(),
+            "whole": clock.time(lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition()))),
             "network": clock.time(lambda n=only_network, i=inputs: n(*i)),
             "token_sampling": clock.time(lambda d=drawing, b=batch, z=z: d(b.keys, z)),
             "decoder": clock.time(lambda b=batch: b.decoder(b.tokens)),
@@ -162,20 +179,30 @@ def teacher_sample(
             lambda x: x.astype(config["teacher"]["dtype"]),
             models.make_params(config["seed"], batch.whole),
         )
-        null = jax.device_put(np.full(size, network.num_classes, np.int32), batch.labels.sharding)
-        inputs = (batch.keys, batch.labels, null)
+        # Of a network with text another prompt is the null condition, and takes as long.
+        null = batch.condition
+        if models.encoder is None:
+            empty = np.full(size, network.num_classes, np.int32)
+            empty = jax.device_put(empty, batch.asked.sharding)
+            null = lambda e=empty: e  # noqa: E731
+        inputs = (batch.keys, batch.condition(), null())
         placed = jax.device_put(decoding.plans, batch.whole)
         # The plan is an argument: all numbers of steps share one program.
         sampler = batch.compiled(
             "sampler", decoding.tokens, (params,), *inputs, *jax.tree.leaves(placed[0])
         )
-        decoder = clock.time(lambda b=batch: b.decoder(b.tokens))
+        apart = {
+            **batch.encoder_times(),
+            "decoder": clock.time(lambda b=batch: b.decoder(b.tokens)),
+        }
         for plan in placed:
-            draw = lambda s=sampler, i=inputs, p=plan: s(*i, *jax.tree.leaves(p))  # noqa: E731
+            draw = lambda *i, s=sampler, p=plan: s(*i, *jax.tree.leaves(p))  # noqa: E731
             times = {
-                "whole": clock.time(lambda b=batch, d=draw: b.decoder(d())),
-                "tokens": clock.time(draw),
-                "decoder": decoder,
+                "whole": clock.time(
+                    lambda b=batch, d=draw, n=null: b.decoder(d(b.keys, b.condition(), n()))
+                ),
+                "tokens": clock.time(lambda d=draw, i=inputs: d(*i)),
+                **apart,
             }
             number = int(plan.num_steps)
             guided = decoding.guidance != 1

@@ -10,17 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from dimo_jax import bundles, tokenizers
-from dimo_jax import config as configs
+from dimo_jax import tokenizers
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import flops, timing
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh, sharding
+from dimo_jax.runs import conditions, opening
 from dimo_jax.tokenizers import Tokenizer
-from dimo_jax.training import programs, settings
+from dimo_jax.training import programs
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
+PROMPT = "a red ball on top of a blue cube"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """What is timed. Parameters are None where no bundle is named."""
+    """What is timed. Parameters are None where no bundle is named; encoder, without text."""
 
     network: Network
     params: Any
     tokenizer: Tokenizer
     tokenizer_params: Any
+    encoder: conditions.TextEncoder | None = None
 
     def make_params(self, seed: int, shardings: Any) -> Any:
         """The network's parameters on the devices, as `shardings` (one, or a tree) says."""
@@ -90,25 +92,23 @@ def open_models(config: Config) -> Models:
     """
     if config["data"]["name"] == "joint":
         raise InputError("config.data.name is joint, which has no images; give a config of images")
-    section, path = config["tokenizer"], config["teacher"]["bundle"]
-    teacher = bundles.load(path, kind="teacher") if path else None
-    tokenizer_params = None
-    if section["bundle"]:
-        bundle = bundles.load_tokenizer(section["bundle"], teacher)
-        tokenizer, tokenizer_params = bundle.build(), bundle.params
-    else:
-        tokenizer = tokenizers.build(configs.without(section, "bundle"))
-    sizes = (tokenizer.num_tokens, tokenizer.codebook_size)
-    if teacher is None:
-        return Models(settings.network_of(config, *sizes), None, tokenizer, tokenizer_params)
-    found = (teacher.model["num_tokens"], teacher.model["codebook_size"])
-    if found != sizes:
-        raise InputError(
-            f"config.teacher.bundle={path} has {found[0]} tokens of {found[1]} codes, the "
-            f"tokenizer {sizes[0]} of {sizes[1]}; set config.tokenizer to match"
-        )
-    network = settings.network_from(teacher.model, config)
-    return Models(network, teacher.params, tokenizer, tokenizer_params)
+    teacher = opening.open_teacher(config)
+    tokenizer, params = opening.open_tokenizer(config, teacher)
+    digest = None if params is None else tokenizers.fingerprint(tokenizer, params)
+    network = opening.open_network(config, teacher, tokenizer, digest)
+    encoder = None
+    if opening.is_text(config):
+        encoder = conditions.open_encoder(config, None if teacher is None else teacher.path)
+    teacher_params = None if teacher is None else teacher.params
+    return Models(network, teacher_params, tokenizer, params, encoder)
+
+
+def with_prompts(config: Config) -> Config:
+    """The config with a prompt, where a run with text names none: no time depends on them."""
+    section = config["prompts"]
+    if section["path"] or section["texts"]:
+        return config
+    return {**config, "prompts": {**section, "texts": (PROMPT,)}}
 
 
 def train(config: Config, models: Models, clock: Clock) -> Result:
@@ -133,7 +133,8 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), start, program.teacher)
     state, values = program.create(start), {}
     del start  # the training holds it no longer either
-    batch_of, number = programs.distill_batches(config, network, layout), 0
+    given = conditions.open_conditions(with_prompts(config), network, models.encoder)
+    batch_of, number = programs.distill_batches(config, given, layout), 0
 
     def call() -> Any:
         nonlocal state, values, number

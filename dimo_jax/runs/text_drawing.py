@@ -8,15 +8,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dimo_jax import bundles, images
-from dimo_jax.conditions import clip_vocabulary
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
-from dimo_jax.conditions.text import TextConditions
-from dimo_jax.errors import InputError
 from dimo_jax.evaluation.benchmark_files import Item, image_keys
-from dimo_jax.files import AnyPath
 from dimo_jax.runs import drawing
-
-TEXT_ENCODER_FOLDER = "text_encoder"
+from dimo_jax.runs.conditions import TextEncoder
 
 
 def takes_text(model: bundles.Bundle) -> bool:
@@ -30,7 +24,7 @@ class TextImages:
     Args:
         model: a bundle of kind "generator" or "teacher", of a network with text.
         tokenizer: its tokenizer's.
-        encoder: a bundle of kind "clip", as `open_encoder` finds it.
+        encoder: its text encoder, of conditions.load_encoder.
         seed: of all images.
         batch_size: images in a batch.
         overrides: as drawing.sampler_of.
@@ -44,7 +38,7 @@ class TextImages:
         self,
         model: bundles.Bundle,
         tokenizer: bundles.Bundle,
-        encoder: bundles.Bundle,
+        encoder: TextEncoder,
         *,
         seed: int,
         batch_size: int,
@@ -53,21 +47,13 @@ class TextImages:
     ):
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._batch_size, self._overrides = seed, batch_size, overrides
-        network = encoder.build()
-        merges = clip_vocabulary.from_text(encoder.attachment("merges.txt"))
-        self._conditions = TextConditions(
-            network,
-            jax.device_put(encoder.params),
-            ClipTokenizer(merges, network.context),
-            model.build().condition,
-            batch_size,
-        )
+        self._conditions = encoder.conditions(model.build(), batch_size)
         self._negative = self._conditions([negative_prompt])
         # What decides the images, as plain values.
         self.settings = {
             "model": model.params_hash,
             "tokenizer": tokenizer.params_hash,
-            "text_encoder": encoder.params_hash,
+            "text_encoder": self._conditions.params_hash,
             "sampler": drawing.described(model, overrides),
             "negative_prompt": negative_prompt,
         }
@@ -85,25 +71,3 @@ class TextImages:
             self._overrides,
         )
         return images.to_uint8(drawing.decode_images(self._tokenizer, tokens, self._batch_size))
-
-
-def open_encoder(path: AnyPath | str | None, model: bundles.Bundle) -> bundles.Bundle:
-    """The text encoder of a network with text.
-
-    Args:
-        path: of its bundle; None: text_encoder/ in the model's bundle or beside it.
-        model: the generator's or teacher's bundle.
-
-    Raises:
-        InputError: there is none, or it is another kind of bundle.
-    """
-    places = [model.path / TEXT_ENCODER_FOLDER, model.path.parent / TEXT_ENCODER_FOLDER]
-    if path is None:
-        path = next((x for x in places if (x / bundles.CONFIG_FILE).is_file()), None)
-    if path is None:
-        shown = " nor ".join(map(str, places))
-        raise InputError(
-            f"there is no text encoder at {shown}; give --text_encoder=BUNDLE, which "
-            "python -m dimo_jax.convert --source=meissonic makes of the folder text_encoder"
-        )
-    return bundles.load(path, kind="clip")

@@ -11,17 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from dimo_jax.conditions import labels
+from dimo_jax.conditions import labels, prompts
 from dimo_jax.data import stream
 from dimo_jax.method import distill, pretrain
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import rng, settings, trees
+from dimo_jax.training import settings, trees
 
 Config = Mapping[str, Any]
+# What a run is conditioned on. Both number their examples: classes, or prompts of a list.
+Conditions = labels.LabelConditions | prompts.PromptConditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +136,7 @@ def distill_program(
         "generator_learning_rate": generator_rate,
         "aux_learning_rate": lambda number: aux_rate(number * updates),
     }
-    number, several = jnp.zeros((size,), jnp.int32), jnp.zeros((updates, size), jnp.int32)
-    batch = distill.DistillBatch(jnp.int32(0), number, number, several, number)
+    batch = _distill_batch(config, network)
     teacher = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), config["teacher"]["dtype"]), teacher_params
     )
@@ -149,6 +150,28 @@ def distill_program(
         teacher,
         _abstract_batch(batch, layout),
     )
+
+
+def _distill_batch(config: Config, network: Network) -> distill.DistillBatch:
+    """Shapes of what one step is asked for."""
+    size, updates = config["distill"]["batch_size"], fresh_updates(config)
+
+    def of(*leading: int) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), network.condition
+        )
+
+    number = jax.ShapeDtypeStruct((size,), jnp.int32)
+    several = of(updates, size) if updates else None
+    return distill.DistillBatch(
+        jax.ShapeDtypeStruct((), jnp.int32), number, of(size), several, of(size)
+    )
+
+
+def fresh_updates(config: Config) -> int:
+    """Updates of the auxiliary in a step that have conditions of their own."""
+    auxiliary = config["distill"]["auxiliary"]
+    return auxiliary["updates"] if auxiliary["sample"] == "fresh" else 0
 
 
 def pretrain_batches(
@@ -172,7 +195,7 @@ def pretrain_batches(
     """
     seed, size = config["seed"], config["pretrain"]["batch_size"]
     constants = mesh.put(
-        (np.arange(size, dtype=np.int32), np.asarray(labels.null(size, network.num_classes))),
+        (np.arange(size, dtype=np.int32), labels.null(size, network.num_classes)),
         layout.batch,
     )
 
@@ -189,41 +212,22 @@ def pretrain_batches(
 
 
 def distill_batches(
-    config: Config, network: Network, layout: Layout
+    config: Config, conditions: Conditions, layout: Layout
 ) -> Callable[[int], distill.DistillBatch]:
-    """The batch of every distillation step: labels drawn uniformly, nothing else.
+    """The batch of every distillation step: conditions, nothing else.
 
     Args:
         config: a complete config.
-        network: the generator's.
+        conditions: what the run is conditioned on.
         layout: the mesh and its rules.
 
     Returns:
         number of the step -> batch on the mesh, the same whatever the number of processes.
     """
     seed, size = config["seed"], config["distill"]["batch_size"]
-    updates = config["distill"]["auxiliary"]["updates"]
-    index, null = mesh.put(
-        (np.arange(size, dtype=np.int32), np.asarray(labels.null(size, network.num_classes))),
-        layout.batch,
-    )
-
-    def draw(number: Int[Array, ""], index: Int[Array, "B"]) -> tuple[Any, Any]:
-        def of(name: str) -> Any:
-            keys = rng.example_keys(rng.stream_key(seed, name, number), index)
-            return labels.draw(keys, network.num_classes)
-
-        return of("generator_condition"), jnp.stack(
-            [of(f"aux{k}_condition") for k in range(updates)]
-        )
-
-    conditions = jax.jit(draw, out_shardings=(layout.batch, layout.whole))
-
-    def batch_of(number: int) -> distill.DistillBatch:
-        condition, aux_condition = conditions(np.int32(number), index)
-        return distill.DistillBatch(np.int32(seed), index, condition, aux_condition, null)
-
-    return batch_of
+    index = mesh.put(np.arange(size, dtype=np.int32), layout.batch)
+    of_step = conditions.batches(seed, size, fresh_updates(config), layout)
+    return lambda number: distill.DistillBatch(np.int32(seed), index, *of_step(number))
 
 
 def _program(
@@ -270,12 +274,12 @@ def _frozen(apply: Callable[..., Any], section: Config) -> Callable[..., Any]:
 
 
 def _abstract_batch(batch: Any, layout: Layout) -> Any:
-    """Shapes and shardings: what has no leading axis B (seed, aux_condition) is whole."""
+    """Shapes and shardings: the axis B is the second one of aux_condition."""
 
-    def of(name: str, x: Array) -> jax.ShapeDtypeStruct:
-        spread = x.ndim > 0 and not name.startswith("aux_condition")
+    def of(name: str, x: Any) -> jax.ShapeDtypeStruct:
+        spread = layout.stacked if name.startswith("aux_condition") else layout.batch
         return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=layout.batch if spread else layout.whole
+            x.shape, x.dtype, sharding=spread if x.ndim > 0 else layout.whole
         )
 
     return trees.map_named(of, batch)

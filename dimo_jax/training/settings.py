@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimo_jax import models
+from dimo_jax.errors import InputError
 from dimo_jax.method import denoise, divergences, masking
 from dimo_jax.method.distill_settings import DistillSettings
 from dimo_jax.method.generate import GeneratorSettings
@@ -39,8 +40,9 @@ def on_mesh(network: Network, config: Config, layout: Layout) -> Network:
 def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
     """The network of the section `model` for a tokenizer's sizes."""
     sizes = {"num_tokens": num_tokens, "codebook_size": codebook_size}
-    classes = {"num_classes": config["data"]["num_classes"]}
-    return network_from({**config["model"], **sizes, **classes}, config)
+    if config["model"]["name"] not in models.TEXT_TRANSFORMERS:
+        sizes["num_classes"] = config["data"]["num_classes"]
+    return network_from({**config["model"], **sizes}, config)
 
 
 def network_from(model: Config, config: Config) -> Network:
@@ -48,9 +50,20 @@ def network_from(model: Config, config: Config) -> Network:
 
     Args:
         model: a bundle's `model`.
-        config: a complete config; how it is computed is the run's choice, not the bundle's.
+        config: a complete config; how it is computed is the run's choice, not the bundle's, and
+            so is distill.timestep where it is given.
+
+    Raises:
+        InputError: a timestep for a network that is not told one.
     """
-    return models.build(model, compute_of(config))
+    timestep = config["distill"]["timestep"]
+    if timestep and "timestep" not in model:
+        raise InputError(
+            f"config.distill.timestep={timestep} is for networks with text; the network "
+            f"{model['name']} is not told the time, so leave it empty"
+        )
+    chosen = {"timestep": timestep} if timestep else {}
+    return models.build({**model, **chosen}, compute_of(config))
 
 
 def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:

@@ -105,6 +105,7 @@ def run_distill(
     start: Any,
     teacher_network: Network,
     teacher_params: Any,
+    conditions: programs.Conditions,
     *,
     layout: Layout,
     directory: AnyPath,
@@ -120,6 +121,7 @@ def run_distill(
         start: parameters that both start from, usually the teacher's; host arrays.
         teacher_network: the teacher's network, usually the same.
         teacher_params: frozen; host arrays.
+        conditions: what the run is conditioned on.
         layout: the mesh and its rules.
         directory: of the checkpoints.
         metrics: of the run.
@@ -137,12 +139,13 @@ def run_distill(
         **configs.stage_settings(config, "distill"),
         "teacher": trees.fingerprint(teacher_params),
         "start": trees.fingerprint(start),
+        **conditions.identity(),
     }
     return _run(
         program,
         lambda: program.create(mesh.put(start, layout.of(program.params))),
         (mesh.put(teacher, layout.of(program.teacher)),),
-        programs.distill_batches(config, network, layout),
+        programs.distill_batches(config, conditions, layout),
         config,
         meta,
         directory,

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from dimo_jax import models
+from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import programs, settings, trees
@@ -56,7 +57,7 @@ def distil(config, layout, num_steps=1):
     program = programs.distill_program(config, network, network, teacher, layout)
     state = program.create(mesh.put(start_of(network, 2), layout.of(program.params)))
     fixed = mesh.put(teacher, layout.of(program.teacher))
-    batch_of = programs.distill_batches(config, network, layout)
+    batch_of = programs.distill_batches(config, LabelConditions(network.num_classes), layout)
     for number in range(num_steps):
         state, metrics = program.step(state, fixed, batch_of(number))
     for name, leaf in trees.named_leaves(state).items():
@@ -148,7 +149,7 @@ def test_as_many_updates_as_examples_are_told_apart():
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     layout = layout_of(config, 2, 1)
     batch = programs.distill_program(config, network, network, shapes, layout).batch
-    assert batch.aux_condition.sharding == layout.whole
+    assert batch.aux_condition.sharding == layout.stacked
     assert batch.condition.sharding == batch.index.sharding == layout.batch
     assert batch.seed.sharding == layout.whole
 

@@ -1,0 +1,188 @@
+"""What a run is conditioned on, from its config: classes, or prompts with their text encoder."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from dimo_jax import bundles
+from dimo_jax import config as configs
+from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.conditions.prompts import PromptConditions
+from dimo_jax.conditions.text import TextConditions
+from dimo_jax.data import prompts
+from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
+from dimo_jax.models import Network, clip
+from dimo_jax.parallel import distributed
+from dimo_jax.training.programs import Conditions
+from dimo_jax.training.progress import Progress
+
+TEXT_ENCODER_FOLDER = "text_encoder"
+MERGES = clip_vocabulary.MERGES_FILE
+# Prompts of the pictures drawn in training, where the config names none.
+_PICTURE_PROMPTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """CLIP's text tower as a run needs it.
+
+    Attributes:
+        network: CLIP.
+        params: its parameters, on the host.
+        merges: its vocabulary.
+        provenance: where it comes from.
+    """
+
+    network: clip.Clip
+    params: Any
+    merges: list[str]
+    provenance: Mapping[str, Any]
+
+    def conditions(self, network: Network, batch_size: int, **options: Any) -> TextConditions:
+        """The tower as what a network is conditioned on.
+
+        Args:
+            network: whose condition is text.
+            batch_size: prompts in a call.
+            **options: as for TextConditions.
+
+        Raises:
+            InputError: the encoder is not the network's.
+        """
+        tokenizer = ClipTokenizer(self.merges, self.network.context)
+        expected = network.condition
+        return TextConditions(self.network, self.params, tokenizer, expected, batch_size, **options)
+
+    def save(self, path: AnyPath) -> None:
+        """A bundle of it, unless there is one: the file is large and does not change."""
+        if (path / bundles.CONFIG_FILE).exists():
+            return
+        provenance = {k: v for k, v in self.provenance.items() if k != "attachments"}
+        bundles.save(
+            path,
+            kind="clip",
+            model=self.network.config,
+            params=self.params,
+            provenance=provenance,
+            attachments={MERGES: clip_vocabulary.to_text(self.merges)},
+        )
+
+
+def load_encoder(path: AnyPath | str | None, model: AnyPath | None) -> TextEncoder:
+    """The text encoder that belongs to a network.
+
+    Args:
+        path: of its bundle; None or empty: text_encoder/ in the model's bundle or beside it.
+        model: path of the network's bundle, where there is one.
+
+    Raises:
+        InputError: there is none, or it is another kind of bundle.
+    """
+    beside = [model, model.parent] if model is not None else []
+    places = [place / TEXT_ENCODER_FOLDER for place in beside]
+    path = path or next((x for x in places if (x / bundles.CONFIG_FILE).is_file()), None)
+    if path is None:
+        shown = " nor ".join(map(str, places))
+        raise InputError(
+            f"there is no text encoder at {shown}; give --text_encoder=BUNDLE (of a training "
+            "--config.text_encoder.bundle=BUNDLE), which python -m dimo_jax.convert "
+            "--source=meissonic makes of the folder text_encoder"
+        )
+    bundle = bundles.load(path, kind="clip")
+    merges = clip_vocabulary.from_text(bundle.attachment(MERGES))
+    return TextEncoder(bundle.build(), bundle.params, merges, bundle.provenance)
+
+
+def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEncoder:
+    """The text encoder of a run.
+
+    Args:
+        config: a complete config, of a run with text.
+        teacher: path of the teacher's bundle; None: it is random, and so is an encoder without a
+            bundle, whose words are the 256 bytes.
+
+    Raises:
+        InputError: as `load_encoder`, or the sizes of the section `text_encoder` are wrong.
+    """
+    if teacher is not None or config["text_encoder"]["bundle"]:
+        return load_encoder(config["text_encoder"]["bundle"], teacher)
+    network = encoder_network(config)
+    params = jax.device_get(jax.jit(network.init)(jax.random.key(config["seed"])))
+    return TextEncoder(network, params, [], {"random": "as config.teacher.random asks"})
+
+
+def encoder_network(config: Mapping[str, Any]) -> clip.Clip:
+    """The text tower of the sizes in the section `text_encoder`.
+
+    Raises:
+        InputError: they are wrong.
+    """
+    sizes = configs.without(config["text_encoder"], "bundle")
+    return clip.build({"name": "clip", "image": None, **sizes})
+
+
+def open_conditions(
+    config: Mapping[str, Any], network: Network, encoder: TextEncoder | None
+) -> Conditions:
+    """What a run is conditioned on.
+
+    Args:
+        config: a complete config.
+        network: the run's.
+        encoder: of a run with text; None: the conditions are classes.
+
+    Raises:
+        InputError: the prompts cannot be read, the encoder is not the network's, or the cache is
+            of something else.
+    """
+    if encoder is None:
+        return LabelConditions(network.num_classes)
+    section = config["prompts"]
+    if section["texts"]:
+        found = prompts.unique("config.prompts.texts", section["texts"])
+    else:
+        where = config["data"]["directory"] or "~/tensorflow_datasets"
+        found = prompts.read(section["path"], section["field"], where)
+    with Progress("prompts", silent=not distributed.is_lead()) as progress:
+        progress.note(found.describe())
+    text = encoder.conditions(
+        network, config["evaluation"]["batch_size"], micro=section["micro_conditions"]
+    )
+    conditions = PromptConditions(found, text, section["negative"])
+    if section["cache"]:
+        conditions.use_cache(section["cache"], config["compute_dtype"])
+    return conditions
+
+
+def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) -> tuple[Any, Any]:
+    """The conditions of the grids drawn in training, each several times in a row, and the null one.
+
+    Args:
+        config: a complete config.
+        conditions: the run's.
+        several: pictures of each.
+
+    Returns:
+        (condition, null condition), pytrees of host arrays with the same leading axis.
+    """
+    section = config["logging"]
+    if isinstance(conditions, LabelConditions):
+        found = conditions.features(np.asarray(section["picture_labels"] or range(conditions.num)))
+    elif section["picture_prompts"]:
+        found = conditions.of_texts(section["picture_prompts"])
+    else:
+        found = conditions.features(np.arange(min(_PICTURE_PROMPTS, conditions.num)))
+    found = jax.tree.map(lambda x: np.repeat(x, several, axis=0), found)
+    return found, conditions.null(len(jax.tree.leaves(found)[0]))
+
+
+def in_turn(conditions: Conditions, num: int) -> Int[np.ndarray, "N"]:
+    """Numbers of classes, or of prompts, one after the other."""
+    return np.arange(num, dtype=np.int32) % np.int32(conditions.num)

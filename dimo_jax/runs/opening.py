@@ -1,0 +1,119 @@
+"""Teacher, tokenizer and network of a run, from its config, checked against each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dimo_jax import bundles, tokenizers
+from dimo_jax import config as configs
+from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
+from dimo_jax.models import Network
+from dimo_jax.training import settings
+
+Config = Mapping[str, Any]
+# Where Meissonic's tokenizer lies beside its transformer.
+VQVAE_FOLDER = "vqvae"
+
+
+def is_text(config: Config) -> bool:
+    """Whether a run is conditioned on text."""
+    return config["data"]["name"] == "prompts"
+
+
+def open_teacher(config: Config) -> bundles.Bundle | None:
+    """The teacher's bundle, if one is named.
+
+    Raises:
+        InputError: it cannot be read, or does not take the conditions of the run's data.
+    """
+    path = config["teacher"]["bundle"]
+    if not path:
+        return None
+    bundle = bundles.load(path, kind="teacher")
+    takes_text = isinstance(bundle.build().condition, dict)
+    if takes_text != is_text(config):
+        taken, name = ("text", "prompts") if takes_text else ("classes", "labels")
+        raise InputError(
+            f"config.teacher.bundle={path} takes {taken}, and config.data.name is "
+            f"{config['data']['name']}; a config for it has config.data.name={name}"
+        )
+    num_classes = config["data"]["num_classes"]
+    if not takes_text and bundle.model["num_classes"] != num_classes:
+        raise InputError(
+            f"config.teacher.bundle={path} has {bundle.model['num_classes']} classes, "
+            f"config.data.num_classes is {num_classes}; set that to match"
+        )
+    return bundle
+
+
+def tokenizer_bundle(config: Config, teacher: bundles.Bundle | None) -> AnyPath | str | None:
+    """Path of the tokenizer's bundle; None where the config gives its name and sizes instead."""
+    if config["tokenizer"]["bundle"]:
+        return config["tokenizer"]["bundle"]
+    return teacher.path.parent / VQVAE_FOLDER if teacher and is_text(config) else None
+
+
+def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any, Any]:
+    """The tokenizer, with parameters where they come from a bundle, else None.
+
+    Raises:
+        InputError: its bundle cannot be read.
+    """
+    path = tokenizer_bundle(config, teacher)
+    if path is None:
+        return tokenizers.build(configs.without(config["tokenizer"], "bundle")), None
+    bundle = bundles.load(path, kind="tokenizer")
+    return bundle.build(), bundle.params
+
+
+def open_network(
+    config: Config,
+    teacher: bundles.Bundle | None,
+    tokenizer: tokenizers.Tokenizer,
+    tokenizer_hash: str | None = None,
+) -> Network:
+    """The run's network: of the teacher's bundle where there is one, else of the config's sizes.
+
+    Args:
+        config: a complete config.
+        teacher: of `open_teacher`.
+        tokenizer: of `open_tokenizer`.
+        tokenizer_hash: its fingerprint; None: not compared.
+
+    Raises:
+        InputError: they do not belong together, or the settings ask for a null condition that the
+            network does not have.
+    """
+    sizes = (tokenizer.num_tokens, tokenizer.codebook_size)
+    if teacher is None:
+        network = settings.network_of(config, *sizes)
+    else:
+        found = tuple(teacher.model.get(name) for name in ("num_tokens", "codebook_size"))
+        if found != sizes:
+            raise InputError(
+                f"config.teacher.bundle={teacher.path} has {found[0]} tokens of {found[1]} codes, "
+                f"the tokenizer {sizes[0]} of {sizes[1]}; set config.tokenizer to match"
+            )
+        if teacher.tokenizer and tokenizer_hash not in (None, teacher.tokenizer["hash"]):
+            raise InputError(
+                f"config.teacher.bundle={teacher.path} was trained with another tokenizer than "
+                "config.tokenizer describes; set config.tokenizer to match"
+            )
+        network = settings.network_from(teacher.model, config)
+    _check_null(config, network)
+    return network
+
+
+def _check_null(config: Config, network: Network) -> None:
+    """Refuses guidance and dropped conditions with a network that has no null class."""
+    distill = config["distill"]
+    needed = {
+        "config.distill.guidance=1": distill["guidance"] != 1,
+        "config.distill.auxiliary.condition_drop=0": distill["auxiliary"]["condition_drop"] > 0,
+    }
+    wrong = [f"--{flag}" for flag, is_wrong in needed.items() if is_wrong]
+    if wrong and not network.has_null:
+        raise InputError(
+            f"the network {network.config['name']} has no null class, which guidance and "
+            f"dropped conditions need; give {' '.join(wrong)}"
+        )
