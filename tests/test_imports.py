@@ -50,6 +50,7 @@ SEAMS = {
     "fsspec": ["files"],
     "ftfy": ["conditions.*"],
     "jinja2": ["evaluation.page"],
+    "pyarrow": ["data.prompts"],
     "ml_collections": ["config", "main", "plan", "benchmark"],
     "tensorflow": [],
     "torch": [],
