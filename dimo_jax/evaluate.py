@@ -42,6 +42,7 @@ from dimo_jax.evaluation import (
     measure,
     page,
     prompt_scores,
+    prompts,
     references,
     report,
     results,
@@ -108,6 +109,10 @@ flags.DEFINE_float("guidance", None, "--workdir: of the teacher", flag_values=FL
 flags.DEFINE_integer(
     "seed", 0, "--workdir: of the samples", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
 )
+flags.DEFINE_enum(
+    "prompts", None, list(prompts.READERS), "--workdir: of a run with text", flag_values=FLAGS
+)
+flags.DEFINE_string("metadata", None, "--prompts: the list of prompts", flag_values=FLAGS)
 flags.DEFINE_bool("speed", False, "--workdir: time the samplers too", flag_values=FLAGS)
 flags.DEFINE_bool("compare", False, "the arguments are runs: side by side", flag_values=FLAGS)
 flags.DEFINE_string("geneval", None, "print the table of GenEval's results", flag_values=FLAGS)
@@ -190,8 +195,14 @@ def _evaluate_run(protocol: Protocol, output: Path, began: float) -> None:
     if FLAGS.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
     teacher = {} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}
+    texts = None
+    if FLAGS.prompts:
+        if not FLAGS.metadata:
+            raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
+        found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata))
+        texts = [prompt.text for prompt in found]
     asked = run_samples.sets_of(
-        workdir, _numbers("steps", int), _numbers("temperatures", float), teacher
+        workdir, _numbers("steps", int), _numbers("temperatures", float), teacher, texts
     )
     yardstick, weights, left_out = _yardstick(protocol, output)
     with Progress("evaluate", silent=not distributed.is_lead()) as progress:
@@ -274,32 +285,20 @@ def _environment() -> dict[str, Any]:
 
 def _score_prompts(output: Path, began: float) -> None:
     """CLIP score or HPS of --samples against their prompts."""
-    folder = files.local(FLAGS.samples)
-    if FLAGS.clip:
-        captions = files.local(FLAGS.captions) if FLAGS.captions else None
-        found = prompt_scores.clip_of_folder(
-            folder, files.path(FLAGS.clip), captions, FLAGS.clip_form, FLAGS.batch_size
-        )
-        print(f"CLIP score ({FLAGS.clip_form}): {found['clip_score']:.4f}")
-    else:
-        if not FLAGS.hps_version or not FLAGS.hps_prompts:
-            raise InputError("--hps needs --hps_version and --hps_prompts")
-        table, found = prompt_scores.hps_of_folder(
-            folder,
-            files.path(FLAGS.hps),
-            files.local(FLAGS.hps_prompts),
-            FLAGS.hps_version,
-            FLAGS.hps_antialias,
-            FLAGS.batch_size,
-        )
-        print(hps.in_words(table))
-    path = results.write_scores(
-        output,
-        "CLIP score" if FLAGS.clip else "HPS v2",
-        found,
-        **_environment(),
-        wall_seconds=time.monotonic() - began,
+    name, found, text = prompt_scores.scores_of(
+        files.local(FLAGS.samples),
+        files.path(FLAGS.clip) if FLAGS.clip else None,
+        files.path(FLAGS.hps) if FLAGS.hps else None,
+        captions=files.local(FLAGS.captions) if FLAGS.captions else None,
+        form=FLAGS.clip_form,
+        benchmark=files.local(FLAGS.hps_prompts) if FLAGS.hps_prompts else None,
+        version=FLAGS.hps_version,
+        antialias=FLAGS.hps_antialias,
+        batch_size=FLAGS.batch_size,
     )
+    print(text)
+    seconds = time.monotonic() - began
+    path = results.write_scores(output, name, found, **_environment(), wall_seconds=seconds)
     print(f"{path}, {page.write(output, title=_title())}")
 
 

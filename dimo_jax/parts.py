@@ -33,16 +33,23 @@ class Parts:
 
     Args:
         output: the .npz file or the folder that they are to become.
-        labels: [N] int32, the label of each image.
+        labels: [N] int32, the label of each image, or the number of its prompt.
         settings: plain values that decide the images; a folder begun with others is refused. They
             go into the output: `settings` of an .npz, settings.json in a folder.
+        named: "labels" or "prompts": what those numbers are.
 
     Raises:
         InputError: there are ranges of another command, or the place cannot be written.
     """
 
-    def __init__(self, output: AnyPath, labels: Int[ndarray, "N"], settings: Mapping[str, Any]):
-        self.output, self.labels = output, labels
+    def __init__(
+        self,
+        output: AnyPath,
+        labels: Int[ndarray, "N"],
+        settings: Mapping[str, Any],
+        named: str = "labels",
+    ):
+        self.output, self.labels, self._named = output, labels, named
         self.folder = folder_of(output)
         text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
         self._settings = text
@@ -102,7 +109,7 @@ class Parts:
                     member.write(np.ascontiguousarray(rgb).data)
                     tokens.append(part)
             others = {
-                "labels": self.labels,
+                self._named: self.labels,
                 "tokens": np.concatenate(tokens),
                 "settings": np.array(self._settings),
             }
@@ -116,4 +123,7 @@ class Parts:
         for start, stop in self.ranges():
             pixels, _ = self._load(start)
             for i, image in zip(range(start, stop), pixels, strict=True):
-                yield f"{i:0{digits}d}_label{self.labels[i]}.png", images.encode_png(image)
+                yield (
+                    f"{i:0{digits}d}_{self._named.rstrip('s')}{self.labels[i]}.png",
+                    images.encode_png(image),
+                )

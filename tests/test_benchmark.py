@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from command_line import NETWORK, run_command
 
-from configs import imagenet
+from configs import imagenet, meissonic
 from dimo_jax import benchmark, bundles, models, samplers, tokenizers
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import flops, timing
 from dimo_jax.models import Network
 from dimo_jax.parallel import devices, sharding
-from dimo_jax.runs import sampler_speed, speed
+from dimo_jax.runs import conditions, sampler_speed, speed
 from dimo_jax.samplers import one_step
 from dimo_jax.training import programs, settings
 
@@ -145,6 +145,39 @@ def test_teacher_sample_times_the_familys_sampler_at_each_number_of_steps(
     assert list(found[0]["latency_seconds"]) == ["whole", "tokens", "decoder"]
     # One program for all numbers of steps.
     assert found[0]["compilation"] == found[1]["compilation"]
+
+
+def a_text_table():
+    """Likewise with text: a table that the prompt's pooled features are added to."""
+    plain, config = a_table("maskgit"), meissonic.get_config("smoke").to_dict()
+    encoder = conditions.open_encoder(config, None)
+    model = settings.network_of(config, L, CODES)
+
+    def apply(params, tokens, condition, *, perturb=None, dropout_key=None):
+        added = 100 * jnp.pad(condition["pooled"], ((0, 0), (0, CODES - 16)))
+        return plain.apply(params, tokens, jnp.zeros(len(tokens), int)) + added[:, None]
+
+    network = Network(model.config, L, CODES, 0, plain.init, apply, condition=model.condition)
+    return config, speed.Models(network, params_of_a_table(), painter(), {}, encoder)
+
+
+def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
+    config, found = a_text_table()
+    (result,) = sampler_speed.sample(config, found, clock, [8])
+    features, whole, *_ = clock.seen
+    assert list(result["latency_seconds"]) == [
+        "condition_encoder", "whole", "network", "token_sampling", "decoder"
+    ]  # fmt: skip
+    expected = found.encoder.conditions(found.network, 8)([speed.PROMPT] * 8)
+    for name, want in expected.items():
+        np.testing.assert_allclose(features[name], want, rtol=1e-4, atol=1e-4)
+    chosen = one_step.settings_from(settings.sampler_of(config), found.network)
+    key = jax.random.key(config["seed"])
+    tokens = one_step.sample(found.network.apply, found.params, key, expected, chosen, 8)
+    np.testing.assert_array_equal(np.round(CODES * whole).reshape(8, L), tokens)
+    results = sampler_speed.teacher_sample(config, found, clock, [4], [2, 3])
+    assert [x["sampler"] for x in results] == ["meissonic"] * 2 and results[0]["guidance"] == 4
+    assert set(results[1]["latency_seconds"]) == {"whole", "tokens", "condition_encoder", "decoder"}
 
 
 def test_the_teachers_guidance_is_that_of_the_training_where_none_is_given(clock):

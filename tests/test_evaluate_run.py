@@ -36,6 +36,7 @@ def workdir(tmp_path_factory):
     save_tiny(root / "export")
     save_tiny(root / "teacher", kind="teacher")
     config = {"teacher": {"bundle": ""}, "tokenizer": {"bundle": ""}, "seed": 0}
+    config["data"] = {"name": "labels"}
     (root / "config.json").write_text(json.dumps(config))
     lines = [{"stage": "distill", "step": n, "interim/fid_5k": 9.0 - n} for n in (2, 4, 6)]
     (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -212,7 +213,7 @@ def test_genevals_table(run, tmp_path):
 
 
 def test_the_teacher_may_lie_elsewhere(tmp_path, workdir):
-    config = {"teacher": {"bundle": str(workdir / "teacher")}}
+    config = {"teacher": {"bundle": str(workdir / "teacher")}, "data": {"name": "labels"}}
     save_tiny(tmp_path / "export")
     (tmp_path / "config.json").write_text(json.dumps(config))
     (one,) = run_samples.sets_of(tmp_path, [4])

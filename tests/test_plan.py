@@ -21,9 +21,9 @@ MODEL |= {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 128, "dropout": 0.1}
 MODEL |= {"predict_mask_id": True}
 
 
-def plan(tmp_path, *arguments, optimized=False):
+def plan(tmp_path, *arguments, optimized=False, config=CONFIG):
     output = tmp_path / "plan.json"
-    started = command("plan", CONFIG, f"--output={output}", *arguments, optimized=optimized)
+    started = command("plan", config, f"--output={output}", *arguments, optimized=optimized)
     text, _ = finish(started)
     return json.loads(output.read_text()), text
 
@@ -33,6 +33,22 @@ def test_a_plan_for_cpus(tmp_path):
     assert found["fits"] and found["hbm_bytes"] is None and found["devices"] == 2
     assert found["memory"]["arguments_bytes"] > 4 * 300_000
     assert "verdict: fits" in text and "mesh data 2 x fsdp 1" in text
+
+
+def test_a_plan_with_text_counts_what_the_encoder_keeps(tmp_path):
+    config = "--config=configs/meissonic.py:smoke"
+    flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")
+    flags += ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.min_shard_elements=1")
+    found, text = plan(tmp_path, *flags, config=config)
+    # The tower of 514 ids, 16 positions and two blocks of width 16; whole are only its vectors.
+    vectors = 2 * (4 * 16 + 4 * 16 + 32 + 16) + 2 * 16
+    table, positions, projection = 514 * 16, 16 * 16, 16 * 16
+    blocks = 2 * (4 * 16 * 16 + 2 * 16 * 32)
+    kept = found["memory"]["text_encoder_bytes"]
+    assert kept == 4 * (vectors + (table + positions + projection + blocks) // 2)
+    assert "text encoder 0.00" in text and found["fits"]
+    cached = (*flags, "--config.prompts.cache=somewhere")
+    assert plan(tmp_path, *cached, config=config)[0]["memory"]["text_encoder_bytes"] == 0
 
 
 def test_a_plan_for_the_teachers_sampler_counts_every_step(tmp_path):

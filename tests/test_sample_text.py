@@ -1,6 +1,7 @@
 """dimo_jax.sample with prompts: a text encoder, a network with text, a decoder, all tiny."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,12 +9,16 @@ import pytest
 from command_line import run_command, save_tiny
 from PIL import Image
 
+from configs import meissonic
 from dimo_jax import bundles, models, sample, tokenizers
 from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.errors import InputError
 from dimo_jax.models import clip
+from dimo_jax.runs import conditions, drawing, run_evaluation, run_samples, speed
+from dimo_jax.runs.text_drawing import TextImages
+from dimo_jax.training import trees
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("sample_text")
@@ -187,3 +192,57 @@ def test_the_condition_is_the_towers_own(place):
     wrong = {**expected, "pooled": jax.ShapeDtypeStruct((7,), np.float32)}
     with pytest.raises(InputError, match=r"gives pooled of \[6\], the network takes \[7\]"):
         TextConditions(network, bundle.params, tokenizer, wrong)
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """What a finished run with text leaves, as far as its evaluation looks."""
+    root = place / "run"
+    student, decoder = bundles.load(place / "student"), bundles.load(place / "vqvae")
+    shared = {"model": student.model, "params": student.params, "tokenizer": student.tokenizer}
+    shared["tokenizer_params"] = decoder.params
+    bundles.save(root / "export", kind="generator", sampler=SAMPLER, **shared)
+    bundles.save(root / "teacher", kind="teacher", **shared)
+    shutil.copytree(place / "text_encoder", root / "text_encoder")
+    config = meissonic.get_config("smoke").to_dict()
+    (root / "config.json").write_text(json.dumps(config))
+    return root
+
+
+def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, built):
+    texts = ["a red ball", "a blue cube", "x"]
+    asked = run_samples.sets_of(finished, [1, 3], prompts=texts)
+    assert [one.name for one in asked] == ["generator_1", "teacher_3"]
+    drawn = list(run_samples.draw(asked, tmp_path, num=5, seed=7, batch_size=8))
+    encoder = conditions.load_encoder(finished / "text_encoder", None)
+    for one, negative in zip(drawn, ("", meissonic.NEGATIVE), strict=True):
+        model, tokenizer = drawing.open_pair(one.asked.bundle)
+        options = {"seed": 7, "batch_size": 8, "overrides": one.asked.overrides}
+        images = TextImages(model, tokenizer, encoder, **options, negative_prompt=negative)
+        items = [(texts[i % 3], i % 3, i // 3) for i in range(5)]
+        with np.load(one.path) as data:
+            assert data["prompts"].tolist() == [0, 1, 2, 0, 1] and "labels" not in data
+            np.testing.assert_array_equal(data["arr_0"], images(items))
+            settings = json.loads(str(data["settings"]))
+        assert settings["text_encoder"] == trees.fingerprint(encoder.params["text"])
+    assert settings["negative_prompt"] == meissonic.NEGATIVE
+    assert settings["sampler"]["name"] == "meissonic"
+    assert [x.path for x in run_samples.draw(asked, tmp_path, num=5, seed=7, batch_size=8)]
+
+
+def test_a_run_with_text_needs_prompts(finished):
+    with pytest.raises(InputError, match="takes text; give --prompts=coco .or plain, hpsv2"):
+        run_samples.sets_of(finished, [1])
+    config = json.loads((finished / "config.json").read_text())
+    config["data"]["name"] = "labels"
+    (finished / "classes").mkdir()
+    (finished / "classes" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="takes classes; leave --prompts away"):
+        run_samples.sets_of(finished / "classes", [1], prompts=["x"])
+
+
+def test_a_run_with_text_is_timed_with_its_encoder(finished):
+    config = run_evaluation.timed_config(finished)
+    models_ = speed.open_models(config)
+    assert models_.encoder.network.config == ENCODER
+    assert models_.network.config["name"] == "meissonic"

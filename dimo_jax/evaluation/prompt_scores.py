@@ -134,3 +134,43 @@ def hps_of_folder(
         "hps_antialias": antialias,
         "hps_weights": found.params_hash,
     }
+
+
+def scores_of(
+    folder: Path,
+    clip: Path | None,
+    hps_bundle: Path | None,
+    *,
+    captions: Path | None,
+    form: str,
+    benchmark: Path | None,
+    version: str | None,
+    antialias: bool,
+    batch_size: int,
+) -> tuple[str, dict[str, Any], str]:
+    """One of the two scores.
+
+    Args:
+        folder: see the function of the score, as for all that follow.
+        clip: bundle for the CLIP score; None: HPS is asked for.
+        hps_bundle: bundle for HPS.
+        captions: of the CLIP score.
+        form: of the CLIP score.
+        benchmark: of HPS.
+        version: of HPS.
+        antialias: of HPS.
+        batch_size: examples in a call.
+
+    Returns:
+        (the score's name, its values, what is printed).
+
+    Raises:
+        InputError: as those functions; HPS lacks version or prompts.
+    """
+    if clip is not None:
+        found = clip_of_folder(folder, clip, captions, form, batch_size)
+        return "CLIP score", found, f"CLIP score ({form}): {found['clip_score']:.4f}"
+    if not version or benchmark is None:
+        raise InputError("--hps needs --hps_version and --hps_prompts")
+    table, found = hps_of_folder(folder, hps_bundle, benchmark, version, antialias, batch_size)
+    return "HPS v2", found, hps.in_words(table)

@@ -5,7 +5,7 @@ what batches, on how many devices or by how many processes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -188,6 +188,8 @@ def draw_set(
     batch_size: int,
     overrides: Mapping[str, Any],
     named_labels: list[str] | None = None,
+    tokens_of: Callable[[int, int], Int[ndarray, "n L"]] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> int:
     """Draws what is missing of a file or folder, range by range, then joins.
 
@@ -200,6 +202,9 @@ def draw_set(
         batch_size: images in a batch.
         overrides: as for `sampler_of`.
         named_labels: as typed, for the record.
+        tokens_of: draws the images [start, stop) of a network with text, whose labels are the
+            numbers of prompts; None: the labels are classes.
+        about: further plain values that decide the images.
 
     Returns:
         How many images were there already.
@@ -219,8 +224,15 @@ def draw_set(
             "labels": named_labels,
             "rounding": "to the nearest level, half up",
             **computed,
+            **(about or {}),
         },
+        "labels" if tokens_of is None else "prompts",
     )
+    if tokens_of is None:
+
+        def tokens_of(start: int, stop: int) -> Int[ndarray, "n L"]:
+            return draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
+
     # Each process of a run on many takes every n-th range; the folder is shared between them.
     mine = parts.ranges()[jax.process_index() :: jax.process_count()]
     left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
@@ -230,7 +242,7 @@ def draw_set(
         if before:
             progress.note(f"goes on: {before} of {total} images are there already")
         for start, stop in left:
-            tokens = draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
+            tokens = tokens_of(start, stop)
             pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))
             parts.save(start, pixels, tokens)
             done += stop - start

@@ -14,7 +14,7 @@ from dimo_jax.evaluation.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import run_samples, sampler_speed, speed
+from dimo_jax.runs import conditions, run_samples, sampler_speed, speed
 from dimo_jax.runs.run_samples import SampleSet
 
 SAMPLES_FOLDER = "samples"
@@ -154,7 +154,7 @@ def _add_speed(
     workdir: AnyPath, rows: Sequence[dict[str, Any]], batch_size: int, clock: speed.Clock
 ) -> None:
     """Times each sampler at batch 1 and at the batch size, whole and in parts."""
-    config = _timed_config(workdir)
+    config = timed_config(workdir)
     models = speed.open_models(config)
     sizes, known = list(dict.fromkeys([1, batch_size])), {}
     for row in rows:
@@ -186,11 +186,16 @@ def _timed(
     return sampler_speed.teacher_sample(config, models, clock, sizes, [steps], guidance)
 
 
-def _timed_config(workdir: AnyPath) -> dict[str, Any]:
-    """The run's config, with the bundles that the run made."""
+def timed_config(workdir: AnyPath) -> dict[str, Any]:
+    """The config of a finished run, with the bundles that it made.
+
+    Args:
+        workdir: of the run.
+    """
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")
     config["tokenizer"]["bundle"] = str(workdir / "export" / "tokenizer")
+    config["text_encoder"] = {"bundle": str(workdir / conditions.TEXT_ENCODER_FOLDER)}
     return config
 
 

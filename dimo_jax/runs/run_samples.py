@@ -6,12 +6,29 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from dimo_jax import bundles, files
+from dimo_jax.data.prompts import unique
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
-from dimo_jax.runs import drawing
+from dimo_jax.runs import conditions, drawing, opening
+from dimo_jax.runs.text_drawing import TextImages
+
+
+class TextAsked(NamedTuple):
+    """What the images of a run with text are made for.
+
+    Attributes:
+        prompts: texts, taken in turn.
+        encoder: path of the text encoder's bundle.
+        negative: the teacher's negative prompt.
+    """
+
+    prompts: Sequence[str]
+    encoder: AnyPath
+    negative: str
 
 
 class SampleSet(NamedTuple):
@@ -23,6 +40,7 @@ class SampleSet(NamedTuple):
         bundle: of the model.
         tokenizer: its tokenizer's bundle.
         overrides: of its sampler's settings.
+        text: what a run with text is asked for; None: classes.
     """
 
     model: str
@@ -30,6 +48,7 @@ class SampleSet(NamedTuple):
     bundle: AnyPath
     tokenizer: AnyPath
     overrides: Mapping[str, Any]
+    text: "TextAsked | None" = None
 
     @property
     def name(self) -> str:
@@ -44,6 +63,7 @@ def sets_of(
     steps: Sequence[int],
     temperatures: Sequence[float | int] = (),
     teacher: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[SampleSet]:
     """The sets that a run is judged by.
 
@@ -52,29 +72,35 @@ def sets_of(
         steps: 1 is the generator; any other number is the teacher by its authors' sampler.
         temperatures: of the generator, a set for each; empty for the bundle's own.
         teacher: further settings of the teacher's sampler, e.g. {"guidance": 2.0}.
+        prompts: of a run with text, taken in turn.
 
     Raises:
-        InputError: the run, or a bundle that is needed, is not there.
+        InputError: the run, or a bundle that is needed, is not there; prompts are missing, or given
+            for classes.
     """
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         teacher_path = files.path(config["teacher"]["bundle"] or workdir / "teacher")
+        with_text = opening.is_text(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--workdir={workdir} is no run: {path} cannot be read ({error}); give the folder "
             "that dimo_jax.main was given"
         ) from error
+    text = _text_of(config, workdir, prompts) if with_text else None
+    if not with_text and prompts is not None:
+        raise InputError(f"the run in {workdir} takes classes; leave --prompts away")
     found, export = [], workdir / "export"
     # The run's own copy: a converted teacher may lie without one.
     tokenizer = export / bundles.TOKENIZER_FOLDER
     for number in steps:
         if number == 1:
             own = [{"temperature": float(x)} for x in temperatures] or [{}]
-            found += [SampleSet("generator", 1, export, tokenizer, x) for x in own]
+            found += [SampleSet("generator", 1, export, tokenizer, x, text) for x in own]
         else:
             chosen = {"num_steps": number, **(teacher or {})}
-            found.append(SampleSet("teacher", number, teacher_path, tokenizer, chosen))
+            found.append(SampleSet("teacher", number, teacher_path, tokenizer, chosen, text))
     for one in found:
         for path in (one.bundle, one.tokenizer):
             if not (path / bundles.CONFIG_FILE).is_file():
@@ -83,6 +109,18 @@ def sets_of(
                     "the same training command again"
                 )
     return found
+
+
+def _text_of(
+    config: Mapping[str, Any], workdir: AnyPath, prompts: Sequence[str] | None
+) -> TextAsked:
+    if not prompts:
+        raise InputError(
+            f"the run in {workdir} takes text; give --prompts=coco (or plain, hpsv2, geneval) and "
+            "--metadata, the list of its prompts"
+        )
+    encoder = workdir / conditions.TEXT_ENCODER_FOLDER
+    return TextAsked(prompts, encoder, config["prompts"]["negative"])
 
 
 class Drawn(NamedTuple):
@@ -107,7 +145,8 @@ def draw(
     Args:
         asked: of `sets_of`.
         folder: of the .npz files, <name>_<num>_<seed>.npz.
-        num: samples in a set, the classes in turn.
+        num: samples in a set, the classes or prompts in turn; those of prompts are the images of
+            dimo_jax.sample --prompts.
         seed: of every set, so that all have the same labels and keys.
         batch_size: images in a batch.
 
@@ -121,16 +160,34 @@ def draw(
         model, tokenizer = drawing.open_pair(one.bundle, one.tokenizer)
         path = folder / f"{one.name}_{num}_{seed}.npz"
         if not path.exists():
-            drawing.draw_set(
-                model,
-                tokenizer,
-                balanced_labels(num, model.build().num_classes),
-                path,
-                seed=seed,
-                batch_size=batch_size,
-                overrides=one.overrides,
-            )
+            options = {"seed": seed, "batch_size": batch_size, "overrides": one.overrides}
+            if one.text is None:
+                labels, more = balanced_labels(num, model.build().num_classes), {}
+            else:
+                labels, more = _of_prompts(model, tokenizer, one.text, num, options)
+            drawing.draw_set(model, tokenizer, labels, path, **options, **more)
         yield Drawn(one, path, drawing.described(model, one.overrides))
+
+
+def _of_prompts(
+    model: bundles.Bundle,
+    tokenizer: bundles.Bundle,
+    asked: TextAsked,
+    num: int,
+    options: Mapping[str, Any],
+) -> tuple[Int[np.ndarray, "N"], dict[str, Any]]:
+    """The prompt of every image, and how drawing.draw_set draws it."""
+    encoder = conditions.load_encoder(asked.encoder, None)
+    text = TextImages(model, tokenizer, encoder, **options, negative_prompt=asked.negative)
+    count = len(asked.prompts)
+
+    def tokens_of(start: int, stop: int) -> Int[np.ndarray, "n L"]:
+        places = [(i % count, i // count) for i in range(start, stop)]
+        return text.tokens([(asked.prompts[index], index, k) for index, k in places])
+
+    numbers = np.arange(num, dtype=np.int32) % np.int32(count)
+    about = {**text.settings, "prompts": unique("--metadata", asked.prompts).sha256}
+    return numbers, {"tokens_of": tokens_of, "about": about}
 
 
 def image_bytes(asked: SampleSet) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from dimo_jax import bundles, images
 from dimo_jax.evaluation.benchmark_files import Item, image_keys
@@ -58,11 +58,11 @@ class TextImages:
             "negative_prompt": negative_prompt,
         }
 
-    def __call__(self, items: Sequence[Item]) -> UInt8[np.ndarray, "B H W 3"]:
-        """The images of some (prompt, index, k), in their order."""
+    def tokens(self, items: Sequence[Item]) -> Int[np.ndarray, "B L"]:
+        """The tokens of some (prompt, index, k), in their order."""
         condition = self._conditions([text for text, _, _ in items])
         null = jax.tree.map(lambda x: np.repeat(x, len(items), axis=0), self._negative)
-        tokens = drawing.draw_conditions(
+        return drawing.draw_conditions(
             self._model,
             image_keys(self._seed, items),
             condition,
@@ -70,4 +70,8 @@ class TextImages:
             self._batch_size,
             self._overrides,
         )
-        return images.to_uint8(drawing.decode_images(self._tokenizer, tokens, self._batch_size))
+
+    def __call__(self, items: Sequence[Item]) -> UInt8[np.ndarray, "B H W 3"]:
+        """The images of some (prompt, index, k), in their order."""
+        pixels = drawing.decode_images(self._tokenizer, self.tokens(items), self._batch_size)
+        return images.to_uint8(pixels)
