@@ -32,7 +32,7 @@ def get_config(variant: str = "gray"):
     )
 
     distill = config.distill
-    distill.update(num_steps=1200, batch_size=32, guidance=1.0, reduction="mean_masked")
+    distill.update(num_steps=1800, batch_size=32, guidance=1.0, reduction="mean_masked")
     distill.ema_decay = 0.995
     # This teacher's embeddings have a deviation of 0.08: the paper's sigma of 0.1 drowns the tokens
     # that the generator starts from, and doubles its pixel distance after 1,200 steps.

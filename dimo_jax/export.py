@@ -6,7 +6,7 @@ msgpack      the parameter tree, as flax.serialization writes it
 torch        a PyTorch state dict with the original's keys (maskgit, halton, vqgan, llamagen,
              google_vqgan); torch.load(path, weights_only=True) reads it
 safetensors  the parameters as 'block_0/mlp_in/kernel', the bundle's config.json in the metadata
-stablehlo    a generator with its weights and its tokenizer as one function, through jax.export:
+stablehlo    a generator of classes with weights and tokenizer as one function, by jax.export:
              (key_data uint32 [2], labels int32 [b]) -> images float32 [b, H, W, C] in [0, 1],
              for any b, on CPU, CUDA and TPU. key_data = [0, seed] gives the images of
              dimo_jax.sample --seed. Nothing but JAX is needed to call it:
@@ -195,6 +195,11 @@ def exported(bundle: bundles.Bundle, format_name: str) -> bytes:
     else:
         if bundle.kind != "generator":
             raise InputError(f"{bundle.path} is a {bundle.kind}; stablehlo is for a generator")
+        if isinstance(bundle.build().condition, dict):
+            raise InputError(
+                f"{bundle.path} takes text, and stablehlo is for generators of classes; use "
+                "--format=safetensors, or python -m dimo_jax.convert --to=diffusers"
+            )
         tokenizer = bundles.load_tokenizer(bundle.path / bundles.TOKENIZER_FOLDER, bundle)
         data = stablehlo(bundle, tokenizer)
         check_images(data, bundle, tokenizer)

@@ -11,7 +11,7 @@ from PIL import Image
 from test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 from configs import meissonic
-from dimo_jax import bundles, files, sample, validation
+from dimo_jax import bundles, export, files, sample, validation
 from dimo_jax import config as configs
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.errors import InputError
@@ -71,6 +71,21 @@ def test_the_generator_is_sampled_with_a_prompt(finished, tmp_path, monkeypatch,
     status, out, err = run_command(sample, flags, monkeypatch, capsys)
     assert status == 0, err
     assert out == f"2 images, seed 0: {tmp_path / 'out.png'}\n"
+
+
+def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finished, tmp_path):
+    workdir, _, _ = finished
+    flags = ["--to=diffusers", f"--input={workdir}/export", f"--output={tmp_path / 'folder'}"]
+    finish(command("convert", *flags))
+    found = sorted(x.relative_to(tmp_path / "folder").as_posix() for x in tmp_path.rglob("*.json"))
+    assert found == ["transformer/config.json", "vqvae/config.json"]
+    bundle = bundles.load(workdir / "export")
+    data = export.exported(bundle, "safetensors")
+    found = trees.named_leaves(bundle.params)
+    for name, leaf in export.read_safetensors(data).items():
+        np.testing.assert_array_equal(leaf, found[name])
+    with pytest.raises(InputError, match="takes text, and stablehlo is for generators of classes"):
+        export.exported(bundle, "stablehlo")
 
 
 def smoke(**changes):

@@ -27,6 +27,7 @@ TEXT_ENCODER_FOLDER = "text_encoder"
 MERGES = clip_vocabulary.MERGES_FILE
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4
+_PROMPTS_IN_A_CALL = 64  # of the encoder on one device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +153,7 @@ def open_conditions(
         found = prompts.read(section["path"], section["field"], where)
     with Progress("prompts", silent=not distributed.is_lead()) as progress:
         progress.note(found.describe())
-    text = encoder.conditions(
-        network, config["evaluation"]["batch_size"], micro=section["micro_conditions"]
-    )
+    text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
     conditions = PromptConditions(found, text, section["negative"])
     if section["cache"]:
         conditions.use_cache(section["cache"], config["compute_dtype"])

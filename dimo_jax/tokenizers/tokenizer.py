@@ -3,6 +3,7 @@
 B batch, H and W the image's sides, C channels, L tokens in row-major order of the grid.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from dimo_jax.training.trees import Tree
 # Data sets hand over numpy arrays, networks hand over JAX arrays: a tokenizer takes both.
 Images = Float[Array | np.ndarray, "B H W C"]
 Tokens = Int[Array | np.ndarray, "B L"]
+
+
+# Of the images that a decoder makes at a time: 2 of 1024 x 1024, 32 of 256 x 256. Its widest layers
+# have 128 channels of as many float32, several of them at once.
+PIXELS_AT_ONCE = 1 << 21
 
 
 # Compared and hashed by identity (eq=False): a config dict has no hash, and a tokenizer is to be
@@ -52,7 +58,7 @@ class Tokenizer:
 def decode_in_chunks(
     tokenizer: Tokenizer, params: Tree, tokens: Tokens, chunk: int
 ) -> Float[np.ndarray, "B H W C"]:
-    """Decodes any number of images with the memory of `chunk`.
+    """Decodes any number of images with the memory of `chunk`, or of fewer large ones.
 
     The result is that of one `decode` up to float rounding, whatever the chunk.
 
@@ -60,7 +66,8 @@ def decode_in_chunks(
         tokenizer: the tokenizer.
         params: its parameters.
         tokens: [B, L] ids; B may be anything, 0 too.
-        chunk: images decoded at a time, always as many, so that one program is compiled.
+        chunk: images decoded at a time, at most and always as many, so that one program is
+            compiled. Of large images it is fewer: PIXELS_AT_ONCE.
 
     Returns:
         float32 pixels in [0, 1], in the host's memory.
@@ -71,6 +78,7 @@ def decode_in_chunks(
     if chunk < 1:
         raise InputError(f"the decoder's chunk is {chunk} images, expected at least 1")
     tokens, num = np.asarray(tokens), len(tokens)
+    chunk = min(chunk, max(1, PIXELS_AT_ONCE // math.prod(tokenizer.image_shape[:2])))
     images = np.empty((num, *tokenizer.image_shape), np.float32)
     for start in range(0, num, chunk):
         # The last chunk repeats the last image; its surplus is dropped.

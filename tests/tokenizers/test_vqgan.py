@@ -167,6 +167,23 @@ def test_decoding_in_chunks_is_decoding_at_once():
         assert sizes == [chunk] * -(-num // chunk)  # one shape, hence one program
 
 
+@pytest.mark.parametrize(("side", "chunk", "expected"), [(1024, 64, 2), (2048, 4, 1), (256, 9, 9)])
+def test_large_images_are_decoded_a_few_at_a_time(side, chunk, expected):
+    sizes = []
+
+    def decode(params, tokens):
+        sizes.append(len(tokens))
+        return np.broadcast_to(np.float32(tokens[:, :1, None, None]), (len(tokens), side, side, 1))
+
+    def unused(*_):
+        raise AssertionError
+
+    large = tokenizers.Tokenizer({}, (1, 1), 99, (side, side, 1), unused, unused, decode)
+    found = decode_in_chunks(large, {}, np.arange(5, dtype=np.int32)[:, None], chunk)
+    assert set(sizes) == {expected}
+    assert found[:, 0, 0, 0].tolist() == found[:, -1, -1, 0].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_decoding_in_chunks_of_nothing_and_by_nothing():
     tokenizer = tokenizers.build(LLAMAGEN)
     params = pair("llamagen")[1]
