@@ -129,7 +129,7 @@ def _shrink(config):
         "a watercolour of a lighthouse at dusk, seen from the sea",
     )
     config.model.update(
-        vocabulary=40, width=32, depth=2, single_depth=2, heads=2, mlp_dim=128, text_length=16,
+        vocabulary=40, width=32, depth=1, single_depth=2, heads=2, mlp_dim=128, text_length=16,
         text_dim=16, pooled_dim=16, rope_dims=(4, 6, 6),
     )  # fmt: skip
     config.tokenizer.update(

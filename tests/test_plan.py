@@ -48,7 +48,9 @@ def test_a_plan_with_text_counts_what_the_encoder_keeps(tmp_path):
     assert kept == 4 * (vectors + (table + positions + projection + blocks) // 2)
     assert "text encoder 0.00" in text and found["fits"]
     cached = (*flags, "--config.prompts.cache=somewhere")
-    assert plan(tmp_path, *cached, config=config)[0]["memory"]["text_encoder_bytes"] == 0
+    without = plan(tmp_path, *cached, config=config)[0]["memory"]
+    assert without["text_encoder_bytes"] == 0
+    assert found["memory"]["peak_bytes"] - without["peak_bytes"] == kept
 
 
 def test_a_plan_for_the_teachers_sampler_counts_every_step(tmp_path):
