@@ -16,6 +16,7 @@ from dimo_jax.models import Network
 from dimo_jax.parallel import devices, sharding
 from dimo_jax.runs import conditions, sampler_speed, speed
 from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers import tokenizer
 from dimo_jax.training import programs, settings
 
 # On one worker, which makes the fixtures once.
@@ -193,6 +194,14 @@ def test_what_does_not_divide_by_the_devices_is_drawn_on_one(clock):
     (result,) = sampler_speed.decode(small_config(), opened(), clock, [3])
     assert result["num_devices"] == 1 and len(clock.seen[0].sharding.device_set) == 1
     assert clock.seen[0].shape == (3, 4, 4, 1) and result["images_per_second"] == 6
+
+
+def test_large_images_are_decoded_as_sample_decodes_them(clock, monkeypatch):
+    monkeypatch.setattr(tokenizer, "PIXELS_AT_ONCE", 40)  # two images of 4 x 4
+    (result,) = sampler_speed.decode(small_config(), opened(), clock, [3])
+    codes = np.random.default_rng(SEED).integers(CODES, size=(3, L), dtype=np.int32)
+    np.testing.assert_array_equal(np.round(CODES * clock.seen[0]).reshape(3, L), codes)
+    assert result["images_per_second"] == 6
 
 
 NARROW = models.build({"name": "maskgit", **SIZES, "width": 8, "depth": 1, "heads": 2,

@@ -19,6 +19,7 @@ from dimo_jax.parallel import mesh
 from dimo_jax.runs.decoding import teacher_decoding
 from dimo_jax.runs.speed import PROMPT, Clock, Config, Models, Result
 from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers.tokenizer import chunks
 from dimo_jax.training import rng, settings
 
 
@@ -64,7 +65,10 @@ class _Batch:
             encode = self.compiled("condition_encoder", text.features, (placed,), self.asked)
             self.condition = lambda: encode(self.asked)
         params = models.make_tokenizer_params(seed, self.whole)
-        self.decoder = self.compiled("decoder", models.tokenizer.decode, (params,), self.tokens)
+        # As `sample` decodes: large images a few at a time.
+        parts = chunks(models.tokenizer, size, size) if len(self.devices) == 1 else [slice(None)]
+        decode = self.compiled("decoder", models.tokenizer.decode, (params,), self.tokens[parts[0]])
+        self.decoder = lambda tokens: _joined([decode(tokens[rows]) for rows in parts], size)
         self.decoder_operations = flops.products(models.tokenizer.decode, params, self.tokens)
 
     def compiled(
@@ -101,6 +105,10 @@ class _Batch:
             "compilation": dict(self.compilation),
             **timing.peak_memory(self.devices),
         }
+
+
+def _joined(parts: list[Any], size: int) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)[:size]
 
 
 def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:

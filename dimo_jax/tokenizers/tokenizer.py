@@ -78,14 +78,27 @@ def decode_in_chunks(
     if chunk < 1:
         raise InputError(f"the decoder's chunk is {chunk} images, expected at least 1")
     tokens, num = np.asarray(tokens), len(tokens)
-    chunk = min(chunk, max(1, PIXELS_AT_ONCE // math.prod(tokenizer.image_shape[:2])))
     images = np.empty((num, *tokenizer.image_shape), np.float32)
-    for start in range(0, num, chunk):
-        # The last chunk repeats the last image; its surplus is dropped.
-        rows = np.minimum(np.arange(start, start + chunk), num - 1)
-        decoded = tokenizer.decode(params, tokens[rows])
-        images[start : start + chunk] = np.asarray(decoded)[: num - start]
+    for rows in chunks(tokenizer, num, chunk):
+        decoded, start = tokenizer.decode(params, tokens[rows]), rows[0]
+        images[start : start + len(rows)] = np.asarray(decoded)[: num - start]
     return images
+
+
+def chunks(tokenizer: Tokenizer, num: int, chunk: int) -> list[Int[np.ndarray, "N"]]:
+    """The images of each call of `decode_in_chunks`.
+
+    Args:
+        tokenizer: the tokenizer.
+        num: of all images.
+        chunk: see there.
+
+    Returns:
+        Rows of the tokens, always as many; the last ones repeat the last image, and the surplus is
+        to be dropped.
+    """
+    chunk = min(chunk, max(1, PIXELS_AT_ONCE // math.prod(tokenizer.image_shape[:2])))
+    return [np.minimum(np.arange(start, start + chunk), num - 1) for start in range(0, num, chunk)]
 
 
 def check_sizes(name: str, **sizes: Any) -> None:
