@@ -72,27 +72,6 @@ _OWN_FLAGS = {"steps": "teacher_sample", "guidance": "teacher_sample", "profile"
 _SETTINGS = ("compute_dtype", "remat", "scan_layers", "attention", "fast_compile")
 
 
-def numbers(name: str, default: list[int]) -> list[int]:
-    """A list flag's values.
-
-    Args:
-        name: of the flag.
-        default: where it is not given.
-
-    Raises:
-        InputError: if one is no whole number above 0.
-    """
-    given = FLAGS[name].value
-    if given is None:
-        return default
-    wrong = [text for text in given if not text.strip().isdecimal() or int(text) < 1]
-    if wrong or not given:
-        raise InputError(
-            f"--{name}={','.join(given)} must be whole numbers above 0, separated by commas"
-        )
-    return [int(text) for text in given]
-
-
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     found = report.environment()
@@ -153,7 +132,8 @@ def _results(
 def _measure(config: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """All that is written."""
     own = [config["distill"]["batch_size"]] if FLAGS.what == "train" else [1, 8, 64]
-    sizes, steps = numbers("batch_size", own), numbers("steps", [8, 16])
+    sizes = cli.numbers(FLAGS, "batch_size", int, own)
+    steps = cli.numbers(FLAGS, "steps", int, [8, 16])
     stated, models = peak(), speed.open_models(config)
     clock = speed.Clock(
         FLAGS.repetitions,

@@ -100,6 +100,33 @@ def define_process_flags(flag_values: flags.FlagValues | None = None) -> None:
     )
 
 
+def numbers(
+    flag_values: flags.FlagValues, name: str, kind: type[int] | type[float], default: list[Any]
+) -> list[Any]:
+    """The values of a list flag, all of them above 0.
+
+    Args:
+        flag_values: the command's own.
+        name: of the flag.
+        kind: what they are.
+        default: where the flag is not given.
+
+    Raises:
+        InputError: one of them is something else, or there is none.
+    """
+    if not flag_values[name].present:
+        return default
+    given = flag_values[name].value
+    try:
+        found = [kind(text) for text in given]
+    except ValueError:
+        found = []
+    if not found or any(number <= 0 for number in found):
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"--{name}={','.join(given)} must be {what} above 0, separated by commas")
+    return found
+
+
 def start_processes(flag_values: flags.FlagValues | None = None) -> None:
     """Joins the other processes of the run, if there are any; before anything uses a device.
 

@@ -102,9 +102,9 @@ flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "where tfds: data sets lie", flag_values=FLAGS
 )
 flags.DEFINE_list(
-    "steps", ["1"], "--workdir: 1 is the generator, others the teacher", flag_values=FLAGS
+    "steps", None, "--workdir: 1 is the generator, others the teacher", flag_values=FLAGS
 )
-flags.DEFINE_list("temperatures", [], "--workdir: of the generator", flag_values=FLAGS)
+flags.DEFINE_list("temperatures", None, "--workdir: of the generator", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "--workdir: of the teacher", flag_values=FLAGS)
 flags.DEFINE_integer(
     "seed", 0, "--workdir: of the samples", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
@@ -158,8 +158,8 @@ def _make_reference(path: Path, protocol: Protocol, folder: Path) -> None:
 
 def _network(protocol: Protocol) -> tuple[Extractor, str]:
     """The feature network and the hash of its weights."""
-    bundle = bundles.load(FLAGS.features, kind="features")
-    return measure.open_network(bundle, protocol, FLAGS.batch_size), bundle.params_hash
+    found = bundles.load(FLAGS.features, kind="features")
+    return measure.open_network(found, protocol, FLAGS.batch_size), found.params_hash
 
 
 def _yardstick(protocol: Protocol, output: Path) -> tuple[Yardstick, str, list[str]]:
@@ -201,9 +201,9 @@ def _evaluate_run(protocol: Protocol, output: Path, began: float) -> None:
             raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
         found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata))
         texts = [prompt.text for prompt in found]
-    asked = run_samples.sets_of(
-        workdir, _numbers("steps", int), _numbers("temperatures", float), teacher, texts
-    )
+    steps = cli.numbers(FLAGS, "steps", int, [1])
+    temperatures = cli.numbers(FLAGS, "temperatures", float, [])
+    asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts)
     yardstick, weights, left_out = _yardstick(protocol, output)
     with Progress("evaluate", silent=not distributed.is_lead()) as progress:
         image_bytes = run_samples.image_bytes(asked[0])
@@ -222,17 +222,6 @@ def _evaluate_run(protocol: Protocol, output: Path, began: float) -> None:
     )
     if rows:
         _write(output, rows, looks, yardstick, weights, left_out, began)
-
-
-def _numbers(flag: str, kind: type) -> list[Any]:
-    """The values of a list of numbers."""
-    try:
-        found = [kind(text) for text in FLAGS[flag].value]
-    except ValueError:
-        found = [0]
-    if any(number <= 0 for number in found):
-        raise InputError(f"--{flag}={','.join(FLAGS[flag].value)} must be numbers above 0")
-    return found
 
 
 def _write(
@@ -278,9 +267,8 @@ def _title() -> str:
 
 
 def _environment() -> dict[str, Any]:
-    environment = report.environment()
-    environment["versions"]["code"] = distributed.code_version()
-    return environment
+    found = report.environment()
+    return {**found, "versions": {**found["versions"], "code": distributed.code_version()}}
 
 
 def _score_prompts(output: Path, began: float) -> None:
