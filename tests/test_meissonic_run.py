@@ -15,7 +15,7 @@ from dimo_jax import bundles, export, files, sample, validation
 from dimo_jax import config as configs
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.errors import InputError
-from dimo_jax.parallel import sharding
+from dimo_jax.parallel import distributed, sharding
 from dimo_jax.runs import conditions, opening
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.training import metrics, trees
@@ -125,6 +125,13 @@ def test_tokenizer_and_encoder_are_taken_from_beside_the_teacher(given, place, t
     # The whole on the mesh of all eight devices, as the run takes it.
     batch = run.conditions.batches(0, 8, 1, run.layout)(0)
     assert batch[0]["states"].shape == (8, 12, 8) and batch[1]["states"].shape == (1, 8, 12, 8)
+
+
+def test_processes_must_have_the_same_prompts(given, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(distributed, "assert_same", compared.append)
+    run = opened(smoke(**given), tmp_path)
+    assert compared == [run.conditions.identity()]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,8 @@ def open_conditions(
         progress.note(found.describe())
     text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
     conditions = PromptConditions(found, text, section["negative"])
+    # Each process reads the list itself, and the path may mean another file on each machine.
+    distributed.assert_same(conditions.identity())
     if section["cache"]:
         conditions.use_cache(section["cache"], config["compute_dtype"])
     return conditions
