@@ -235,7 +235,7 @@ def _compile(lowered: Any) -> tuple[dict[str, int], str, str | None]:
         found = _OUT_OF_MEMORY.search(str(error))
         if not found:
             raise InputError(
-                f"the program does not compile: {str(error).splitlines()[0][:300]}"
+                f"the program does not compile: {' '.join(str(error).split())[:600]}"
             ) from error
         scale = {"K": 2**10, "M": 2**20, "G": 2**30}
         used = round(float(found[1]) * scale[found[2]])
