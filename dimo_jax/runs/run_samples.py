@@ -1,5 +1,6 @@
 """What a finished run is judged by: sets of samples of its generator and of its teacher."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import bundles, files
-from dimo_jax.data.prompts import unique
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
@@ -186,7 +186,8 @@ def _of_prompts(
         return text.tokens([(asked.prompts[index], index, k) for index, k in places])
 
     numbers = np.arange(num, dtype=np.int32) % np.int32(count)
-    about = {**text.settings, "prompts": unique("--metadata", asked.prompts).sha256}
+    texts = "\0".join(asked.prompts).encode("utf-8", "surrogatepass")
+    about = {**text.settings, "prompts": hashlib.sha256(texts).hexdigest()}
     return numbers, {"tokens_of": tokens_of, "about": about}
 
 
