@@ -80,8 +80,11 @@ class Models:
 
 def _placed(params: Any, init: Callable[..., Any], seed: int, shardings: Any) -> Any:
     if params is None:
-        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
-    return mesh.put(params, shardings)
+        placed = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    else:
+        placed = mesh.put(params, shardings)
+    # Else the first call that is timed waits for them.
+    return jax.block_until_ready(placed)
 
 
 def open_models(config: Config) -> Models:
