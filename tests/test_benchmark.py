@@ -181,6 +181,26 @@ def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
     assert set(results[1]["latency_seconds"]) == {"whole", "tokens", "condition_encoder", "decoder"}
 
 
+def test_a_part_is_decoded_before_the_next_is_sent():
+    """Else a processor holds the memory of all of them at once."""
+    events = []
+
+    class Images(np.ndarray):
+        def block_until_ready(self):
+            events.append("wait")
+            return self
+
+    def decode(tokens):
+        events.append("send")
+        return (2 * tokens).view(Images)
+
+    tokens = np.arange(6).reshape(3, 2)
+    rows = [np.array([0, 1]), np.array([2, 2])]  # the last repeats, as tokenizer.chunks does
+    found = sampler_speed.decoded(decode, tokens, rows)
+    assert events == ["send", "wait"] * 2
+    np.testing.assert_array_equal(found, 2 * tokens)
+
+
 def test_the_teachers_guidance_is_that_of_the_training_where_none_is_given(clock):
     (result,) = sampler_speed.teacher_sample(small_config(), opened(), clock, [1], [1])
     assert result["guidance"] == 2.0

@@ -68,7 +68,7 @@ class _Batch:
         # As `sample` decodes: large images a few at a time.
         parts = chunks(models.tokenizer, size, size) if len(self.devices) == 1 else [slice(None)]
         decode = self.compiled("decoder", models.tokenizer.decode, (params,), self.tokens[parts[0]])
-        self.decoder = lambda tokens: _joined([decode(tokens[rows]) for rows in parts], size)
+        self.decoder = lambda tokens: decoded(decode, tokens, parts)
         self.decoder_operations = flops.products(models.tokenizer.decode, params, self.tokens)
 
     def compiled(
@@ -107,8 +107,20 @@ class _Batch:
         }
 
 
-def _joined(parts: list[Any], size: int) -> Any:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)[:size]
+def decoded(decode: Callable[[Any], Any], tokens: Any, parts: Sequence[Any]) -> Any:
+    """Images of tokens, part by part.
+
+    Args:
+        decode: tokens of a part -> its images.
+        tokens: [B, L].
+        parts: rows of each, as tokenizer.chunks gives them.
+
+    Returns:
+        [B, H, W, C].
+    """
+    # One has to be done before the next is sent: a CPU gives each its gigabytes when it is sent.
+    images = [jax.block_until_ready(decode(tokens[rows])) for rows in parts]
+    return images[0] if len(images) == 1 else jnp.concatenate(images)[: len(tokens)]
 
 
 def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
@@ -143,15 +155,17 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         inputs = (batch.keys, batch.condition())
         generator = batch.compiled("generator", tokens, (params,), *inputs)
         only_network = batch.compiled("network", logits, (params,), *inputs)
-        z = only_network(*inputs)
+        z = jax.eval_shape(logits, params, *inputs)
         drawing = batch.compiled("token_sampling", draw, (), batch.keys, z)
         times = {
             **batch.encoder_times(),
             "whole": clock.time(lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition()))),
             "network": clock.time(lambda n=only_network, i=inputs: n(*i)),
-            "token_sampling": clock.time(lambda d=drawing, b=batch, z=z: d(b.keys, z)),
-            "decoder": clock.time(lambda b=batch: b.decoder(b.tokens)),
         }
+        z = only_network(*inputs)  # large, and so there for this one alone
+        times["token_sampling"] = clock.time(lambda d=drawing, b=batch, z=z: d(b.keys, z))
+        del z
+        times["decoder"] = clock.time(lambda b=batch: b.decoder(b.tokens))
         operations = size * flops.forward(network.config)
         results.append(batch.result(times, "network", operations))
     return results
