@@ -78,7 +78,15 @@ def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finish
     flags = ["--to=diffusers", f"--input={workdir}/export", f"--output={tmp_path / 'folder'}"]
     finish(command("convert", *flags))
     found = sorted(x.relative_to(tmp_path / "folder").as_posix() for x in tmp_path.rglob("*.json"))
-    assert found == ["transformer/config.json", "vqvae/config.json"]
+    assert found == [
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "transformer/config.json",
+        "vqvae/config.json",
+    ]
     bundle = bundles.load(workdir / "export")
     data = export.exported(bundle, "safetensors")
     found = trees.named_leaves(bundle.params)

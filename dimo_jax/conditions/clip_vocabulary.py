@@ -19,6 +19,7 @@ OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
 # Ids that are no merges: the bytes twice, start and end.
 NUM_OTHER_IDS = 2 * 256 + 2
 _HEADER = "#version: 0.2"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
 _NAMES = (MERGES_FILE, "tokenizer.json", OPENAI_FILE)
 _PACKAGES = ("open_clip", "clip")
 
@@ -53,6 +54,36 @@ def to_text(merges: Sequence[str]) -> bytes:
 def from_text(data: bytes) -> list[str]:
     """The merges of what `to_text` gave, which a bundle of CLIP carries."""
     return data.decode().split("\n")[1:-1]
+
+
+def hugging_face_files(merges: Sequence[str], context: int) -> dict[str, bytes]:
+    """The folder with which transformers' CLIPTokenizer makes the same ids.
+
+    Args:
+        merges: as `read` gives them.
+        context: ids of a row.
+
+    Returns:
+        {file: content}. The padding is "!", id 0, as in Meissonic's own.
+    """
+    special = {
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": byte_characters()[0],
+    }
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **special}
+    ids = {piece: i for i, piece in enumerate([*tokens(merges), _START, _END])}
+    content = {
+        "tokenizer_config.json": {**settings, "do_lower_case": True, "add_prefix_space": False},
+        "special_tokens_map.json": special,
+        "vocab.json": ids,
+    }
+    texts = {name: json.dumps(fields, ensure_ascii=False) for name, fields in content.items()}
+    return {
+        **{name: f"{text}\n".encode() for name, text in texts.items()},
+        MERGES_FILE: to_text(merges),
+    }
 
 
 def find(folder: Path) -> Path | None:

@@ -11,7 +11,8 @@ the same keys), halton (Halton-MaskGIT v2), google (Google's MaskGIT), and the t
 FID (its .pth, or the pickle of the JAX ports); and clip (open_clip, HPS v2, or a folder of Hugging
 Face with both towers or with text alone). Without --source the keys decide. Sizes come from the
 shapes. Of meissonic, and of its one-step generator (dimo), a whole folder as diffusers lays it
-down becomes a folder of bundles, and goes back with --to=diffusers.
+down becomes a folder of bundles, and goes back with --to=diffusers, text encoder, tokenizer and
+scheduler too.
 
 A bundle of clip carries the vocabulary of its text tower: that of the folder, of tokenizer/ beside
 it, of an installed open_clip_torch, or of --vocabulary.
@@ -49,7 +50,7 @@ flags.DEFINE_enum(
     "to",
     "bundle",
     ["bundle", "diffusers"],
-    "diffusers: the other way, a bundle of meissonic or vq_model (or a folder of both)",
+    "diffusers: the other way, a bundle of meissonic, vq_model or clip, or a folder of them",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -141,8 +142,9 @@ def _convert_folder(path: Path, output: Path) -> None:
             hash_of=lambda files: _hash(files, progress),
         )
     _report(written)
-    if (path / "text_encoder").is_dir():
-        _convert_model(folders.weights(path / "text_encoder"), output / "text_encoder", "clip")
+    name = text_to_image.TEXT_ENCODER
+    if (path / name).is_dir():
+        _convert_model(folders.weights(path / name), output / name, "clip")
 
 
 def _convert_model(path: Path, output: Path, name: str | None) -> None:

@@ -22,6 +22,16 @@ _OPEN_CLIP_FIELDS = {
 # Of training, or of the tokenizer, which is compared on its own.
 _OPEN_CLIP_NEUTRAL = {"patch_dropout", "tokenizer_kwargs", "hf_tokenizer_name"}
 
+# Hugging Face's name -> ours, and the value that its library leaves out.
+_TEXT_FIELDS = {
+    "vocab_size": ("vocabulary", 49408),
+    "max_position_embeddings": ("context", 77),
+    "hidden_size": ("width", 512),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("heads", 8),
+    "intermediate_size": ("mlp_dim", 2048),
+}
+
 
 def told(described: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON in our words.
@@ -47,6 +57,27 @@ def told(described: Mapping[str, Any]) -> dict[str, Any]:
         f"the JSON beside the weights is of {described.get('model_type', 'no model_type')!r}; "
         "expected open_clip's, or Hugging Face's of a model_type clip or clip_text_model"
     )
+
+
+def text_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json with which transformers builds the same text tower.
+
+    Args:
+        config: of a network of text alone.
+    """
+    return {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "hidden_act": config["activation"],
+        "layer_norm_eps": 1e-5,
+        "projection_dim": config["projection"],
+        **{theirs: config["text"][ours] for theirs, (ours, _) in _TEXT_FIELDS.items()},
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        # As published. Any other number looks for this very id instead of the largest one.
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
 
 
 def _told_by_open_clip(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,21 +132,14 @@ def _told_by_hugging_face(described: Mapping[str, Any]) -> dict[str, Any]:
         for tower in towers
         if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5)
     ]
-    vocabulary = text.get("vocab_size", 49408)
+    vocabulary = text.get("vocab_size", _TEXT_FIELDS["vocab_size"][1])
     # Below 3: versions that had a wrong number there, and pooled at the largest id.
     end = text.get("eos_token_id")
     if end is not None and end > 2 and end != vocabulary - 1:
         wrong.append(f"eos_token_id {end}, which is not the last of {vocabulary}")
     if wrong:
         raise InputError(f"config.json has {', '.join(wrong)}, which this network does not have")
-    told = {
-        "vocabulary": vocabulary,
-        "context": text.get("max_position_embeddings", 77),
-        "width": text.get("hidden_size", 512),
-        "depth": text.get("num_hidden_layers", 12),
-        "heads": text.get("num_attention_heads", 8),
-        "mlp_dim": text.get("intermediate_size", 2048),
-    }
+    told = {ours: text.get(theirs, usual) for theirs, (ours, usual) in _TEXT_FIELDS.items()}
     pixels = {
         "image_size": image.get("image_size", 224),
         "patch_size": image.get("patch_size", 32),

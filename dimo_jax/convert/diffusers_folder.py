@@ -53,7 +53,11 @@ def weights(folder: Path) -> Path:
 
 
 def write(
-    folder: Path, fields: Mapping[str, Any], entries: Sequence[Entry], params: Tree
+    folder: Path,
+    fields: Mapping[str, Any],
+    entries: Sequence[Entry],
+    params: Tree,
+    weights_file: str = WEIGHTS_FILE,
 ) -> dict[str, tuple[int, ...]]:
     """Writes a model's folder in float32 and reads it back.
 
@@ -62,6 +66,7 @@ def write(
         fields: of config.json.
         entries: the network's table.
         params: nested dicts of float32 arrays.
+        weights_file: its name; of transformers it is another.
 
     Returns:
         {key: shape} of what was written.
@@ -70,12 +75,8 @@ def write(
         InputError: the folder holds other things than such a model, or cannot be written.
         RuntimeError: what was written is not what was meant.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{folder} holds other files than a model's, which writing would delete")
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-    content = {CONFIG_FILE: text.encode(), WEIGHTS_FILE: _safetensors(entries, params)}
-    files.write_folder(folder, content)
-    found, shapes = folders.read(folder / WEIGHTS_FILE), layouts.state_shapes(entries, params)
+    replace(folder, {CONFIG_FILE: as_json(fields), weights_file: _safetensors(entries, params)})
+    found, shapes = folders.read(folder / weights_file), layouts.state_shapes(entries, params)
     wrong = sorted(set(found) ^ set(shapes)) or [
         entry.key
         for entry in entries
@@ -84,6 +85,30 @@ def write(
     if wrong:
         raise RuntimeError(f"{folder} reads back differently: {', '.join(wrong)}")
     return shapes
+
+
+def replace(folder: Path, content: Mapping[str, files.Content]) -> None:
+    """Writes a folder whole.
+
+    Args:
+        folder: replaced, if there is one that has the first of the files.
+        content: as files.write_folder takes it.
+
+    Raises:
+        InputError: the folder holds other things, or cannot be written.
+    """
+    mark = next(iter(content))
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(
+            f"{folder} holds other files and no {mark}; writing would delete them, name another "
+            "--output"
+        )
+    files.write_folder(folder, content)
+
+
+def as_json(fields: Mapping[str, Any]) -> bytes:
+    """Fields as the content of a JSON file, laid out as diffusers does."""
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:

@@ -147,6 +147,16 @@ def config_from(fields: Mapping[str, Any], num_tokens: int = 4096) -> dict[str, 
     }
 
 
+def scheduler_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler_config.json of the authors' sampler, for the vocabulary of a network."""
+    return {
+        "_class_name": "Scheduler",
+        "_diffusers_version": _WRITTEN["_diffusers_version"],
+        "mask_token_id": config["vocabulary"] - 1,
+        "masking_schedule": "cosine",
+    }
+
+
 def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json with which the authors' code builds the same network.
 

@@ -1,7 +1,7 @@
 """Meissonic's folder -> bundles, and back: transformer/ and vqvae/, side by side.
 
 The released one-step generator is a folder with transformer/ alone. The text encoder beside them is
-an ordinary CLIP: convert/clip.py.
+an ordinary CLIP, which comes by convert/clip.py; on the way back it is one of the parts.
 """
 
 import dataclasses
@@ -13,9 +13,20 @@ from typing import Any
 import jax
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.convert import diffusers_folder, folders, layouts, meissonic, torch_files, vq_model
+from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.convert import (
+    clip,
+    clip_json,
+    diffusers_folder,
+    folders,
+    layouts,
+    meissonic,
+    torch_files,
+    vq_model,
+)
 from dimo_jax.convert.layouts import Entry
 from dimo_jax.errors import InputError
+from dimo_jax.models import clip as clip_network
 
 # 64 steps and guidance 9, as its authors recommend.
 _TEACHER_SAMPLER = {"num_steps": 64, "guidance": 9.0, "choice_temperature": 2.0}
@@ -33,17 +44,30 @@ class Part:
         build: config -> network or tokenizer.
         entries: config -> the table.
         config_json: config -> the fields of config.json.
+        weights_file: what its library calls the weights.
     """
 
     name: str
     build: Callable[[Mapping[str, Any]], Any]
     entries: Callable[[Mapping[str, Any]], list[Entry]]
     config_json: Callable[[Mapping[str, Any]], dict[str, Any]]
+    weights_file: str = diffusers_folder.WEIGHTS_FILE
 
 
 PARTS = {
     "transformer": Part("meissonic", models.build, meissonic.entries, meissonic.config_json),
     "vqvae": Part("vq_model", tokenizers.build, vq_model.entries, vq_model.config_json),
+}
+TEXT_ENCODER = "text_encoder"
+_PARTS_BACK = {
+    **PARTS,
+    TEXT_ENCODER: Part(
+        "clip",
+        clip_network.build,
+        lambda config: clip.entries(config, hugging_face=True),
+        clip_json.text_config_json,
+        "model.safetensors",
+    ),
 }
 
 
@@ -109,11 +133,13 @@ def from_folder(
 
 
 def to_folder(path: Path, output: Path) -> dict[str, int]:
-    """The folder that diffusers and the authors' scripts load, of bundles.
+    """The folder that diffusers, transformers and the authors' scripts load, of bundles.
 
     Args:
-        path: one bundle, or a folder of bundles, those of a finished run's export too.
-        output: gets transformer/ and vqvae/, those that there are.
+        path: one bundle, or a folder of bundles, those of a finished run's export too. With a
+            transformer goes the text encoder that lies beside it.
+        output: gets transformer/ with scheduler/, vqvae/, text_encoder/ with tokenizer/: those
+            that there are.
 
     Returns:
         {sub-folder: its number of parameters}.
@@ -121,28 +147,62 @@ def to_folder(path: Path, output: Path) -> dict[str, int]:
     Raises:
         InputError: there is no bundle of such a model, or the folder cannot be written.
     """
-    inside = [path, *sorted(x for x in path.iterdir() if x.is_dir())] if path.is_dir() else [path]
-    places = [x for x in inside if (x / bundles.CONFIG_FILE).is_file()] or [path]
-    by_model = {part.name: name for name, part in PARTS.items()}
-    written = {}
-    for place in places:
-        bundle = bundles.load(place)
-        model = bundle.model["name"]
-        if model not in by_model:
-            raise InputError(
-                f"{place} is a {model}, which diffusers has no folder for; there are "
-                f"{', '.join(by_model)}: use dimo_jax.export"
-            )
-        name = by_model[model]
-        if str(output / name) in written:
-            raise InputError(f"{path} holds two bundles of a {model}; give one of them")
-        config, part = bundle.build().config, PARTS[name]
-        table = part.entries(config)
-        shapes = diffusers_folder.write(
-            output / name, part.config_json(config), table, bundle.params
-        )
-        written[str(output / name)] = sum(math.prod(shape) for shape in shapes.values())
+    written: dict[str, int] = {}
+    for place in _bundles_in(path):
+        _write(place, output, written)
+    # A finished run leaves it beside its export, a conversion beside the transformer.
+    beside = path.parent / TEXT_ENCODER
+    alone = _is_bundle(path) and str(output / "transformer") in written
+    if alone and str(output / TEXT_ENCODER) not in written and _is_bundle(beside):
+        _write(beside, output, written)
     return written
+
+
+def _write(place: Path, output: Path, written: dict[str, int]) -> None:
+    """The sub-folders of one bundle, entered in `written`."""
+    bundle = bundles.load(place)
+    name = _name_back(place, bundle.model)
+    if str(output / name) in written:
+        raise InputError(
+            f"{place.parent} holds two bundles of a {bundle.model['name']}; give one of them"
+        )
+    config, part = bundle.build().config, _PARTS_BACK[name]
+    table = part.entries(config)
+    shapes = diffusers_folder.write(
+        output / name, part.config_json(config), table, bundle.params, part.weights_file
+    )
+    written[str(output / name)] = sum(math.prod(shape) for shape in shapes.values())
+    if name == "transformer":
+        fields = diffusers_folder.as_json(meissonic.scheduler_json(config))
+        diffusers_folder.replace(output / "scheduler", {"scheduler_config.json": fields})
+    elif name == TEXT_ENCODER:
+        merges = clip_vocabulary.from_text(bundle.attachment(clip_vocabulary.MERGES_FILE))
+        content = clip_vocabulary.hugging_face_files(merges, config["text"]["context"])
+        diffusers_folder.replace(output / "tokenizer", content)
+
+
+def _is_bundle(path: Path) -> bool:
+    return (path / bundles.CONFIG_FILE).is_file()
+
+
+def _bundles_in(path: Path) -> list[Path]:
+    """The bundles that become one folder; the path itself if there are none."""
+    inside = [path, *sorted(x for x in path.iterdir() if x.is_dir())] if path.is_dir() else []
+    return [place for place in inside if _is_bundle(place)] or [path]
+
+
+def _name_back(place: Path, model: Mapping[str, Any]) -> str:
+    """The sub-folder of a bundle's model."""
+    by_model = {part.name: name for name, part in _PARTS_BACK.items()}
+    shown = model["name"]
+    if shown == "clip" and model["image"] is not None:
+        shown = "clip with an image tower"
+    if shown not in by_model:
+        raise InputError(
+            f"{place} is a {shown}, which diffusers has no folder for; there are "
+            f"{', '.join(by_model)} (clip: of text alone): use dimo_jax.export"
+        )
+    return by_model[shown]
 
 
 def _models_in(path: Path) -> dict[str, Path]:

@@ -10,12 +10,14 @@ import pytest
 import test_clip_tables as clip
 import torch_peers  # noqa: F401
 from command_line import run_command
-from diffusers import VQModel
+from diffusers import AmusedScheduler, VQModel
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from dimo_jax import bundles, models, tokenizers
 from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert import layouts, meissonic, vq_model
 from dimo_jax.training import trees
@@ -50,6 +52,7 @@ PARTS = {
     "vqvae": (tokenizers.build(TOKENIZER), vq_model.entries(TOKENIZER), VQ_JSON),
 }
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+ENCODER = {**clip.CONFIG, "activation": "gelu", "image": None}
 
 
 @functools.cache
@@ -121,22 +124,79 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
         np.testing.assert_array_equal(theirs[key].numpy(), value)
 
 
-def test_the_text_encoder_beside_them_comes_along(folder, tmp_path, run):
-    shutil.rmtree(folder / "vqvae")
+@pytest.fixture
+def whole_folder(folder):
+    """With text encoder and tokenizer."""
     for name in ("text_encoder", "tokenizer"):
         (folder / name).mkdir()
-    config = {**clip.CONFIG, "activation": "gelu", "image": None}
     # The published file names the end token by its old id, 2.
     described = {**clip.HF_TEXT, "model_type": "clip_text_model", "hidden_act": "gelu"}
     described |= {"projection_dim": 6, "eos_token_id": 2}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(described))
-    save_file(clip.state_of(True, config), folder / "text_encoder" / "model.safetensors")
+    save_file(clip.state_of(True, ENCODER), folder / "text_encoder" / "model.safetensors")
     merges = clip_vocabulary.to_text(clip.MERGES)
     (folder / "tokenizer" / "merges.txt").write_bytes(merges)
-    run(folder, tmp_path / "b", *MEISSONIC)
+    return folder
+
+
+def test_the_text_encoder_beside_them_comes_along(whole_folder, tmp_path, run):
+    shutil.rmtree(whole_folder / "vqvae")
+    run(whole_folder, tmp_path / "b", *MEISSONIC)
     bundle = bundles.load(tmp_path / "b" / "text_encoder", kind="clip")
-    assert bundle.model == config and bundle.attachment("merges.txt") == merges
-    assert_same(bundle.params, clip.random_params(config))
+    merges = clip_vocabulary.to_text(clip.MERGES)
+    assert bundle.model == ENCODER and bundle.attachment("merges.txt") == merges
+    assert_same(bundle.params, clip.random_params(ENCODER))
+
+
+@pytest.mark.parametrize("kind", ["teacher", "generator"])
+def test_the_whole_folder_goes_back_for_its_libraries(kind, whole_folder, tmp_path, run):
+    """Every part is loaded with nothing else at hand, as the authors' scripts do."""
+    source = {"teacher": "meissonic", "generator": "dimo"}[kind]
+    run(whole_folder, tmp_path / "b", f"--source={source}", "--image_size=64")
+    # A generator's bundle holds its tokenizer, and its text encoder lies beside it.
+    place = tmp_path / "b" if kind == "teacher" else tmp_path / "b" / "transformer"
+    back = tmp_path / "back"
+    out = run(place, back, "--to=diffusers")
+    names = ["scheduler", "text_encoder", "tokenizer", "transformer", "vqvae"]
+    assert sorted(x.name for x in back.iterdir()) == names
+    total = sum(x.size for x in clip.state_of(True, ENCODER).values())
+    assert f"{total:,} parameters: {back / 'text_encoder'}" in out
+
+    options = {"pretrained_model_name_or_path": back, "local_files_only": True}
+    module, info = CLIPTextModelWithProjection.from_pretrained(
+        **options, subfolder="text_encoder", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    theirs = module.state_dict()
+    for key, value in clip.state_of(True, ENCODER).items():
+        np.testing.assert_array_equal(theirs[key].numpy(), value)
+    assert module.config.hidden_act == "gelu" and module.config.projection_dim == 6
+    # 2: the end is where the id is largest, as this network finds it.
+    assert (module.config.eos_token_id, module.config.bos_token_id) == (2, 0)
+
+    peer = CLIPTokenizer.from_pretrained(**options, subfolder="tokenizer")
+    texts = ["LOW  lower", "", "schön", "low " * 9]
+    expected = peer(texts, padding="max_length", truncation=True).input_ids
+    tokenizer = ClipTokenizer(clip.MERGES, context=9, cleaning="huggingface")
+    np.testing.assert_array_equal(tokenizer(texts), expected)
+
+    scheduler = AmusedScheduler.from_pretrained(**options, subfolder="scheduler")
+    assert scheduler.config.mask_token_id == NETWORK["vocabulary"] - 1
+    assert scheduler.config.masking_schedule == "cosine"
+
+    # What came back converts again, to the same.
+    run(back, tmp_path / "again", *MEISSONIC)
+    bundle = bundles.load(tmp_path / "again" / "text_encoder")
+    assert bundle.model == ENCODER
+    assert_same(bundle.params, clip.random_params(ENCODER))
+
+
+def test_a_clip_of_images_is_no_text_encoder(tmp_path, run):
+    merges = {"merges.txt": clip_vocabulary.to_text(clip.MERGES)}
+    place, params = tmp_path / "both", clip.random_params(clip.CONFIG)
+    bundles.save(place, kind="clip", model=clip.CONFIG, params=params, attachments=merges)
+    err = run(place, tmp_path / "x", "--to=diffusers", status=2)
+    assert "is a clip with an image tower" in err and not (tmp_path / "x").exists()
 
 
 def test_a_generator_takes_its_tokenizer_along_and_goes_back_with_it(folder, tmp_path, run):
@@ -239,3 +299,9 @@ def test_what_diffusers_does_not_know_does_not_go_there(folder, tmp_path, run):
     err = run(tmp_path / "b", tmp_path / "full", "--to=diffusers", status=2)
     assert "holds other files" in err
     assert (tmp_path / "full" / "transformer" / "thesis.tex").exists()
+    (tmp_path / "beside" / "scheduler").mkdir(parents=True)
+    (tmp_path / "beside" / "scheduler" / "cron.tab").write_text("mine")
+    assert "holds other files" in run(
+        tmp_path / "b", tmp_path / "beside", "--to=diffusers", status=2
+    )
+    assert (tmp_path / "beside" / "scheduler" / "cron.tab").exists()
