@@ -1,5 +1,6 @@
 """`benchmark`: that what it times is what the package runs, and what it writes. No time decides."""
 
+import functools
 import json
 
 import jax
@@ -89,7 +90,7 @@ def train_config():
 class Recording(speed.Clock):
     """Calls once and keeps the result; every time is half a second."""
 
-    def time(self, call, calls=1):
+    def time(self, name, call, calls=1):
         self.seen.append(call())
         return timing.Times((0.5,))
 
@@ -181,23 +182,33 @@ def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
     assert set(results[1]["latency_seconds"]) == {"whole", "tokens", "condition_encoder", "decoder"}
 
 
+def test_what_takes_long_is_told_with_an_eta(monkeypatch):
+    notes, now = [], iter([0.0, 90.0, 100.0, 104.0, 200.0, 275.0])
+    monkeypatch.setattr(
+        speed.timing, "measure", functools.partial(timing.measure, clock=lambda: next(now))
+    )
+    found = speed.Clock(2, 1, 1, None, notes.append).time("decoder", lambda: 0)
+    assert found.seconds == (4.0, 75.0)
+    assert notes == ["decoder: 90 s, 1 of 3, ETA 3:00 min", "decoder: 75 s, 3 of 3, ETA 0 s"]
+
+
 def test_a_part_is_decoded_before_the_next_is_sent():
     """Else a processor holds the memory of all of them at once."""
     events = []
 
-    class Images(np.ndarray):
+    class Waited(np.ndarray):
         def block_until_ready(self):
             events.append("wait")
             return self
 
     def decode(tokens):
         events.append("send")
-        return (2 * tokens).view(Images)
+        return 2 * tokens
 
-    tokens = np.arange(6).reshape(3, 2)
+    tokens = np.arange(6).reshape(3, 2).view(Waited)
     rows = [np.array([0, 1]), np.array([2, 2])]  # the last repeats, as tokenizer.chunks does
     found = sampler_speed.decoded(decode, tokens, rows)
-    assert events == ["send", "wait"] * 2
+    assert events == ["wait", "send", "wait", "send", "wait"]
     np.testing.assert_array_equal(found, 2 * tokens)
 
 

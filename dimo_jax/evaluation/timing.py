@@ -42,6 +42,7 @@ def measure(
     warmup: int,
     calls: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    told: Callable[[int, float], None] | None = None,
 ) -> Times:
     """Times a call until its result is there.
 
@@ -52,6 +53,8 @@ def measure(
         calls: in a repetition. The host waits for the device after the last one only, as a
             training loop does between two lines of its log.
         clock: seconds from an arbitrary start.
+        told: takes, after each repetition and outside its time, how many are done, those of the
+            warm-up too, and the seconds of the last one.
 
     Returns:
         Seconds of one call, the mean of each repetition.
@@ -62,7 +65,12 @@ def measure(
         for _ in range(calls):
             result = call()
         jax.block_until_ready(result)
-        seconds.append((clock() - began) / calls)
+        took = clock() - began
+        # Logits can be as large as the network: not there beside those of the next repetition.
+        del result
+        seconds.append(took / calls)
+        if told is not None:
+            told(len(seconds), took)
     return Times(tuple(seconds[warmup:]))
 
 

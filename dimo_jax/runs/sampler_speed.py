@@ -85,7 +85,7 @@ class _Batch:
         """The text encoder's, where there is one."""
         if "condition_encoder" not in self.compilation:
             return {}
-        return {"condition_encoder": self._clock.time(self.condition)}
+        return {"condition_encoder": self._clock.time("condition_encoder", self.condition)}
 
     def result(self, times: dict[str, timing.Times], main: str, operations: int) -> Result:
         """What is reported of the batch.
@@ -118,7 +118,9 @@ def decoded(decode: Callable[[Any], Any], tokens: Any, parts: Sequence[Any]) -> 
     Returns:
         [B, H, W, C].
     """
-    # One has to be done before the next is sent: a CPU gives each its gigabytes when it is sent.
+    # One has to be done before the next is sent, and the network before the first, as in `sample`:
+    # a CPU gives each its gigabytes when it is sent.
+    tokens = jax.block_until_ready(tokens)
     images = [jax.block_until_ready(decode(tokens[rows])) for rows in parts]
     return images[0] if len(images) == 1 else jnp.concatenate(images)[: len(tokens)]
 
@@ -159,13 +161,17 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         drawing = batch.compiled("token_sampling", draw, (), batch.keys, z)
         times = {
             **batch.encoder_times(),
-            "whole": clock.time(lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition()))),
-            "network": clock.time(lambda n=only_network, i=inputs: n(*i)),
+            "whole": clock.time(
+                "whole", lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition()))
+            ),
+            "network": clock.time("network", lambda n=only_network, i=inputs: n(*i)),
         }
         z = only_network(*inputs)  # large, and so there for this one alone
-        times["token_sampling"] = clock.time(lambda d=drawing, b=batch, z=z: d(b.keys, z))
+        times["token_sampling"] = clock.time(
+            "token_sampling", lambda d=drawing, b=batch, z=z: d(b.keys, z)
+        )
         del z
-        times["decoder"] = clock.time(lambda b=batch: b.decoder(b.tokens))
+        times["decoder"] = clock.time("decoder", lambda b=batch: b.decoder(b.tokens))
         operations = size * flops.forward(network.config)
         results.append(batch.result(times, "network", operations))
     return results
@@ -215,15 +221,16 @@ def teacher_sample(
         )
         apart = {
             **batch.encoder_times(),
-            "decoder": clock.time(lambda b=batch: b.decoder(b.tokens)),
+            "decoder": clock.time("decoder", lambda b=batch: b.decoder(b.tokens)),
         }
         for plan in placed:
             draw = lambda *i, s=sampler, p=plan: s(*i, *jax.tree.leaves(p))  # noqa: E731
             times = {
                 "whole": clock.time(
-                    lambda b=batch, d=draw, n=null: b.decoder(d(b.keys, b.condition(), n()))
+                    "whole",
+                    lambda b=batch, d=draw, n=null: b.decoder(d(b.keys, b.condition(), n())),
                 ),
-                "tokens": clock.time(lambda d=draw, i=inputs: d(*i)),
+                "tokens": clock.time("tokens", lambda d=draw, i=inputs: d(*i)),
                 **apart,
             }
             number = int(plan.num_steps)
@@ -248,6 +255,6 @@ def decode(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
     results = []
     for size in sizes:
         batch = _Batch(config, models, clock, size)
-        times = {"whole": clock.time(lambda b=batch: b.decoder(b.tokens))}
+        times = {"whole": clock.time("whole", lambda b=batch: b.decoder(b.tokens))}
         results.append(batch.result(times, "whole", batch.decoder_operations))
     return results

@@ -18,9 +18,11 @@ from dimo_jax.parallel import mesh, sharding
 from dimo_jax.runs import conditions, opening
 from dimo_jax.tokenizers import Tokenizer
 from dimo_jax.training import programs
+from dimo_jax.training.progress import format_seconds
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
+_LONG_SECONDS = 5.0  # of a repetition, from which on it is told of
 PROMPT = "a red ball on top of a blue cube"
 
 
@@ -44,9 +46,18 @@ class Clock:
     note: Callable[[str], None]
     profile: str = ""
 
-    def time(self, call: Callable[[], Any], calls: int = 1) -> timing.Times:
-        """Seconds of a call."""
-        return timing.measure(call, repetitions=self.repetitions, warmup=self.warmup, calls=calls)
+    def time(self, name: str, call: Callable[[], Any], calls: int = 1) -> timing.Times:
+        """Seconds of a call; a note of each repetition that takes long has the name and an ETA."""
+        total = self.warmup + self.repetitions
+
+        def told(done: int, seconds: float) -> None:
+            if seconds >= _LONG_SECONDS:
+                left = format_seconds((total - done) * seconds)
+                self.note(f"{name}: {seconds:.3g} s, {done} of {total}, ETA {left}")
+
+        return timing.measure(
+            call, repetitions=self.repetitions, warmup=self.warmup, calls=calls, told=told
+        )
 
     def rates(self, operations: int, seconds: float, num_devices: int) -> Result:
         """Model operations a second, of all devices together; MFU is their share of the peak."""
@@ -145,10 +156,10 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
         number += 1
         return state, values
 
-    times = clock.time(call, clock.calls)
+    times = clock.time("the step", call, clock.calls)
     with timing.profiled(clock.profile):
         if clock.profile:
-            clock.time(call, clock.calls)
+            clock.time("the step, recorded", call, clock.calls)
     if not np.isfinite(float(values["divergence"])):
         raise InputError(
             f"the timed step has a divergence of {float(values['divergence'])}; what it computes "

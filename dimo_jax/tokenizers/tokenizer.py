@@ -19,9 +19,10 @@ Images = Float[Array | np.ndarray, "B H W C"]
 Tokens = Int[Array | np.ndarray, "B L"]
 
 
-# Of the images that a decoder makes at a time: 2 of 1024 x 1024, 32 of 256 x 256. Its widest layers
-# have 128 channels of as many float32, several of them at once.
-PIXELS_AT_ONCE = 1 << 21
+# Of the images that a decoder makes at a time: 1 of 1024 x 1024, 16 of 256 x 256. Its widest layers
+# have 128 channels of as many float32, several of them at once: 3.5 GiB. (Two of 1024 x 1024 at a
+# time took a CPU 51 s each, one 44.)
+PIXELS_AT_ONCE = 1 << 20
 
 
 # Compared and hashed by identity (eq=False): a config dict has no hash, and a tokenizer is to be
