@@ -16,7 +16,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "models")]
 
+import in_turns  # noqa: E402
 import jax  # noqa: E402
 import test_torch_step as reference  # noqa: E402
 from torch_maskgit import TorchMaskGit  # noqa: E402
@@ -171,20 +171,7 @@ def main() -> None:
         "dimo_jax": jax_step(config, network, start),
         **{f"torch_threads_{n}": on_threads(n, in_torch) for n in sorted({1, os.cpu_count() or 1})},
     }
-    # By the clock, and the processor's time over all threads, which other programs change less.
-    clocks = {"step_seconds": time.perf_counter, "step_processor_seconds": time.process_time}
-    seconds: dict[str, dict[str, list[float]]] = {
-        clock: {name: [] for name in steps} for clock in clocks
-    }
-    for number in range(arguments.repetitions + 1):
-        for name, step in steps.items():
-            time.sleep(0.3)  # OpenMP's threads spin for a while after their last work
-            began = {clock: read() for clock, read in clocks.items()}
-            timing.measure(step, repetitions=1, warmup=0, calls=arguments.calls)
-            if number:  # the first round warms up
-                for clock, read in clocks.items():
-                    seconds[clock][name].append((read() - began[clock]) / arguments.calls)
-        print(f"round {number} of {arguments.repetitions}", file=sys.stderr, flush=True)
+    seconds = in_turns.measure(steps, arguments.repetitions, arguments.calls)
     result = {
         "config": "configs/imagenet.py:smoke",
         "compute_dtype": "float32",
@@ -193,14 +180,7 @@ def main() -> None:
         "load_average_1_minute": os.getloadavg()[0],
         "steps_per_round": arguments.calls,
     }
-    for clock, every in seconds.items():
-        ours = np.array(every["dimo_jax"])
-        ratios = {f"{name}_over_dimo_jax": np.array(x) / ours for name, x in every.items()}
-        del ratios["dimo_jax_over_dimo_jax"]
-        result[clock] = {name: timing.Times(tuple(x)).report() for name, x in every.items()}
-        result[f"{clock}_ratio"] = {
-            name: timing.Times(tuple(x)).report() for name, x in ratios.items()
-        }
+    result |= in_turns.report(seconds)
     text = json.dumps(result, indent=1) + "\n"
     if arguments.output:
         print(files.write_file(arguments.output, text.encode()))

@@ -182,6 +182,20 @@ def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
     assert set(results[1]["latency_seconds"]) == {"whole", "tokens", "condition_encoder", "decoder"}
 
 
+def test_what_a_part_is_given_is_there_before_it_is_timed(clock, monkeypatch):
+    """Else the first call waits for the part before, which is no time of its own."""
+    wait, waited = jax.block_until_ready, []
+
+    def recorded(tree):
+        waited.extend(x.shape for x in jax.tree.leaves(tree))
+        return wait(tree)
+
+    monkeypatch.setattr(jax, "block_until_ready", recorded)
+    sampler_speed.sample(small_config(), opened(), clock, [8])
+    assert (8, L, CODES) in waited  # the logits that tokens are drawn from
+    assert waited.count((8,)) >= 2  # keys and labels
+
+
 def test_what_takes_long_is_told_with_an_eta(monkeypatch):
     notes, now = [], iter([0.0, 90.0, 100.0, 104.0, 200.0, 275.0])
     monkeypatch.setattr(

@@ -154,7 +154,7 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
     for size in sizes:
         batch = _Batch(config, models, clock, size)
         params = models.make_params(config["seed"], batch.whole)
-        inputs = (batch.keys, batch.condition())
+        inputs = jax.block_until_ready((batch.keys, batch.condition()))
         generator = batch.compiled("generator", tokens, (params,), *inputs)
         only_network = batch.compiled("network", logits, (params,), *inputs)
         z = jax.eval_shape(logits, params, *inputs)
@@ -166,7 +166,8 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
             ),
             "network": clock.time("network", lambda n=only_network, i=inputs: n(*i)),
         }
-        z = only_network(*inputs)  # large, and so there for this one alone
+        # Large, and so there for this one alone.
+        z = jax.block_until_ready(only_network(*inputs))
         times["token_sampling"] = clock.time(
             "token_sampling", lambda d=drawing, b=batch, z=z: d(b.keys, z)
         )
@@ -213,7 +214,7 @@ def teacher_sample(
             empty = np.full(size, network.num_classes, np.int32)
             empty = jax.device_put(empty, batch.asked.sharding)
             null = lambda e=empty: e  # noqa: E731
-        inputs = (batch.keys, batch.condition(), null())
+        inputs = jax.block_until_ready((batch.keys, batch.condition(), null()))
         placed = jax.device_put(decoding.plans, batch.whole)
         # The plan is an argument: all numbers of steps share one program.
         sampler = batch.compiled(
