@@ -100,10 +100,13 @@ def from_folder(
     size = image_size or _image_size(found)
     written = {}
     tokenizer: dict[str, Any] = {}
+    num_tokens = (size // 16) ** 2  # of the published VQ model
     # The tokenizer first: the transformer's bundle says which one its tokens belong to.
     for name in sorted(found, key=lambda name: name != "vqvae"):
         folder = found[name]
-        config = _config(name, folders.read_json(folder / diffusers_folder.CONFIG_FILE), size)
+        config = _config(
+            name, folders.read_json(folder / diffusers_folder.CONFIG_FILE), size, num_tokens
+        )
         file = diffusers_folder.weights(folder)
         params = _params(name, config, file)
         target = output if folder == path else output / name
@@ -114,7 +117,8 @@ def from_folder(
         }
         if name == "vqvae":
             bundles.save(target, kind="tokenizer", model=config, params=params, provenance=source)
-            digest = tokenizers.fingerprint(tokenizers.build(config), params)
+            built = tokenizers.build(config)
+            num_tokens, digest = built.num_tokens, tokenizers.fingerprint(built, params)
             tokenizer = {"tokenizer": {"config": config, "hash": digest}}
             if generator:
                 tokenizer["tokenizer_params"] = params
@@ -147,6 +151,12 @@ def to_folder(path: Path, output: Path) -> dict[str, int]:
     Raises:
         InputError: there is no bundle of such a model, or the folder cannot be written.
     """
+    # A bundle has a config.json too, and would be replaced, be it the very one that is read.
+    for place in (output, *(output / name for name in (*_PARTS_BACK, "tokenizer"))):
+        if (place / bundles.PARAMS_FILE).is_file():
+            raise InputError(
+                f"{place} is a bundle, which writing would replace; name another --output"
+            )
     written: dict[str, int] = {}
     for place in _bundles_in(path):
         _write(place, output, written)
@@ -230,12 +240,12 @@ def _image_size(found: Mapping[str, Path]) -> int:
     return 1024 if fields.get("downsample") else 512
 
 
-def _config(name: str, fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def _config(
+    name: str, fields: Mapping[str, Any], image_size: int, num_tokens: int
+) -> dict[str, Any]:
     if name == "vqvae":
         return PARTS[name].build(vq_model.config_from(fields, image_size)).config
-    # 16 pixels a token, those of its VQ model.
-    config = meissonic.config_from(fields, (image_size // 16) ** 2)
-    return PARTS[name].build(config).config
+    return PARTS[name].build(meissonic.config_from(fields, num_tokens)).config
 
 
 def _params(name: str, config: Mapping[str, Any], file: Path) -> Any:

@@ -191,6 +191,33 @@ def test_the_whole_folder_goes_back_for_its_libraries(kind, whole_folder, tmp_pa
     assert_same(bundle.params, clip.random_params(ENCODER))
 
 
+def test_no_bundle_is_replaced_by_a_folder_of_its_own(whole_folder, tmp_path, run):
+    run(whole_folder, tmp_path / "b", *MEISSONIC)
+    shutil.rmtree(tmp_path / "b" / "transformer")
+    before = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()}
+    # The text encoder is the one that would come along.
+    for output in (tmp_path / "b", tmp_path / "b" / ".", tmp_path / "b" / "vqvae"):
+        err = run(tmp_path / "b" / "vqvae", output, "--to=diffusers", status=2)
+        assert "is a bundle, which writing would replace; name another --output" in err
+    assert {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()} == before
+
+
+def test_the_number_of_tokens_is_that_of_the_vq_model(folder, tmp_path, run):
+    """With fewer levels it has more of them than the published one."""
+    config = {**TOKENIZER, "ch_mult": [1, 2, 3]}
+    table = vq_model.entries(config)
+    shapes = layouts.state_shapes(
+        table, jax.eval_shape(tokenizers.build(config).init, jax.random.key(0))
+    )
+    state = {k: np.ones(shape, np.float32) for k, shape in shapes.items()}
+    save_file(state, folder / "vqvae" / WEIGHTS)
+    (folder / "vqvae" / "config.json").write_text(json.dumps(vq_model.config_json(config)))
+    run(folder, tmp_path / "b", "--source=dimo", "--image_size=64")
+    found = bundles.load(tmp_path / "b" / "transformer", kind="generator")
+    assert found.model["num_tokens"] == 16 * 16
+    assert bundles.load_tokenizer(tmp_path / "b" / "vqvae", found).model == config
+
+
 def test_a_clip_of_images_is_no_text_encoder(tmp_path, run):
     merges = {"merges.txt": clip_vocabulary.to_text(clip.MERGES)}
     place, params = tmp_path / "both", clip.random_params(clip.CONFIG)
