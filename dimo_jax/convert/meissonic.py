@@ -112,12 +112,15 @@ def _pointwise(prefix: str, path: str) -> Entry:
     )
 
 
-def config_from(fields: Mapping[str, Any], num_tokens: int = 4096) -> dict[str, Any]:
+def config_from(
+    fields: Mapping[str, Any], num_tokens: int = 4096, text_length: int = 77
+) -> dict[str, Any]:
     """The configuration of the network that a config.json describes.
 
     Args:
         fields: of config.json.
         num_tokens: L, which nothing in the files depends on.
+        text_length: ids of a prompt, likewise.
 
     Returns:
         What models.build takes; the timestep is "zero", as the released generator needs it.
@@ -142,7 +145,7 @@ def config_from(fields: Mapping[str, Any], num_tokens: int = 4096) -> dict[str, 
         **{ours: fields[theirs] for theirs, ours in _SIZES.items()},
         "width": width,
         "mlp_dim": MLP_RATIO * width,
-        "text_length": 77,
+        "text_length": text_length,
         "timestep": "zero",
     }
 

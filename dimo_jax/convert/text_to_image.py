@@ -105,7 +105,11 @@ def from_folder(
     for name in sorted(found, key=lambda name: name != "vqvae"):
         folder = found[name]
         config = _config(
-            name, folders.read_json(folder / diffusers_folder.CONFIG_FILE), size, num_tokens
+            name,
+            folders.read_json(folder / diffusers_folder.CONFIG_FILE),
+            size,
+            num_tokens,
+            _text_length(path / TEXT_ENCODER),
         )
         file = diffusers_folder.weights(folder)
         params = _params(name, config, file)
@@ -240,12 +244,19 @@ def _image_size(found: Mapping[str, Path]) -> int:
     return 1024 if fields.get("downsample") else 512
 
 
+def _text_length(encoder: Path) -> int:
+    """Ids of a prompt: those of the text encoder beside the transformer, or of CLIP."""
+    place = encoder / diffusers_folder.CONFIG_FILE
+    fields = folders.read_json(place) if place.is_file() else {"model_type": "clip_text_model"}
+    return clip_json.told(fields)["text"]["context"]
+
+
 def _config(
-    name: str, fields: Mapping[str, Any], image_size: int, num_tokens: int
+    name: str, fields: Mapping[str, Any], image_size: int, num_tokens: int, text_length: int
 ) -> dict[str, Any]:
     if name == "vqvae":
         return PARTS[name].build(vq_model.config_from(fields, image_size)).config
-    return PARTS[name].build(meissonic.config_from(fields, num_tokens)).config
+    return PARTS[name].build(meissonic.config_from(fields, num_tokens, text_length)).config
 
 
 def _params(name: str, config: Mapping[str, Any], file: Path) -> Any:

@@ -144,6 +144,9 @@ def test_the_text_encoder_beside_them_comes_along(whole_folder, tmp_path, run):
     run(whole_folder, tmp_path / "b", *MEISSONIC)
     bundle = bundles.load(tmp_path / "b" / "text_encoder", kind="clip")
     merges = clip_vocabulary.to_text(clip.MERGES)
+    # The encoder's prompts have 9 ids, and so the transformer's.
+    teacher = bundles.load(tmp_path / "b" / "transformer", kind="teacher")
+    assert teacher.model == {**NETWORK, "text_length": 9}
     assert bundle.model == ENCODER and bundle.attachment("merges.txt") == merges
     assert_same(bundle.params, clip.random_params(ENCODER))
 
