@@ -119,7 +119,9 @@ def main() -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
     if FLAGS.to == "diffusers":
-        _report(text_to_image.to_folder(path, output))
+        with Progress("convert") as progress:
+            written = text_to_image.to_folder(path, output, progress.note)
+        _report(written)
     elif FLAGS.source == "meissonic" or (FLAGS.source == "dimo" and path.is_dir()):
         _convert_folder(path, output)
     else:

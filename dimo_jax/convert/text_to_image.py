@@ -140,7 +140,7 @@ def from_folder(
     return written
 
 
-def to_folder(path: Path, output: Path) -> dict[str, int]:
+def to_folder(path: Path, output: Path, note: Callable[[str], None]) -> dict[str, int]:
     """The folder that diffusers, transformers and the authors' scripts load, of bundles.
 
     Args:
@@ -148,6 +148,7 @@ def to_folder(path: Path, output: Path) -> dict[str, int]:
             transformer goes the text encoder that lies beside it.
         output: gets transformer/ with scheduler/, vqvae/, text_encoder/ with tokenizer/: those
             that there are.
+        note: takes a line before each, since gigabytes take a while.
 
     Returns:
         {sub-folder: its number of parameters}.
@@ -163,17 +164,18 @@ def to_folder(path: Path, output: Path) -> dict[str, int]:
             )
     written: dict[str, int] = {}
     for place in _bundles_in(path):
-        _write(place, output, written)
+        _write(place, output, written, note)
     # A finished run leaves it beside its export, a conversion beside the transformer.
     beside = path.parent / TEXT_ENCODER
     alone = _is_bundle(path) and str(output / "transformer") in written
     if alone and str(output / TEXT_ENCODER) not in written and _is_bundle(beside):
-        _write(beside, output, written)
+        _write(beside, output, written, note)
     return written
 
 
-def _write(place: Path, output: Path, written: dict[str, int]) -> None:
+def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[str], None]) -> None:
     """The sub-folders of one bundle, entered in `written`."""
+    note(f"reads {place}")
     bundle = bundles.load(place)
     name = _name_back(place, bundle.model)
     if str(output / name) in written:
@@ -182,6 +184,7 @@ def _write(place: Path, output: Path, written: dict[str, int]) -> None:
         )
     config, part = bundle.build().config, _PARTS_BACK[name]
     table = part.entries(config)
+    note(f"writes {output / name}, and reads it back")
     shapes = diffusers_folder.write(
         output / name, part.config_json(config), table, bundle.params, part.weights_file
     )

@@ -84,6 +84,8 @@ def run(monkeypatch, capsys):
         arguments = [f"--input={path}", f"--output={output}", *flags]
         found, out, err = run_command(command, arguments, monkeypatch, capsys)
         assert found == status, err
+        if not status and "--to=diffusers" in flags:
+            assert f"convert: writes {output}" in err  # gigabytes take a while
         return err if status else out
 
     return run
