@@ -1,5 +1,6 @@
 """Programs timed in turns in one process: what else the machine does falls on all of them."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dimo_jax import files
 from dimo_jax.evaluation import timing
 
 # By the clock, and the processor's time over all threads, which other programs change less.
@@ -50,3 +52,12 @@ def report(seconds: Seconds, ours: str = "dimo_jax") -> dict[str, Any]:
             if name != ours
         }
     return result
+
+
+def write(result: Mapping[str, Any], output: str | None) -> None:
+    """Writes a result as JSON, to a file or to standard output."""
+    text = json.dumps(result, indent=1) + "\n"
+    if output:
+        print(files.write_file(output, text.encode()))
+    else:
+        sys.stdout.write(text)

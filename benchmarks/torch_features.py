@@ -11,7 +11,6 @@ by the clock, this package's with its compilation; images_per_second leaves the 
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -23,13 +22,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import in_turns  # noqa: E402
 import inception_weights  # noqa: E402
 import torch  # noqa: E402
 import torch_peers  # noqa: E402, F401
 from PIL import Image  # noqa: E402
 from torch_fidelity import metrics  # noqa: E402
 
-from dimo_jax import benchmark, bundles, files, host_memory  # noqa: E402
+from dimo_jax import benchmark, bundles, host_memory  # noqa: E402
 from dimo_jax.evaluation import image_sets, measure, references  # noqa: E402
 from dimo_jax.evaluation.protocols import PROTOCOLS  # noqa: E402
 
@@ -139,11 +139,7 @@ def main() -> None:
         "load_average_1_minute": os.getloadavg()[0],
         **results,
     }
-    text = json.dumps(report, indent=1) + "\n"
-    if arguments.output:
-        print(files.write_file(arguments.output, text.encode()))
-    else:
-        sys.stdout.write(text)
+    in_turns.write(report, arguments.output)
 
 
 if __name__ == "__main__":

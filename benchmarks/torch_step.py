@@ -12,7 +12,6 @@ round by round.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -32,7 +31,7 @@ import test_torch_step as reference  # noqa: E402
 from torch_maskgit import TorchMaskGit  # noqa: E402
 
 from configs import imagenet  # noqa: E402
-from dimo_jax import benchmark, files, host_memory, models  # noqa: E402
+from dimo_jax import benchmark, host_memory, models  # noqa: E402
 from dimo_jax.conditions.labels import LabelConditions  # noqa: E402
 from dimo_jax.convert import layouts, maskgit  # noqa: E402
 from dimo_jax.evaluation import timing  # noqa: E402
@@ -181,11 +180,7 @@ def main() -> None:
         "steps_per_round": arguments.calls,
     }
     result |= in_turns.report(seconds)
-    text = json.dumps(result, indent=1) + "\n"
-    if arguments.output:
-        print(files.write_file(arguments.output, text.encode()))
-    else:
-        sys.stdout.write(text)
+    in_turns.write(result, arguments.output)
 
 
 if __name__ == "__main__":

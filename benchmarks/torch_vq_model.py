@@ -7,7 +7,6 @@ one process; the largest difference of a pixel is told too.
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ import in_turns  # noqa: E402
 import jax  # noqa: E402
 import test_vq_model as reference  # noqa: E402
 
-from dimo_jax import benchmark, files, tokenizers  # noqa: E402
+from dimo_jax import benchmark, tokenizers  # noqa: E402
 
 
 def main() -> None:
@@ -54,11 +53,7 @@ def main() -> None:
         **in_turns.report(in_turns.measure(programs, arguments.repetitions)),
         "load_average_1_minute": os.getloadavg()[0],
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if arguments.output:
-        print(files.write_file(arguments.output, text.encode()))
-    else:
-        sys.stdout.write(text)
+    in_turns.write(result, arguments.output)
 
 
 if __name__ == "__main__":
