@@ -1,6 +1,6 @@
 """Meissonic's VQ model at full size on a CPU: one image decoded, beside diffusers' VQModel.
 
-python benchmarks/torch_vq_model.py   (needs PyTorch and the tests: pip install -e ".[dev]"; 10 GiB)
+python benchmarks/torch_vq_model.py   (needs PyTorch and the tests: pip install -e ".[dev]")
 
 Both have the same random weights and decode the same tokens in float32 on all cores, in turns in
 one process; the largest difference of a pixel is told too.

@@ -21,6 +21,7 @@ from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import trees
 
+TEXT_ENCODER_FOLDER = "text_encoder"  # of its bundle, and in the folders of diffusers
 Features = dict[str, Float[np.ndarray, "N ..."]]
 
 

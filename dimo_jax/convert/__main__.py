@@ -27,6 +27,7 @@ from absl import flags
 
 from dimo_jax import bundles, cli, files
 from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import folders, sources, text_to_image
 from dimo_jax.errors import InputError
 from dimo_jax.models.clip import ACTIVATIONS
@@ -144,9 +145,9 @@ def _convert_folder(path: Path, output: Path) -> None:
             hash_of=lambda files: _hash(files, progress),
         )
     _report(written)
-    name = text_to_image.TEXT_ENCODER
-    if (path / name).is_dir():
-        _convert_model(folders.weights(path / name), output / name, "clip")
+    encoder = path / TEXT_ENCODER_FOLDER
+    if encoder.is_dir():
+        _convert_model(folders.weights(encoder), output / TEXT_ENCODER_FOLDER, "clip")
 
 
 def _convert_model(path: Path, output: Path, name: str | None) -> None:

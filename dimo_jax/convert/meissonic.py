@@ -155,7 +155,7 @@ def scheduler_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "_class_name": "Scheduler",
         "_diffusers_version": _WRITTEN["_diffusers_version"],
-        "mask_token_id": config["vocabulary"] - 1,
+        "mask_token_id": config["vocabulary"] - 1,  # the row; of ours the id is another
         "masking_schedule": "cosine",
     }
 

@@ -14,6 +14,7 @@ import jax
 
 from dimo_jax import bundles, models, tokenizers
 from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import (
     clip,
     clip_json,
@@ -58,10 +59,9 @@ PARTS = {
     "transformer": Part("meissonic", models.build, meissonic.entries, meissonic.config_json),
     "vqvae": Part("vq_model", tokenizers.build, vq_model.entries, vq_model.config_json),
 }
-TEXT_ENCODER = "text_encoder"
 _PARTS_BACK = {
     **PARTS,
-    TEXT_ENCODER: Part(
+    TEXT_ENCODER_FOLDER: Part(
         "clip",
         clip_network.build,
         lambda config: clip.entries(config, hugging_face=True),
@@ -104,13 +104,14 @@ def from_folder(
     # The tokenizer first: the transformer's bundle says which one its tokens belong to.
     for name in sorted(found, key=lambda name: name != "vqvae"):
         folder = found[name]
-        config = _config(
-            name,
-            folders.read_json(folder / diffusers_folder.CONFIG_FILE),
-            size,
-            num_tokens,
-            _text_length(path / TEXT_ENCODER),
-        )
+        fields = folders.read_json(folder / diffusers_folder.CONFIG_FILE)
+        if name == "vqvae":
+            config = vq_model.config_from(fields, size)
+        else:
+            config = meissonic.config_from(
+                fields, num_tokens, _text_length(path / TEXT_ENCODER_FOLDER)
+            )
+        config = PARTS[name].build(config).config
         file = diffusers_folder.weights(folder)
         params = _params(name, config, file)
         target = output if folder == path else output / name
@@ -166,9 +167,9 @@ def to_folder(path: Path, output: Path, note: Callable[[str], None]) -> dict[str
     for place in _bundles_in(path):
         _write(place, output, written, note)
     # A finished run leaves it beside its export, a conversion beside the transformer.
-    beside = path.parent / TEXT_ENCODER
+    beside = path.parent / TEXT_ENCODER_FOLDER
     alone = _is_bundle(path) and str(output / "transformer") in written
-    if alone and str(output / TEXT_ENCODER) not in written and _is_bundle(beside):
+    if alone and str(output / TEXT_ENCODER_FOLDER) not in written and _is_bundle(beside):
         _write(beside, output, written, note)
     return written
 
@@ -182,7 +183,8 @@ def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[s
         raise InputError(
             f"{place.parent} holds two bundles of a {bundle.model['name']}; give one of them"
         )
-    config, part = bundle.build().config, _PARTS_BACK[name]
+    part = _PARTS_BACK[name]
+    config = part.build(bundle.model).config
     table = part.entries(config)
     note(f"writes {output / name}, and reads it back")
     shapes = diffusers_folder.write(
@@ -192,7 +194,7 @@ def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[s
     if name == "transformer":
         fields = diffusers_folder.as_json(meissonic.scheduler_json(config))
         diffusers_folder.replace(output / "scheduler", {"scheduler_config.json": fields})
-    elif name == TEXT_ENCODER:
+    elif name == TEXT_ENCODER_FOLDER:
         merges = clip_vocabulary.from_text(bundle.attachment(clip_vocabulary.MERGES_FILE))
         content = clip_vocabulary.hugging_face_files(merges, config["text"]["context"])
         diffusers_folder.replace(output / "tokenizer", content)
@@ -252,14 +254,6 @@ def _text_length(encoder: Path) -> int:
     place = encoder / diffusers_folder.CONFIG_FILE
     fields = folders.read_json(place) if place.is_file() else {"model_type": "clip_text_model"}
     return clip_json.told(fields)["text"]["context"]
-
-
-def _config(
-    name: str, fields: Mapping[str, Any], image_size: int, num_tokens: int, text_length: int
-) -> dict[str, Any]:
-    if name == "vqvae":
-        return PARTS[name].build(vq_model.config_from(fields, image_size)).config
-    return PARTS[name].build(meissonic.config_from(fields, num_tokens, text_length)).config
 
 
 def _params(name: str, config: Mapping[str, Any], file: Path) -> Any:

@@ -14,7 +14,7 @@ from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
-from dimo_jax.conditions.text import TextConditions
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, TextConditions
 from dimo_jax.data import prompts
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
@@ -23,7 +23,6 @@ from dimo_jax.parallel import distributed
 from dimo_jax.training.programs import Conditions
 from dimo_jax.training.progress import Progress
 
-TEXT_ENCODER_FOLDER = "text_encoder"
 MERGES = clip_vocabulary.MERGES_FILE
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4

@@ -85,7 +85,7 @@ class _Batch:
         """The text encoder's, where there is one."""
         if "condition_encoder" not in self.compilation:
             return {}
-        return {"condition_encoder": self._clock.time("condition_encoder", self.condition)}
+        return self._clock.times({"condition_encoder": self.condition})
 
     def result(self, times: dict[str, timing.Times], main: str, operations: int) -> Result:
         """What is reported of the batch.
@@ -157,22 +157,18 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         inputs = jax.block_until_ready((batch.keys, batch.condition()))
         generator = batch.compiled("generator", tokens, (params,), *inputs)
         only_network = batch.compiled("network", logits, (params,), *inputs)
-        z = jax.eval_shape(logits, params, *inputs)
-        drawing = batch.compiled("token_sampling", draw, (), batch.keys, z)
-        times = {
-            **batch.encoder_times(),
-            "whole": clock.time(
-                "whole", lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition()))
-            ),
-            "network": clock.time("network", lambda n=only_network, i=inputs: n(*i)),
-        }
+        times = batch.encoder_times() | clock.times(
+            {
+                "whole": lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition())),
+                "network": lambda n=only_network, i=inputs: n(*i),
+            }
+        )
         # Large, and so there for this one alone.
         z = jax.block_until_ready(only_network(*inputs))
-        times["token_sampling"] = clock.time(
-            "token_sampling", lambda d=drawing, b=batch, z=z: d(b.keys, z)
-        )
+        drawing = batch.compiled("token_sampling", draw, (), batch.keys, z)
+        times |= clock.times({"token_sampling": lambda d=drawing, b=batch, z=z: d(b.keys, z)})
         del z
-        times["decoder"] = clock.time("decoder", lambda b=batch: b.decoder(b.tokens))
+        times |= clock.times({"decoder": lambda b=batch: b.decoder(b.tokens)})
         operations = size * flops.forward(network.config)
         results.append(batch.result(times, "network", operations))
     return results
@@ -220,27 +216,26 @@ def teacher_sample(
         sampler = batch.compiled(
             "sampler", decoding.tokens, (params,), *inputs, *jax.tree.leaves(placed[0])
         )
-        apart = {
-            **batch.encoder_times(),
-            "decoder": clock.time("decoder", lambda b=batch: b.decoder(b.tokens)),
-        }
+        apart = batch.encoder_times() | clock.times(
+            {"decoder": lambda b=batch: b.decoder(b.tokens)}
+        )
         for plan in placed:
             draw = lambda *i, s=sampler, p=plan: s(*i, *jax.tree.leaves(p))  # noqa: E731
-            times = {
-                "whole": clock.time(
-                    "whole",
-                    lambda b=batch, d=draw, n=null: b.decoder(d(b.keys, b.condition(), n())),
-                ),
-                "tokens": clock.time("tokens", lambda d=draw, i=inputs: d(*i)),
-                **apart,
-            }
+            times = clock.times(
+                {
+                    "whole": lambda b=batch, d=draw, n=null: b.decoder(
+                        d(b.keys, b.condition(), n())
+                    ),
+                    "tokens": lambda d=draw, i=inputs: d(*i),
+                }
+            )
             number = int(plan.num_steps)
             guided = decoding.guidance != 1
             operations = size * flops.decoding(network.config, number, guided)
             found = {
                 "sampler": decoding.name, "num_steps": number, "guidance": decoding.guidance
             }  # fmt: skip
-            results.append(found | batch.result(times, "tokens", operations))
+            results.append(found | batch.result(times | apart, "tokens", operations))
     return results
 
 
@@ -256,6 +251,6 @@ def decode(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
     results = []
     for size in sizes:
         batch = _Batch(config, models, clock, size)
-        times = {"whole": clock.time("whole", lambda b=batch: b.decoder(b.tokens))}
+        times = clock.times({"whole": lambda b=batch: b.decoder(b.tokens)})
         results.append(batch.result(times, "whole", batch.decoder_operations))
     return results

@@ -59,6 +59,10 @@ class Clock:
             call, repetitions=self.repetitions, warmup=self.warmup, calls=calls, told=told
         )
 
+    def times(self, calls: Mapping[str, Callable[[], Any]]) -> dict[str, timing.Times]:
+        """Seconds of each call, by name, one after the other."""
+        return {name: self.time(name, call) for name, call in calls.items()}
+
     def rates(self, operations: int, seconds: float, num_devices: int) -> Result:
         """Model operations a second, of all devices together; MFU is their share of the peak."""
         tflops = operations / seconds / 1e12
