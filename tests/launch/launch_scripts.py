@@ -35,14 +35,21 @@ with open(os.environ["RECORD"], "a") as file:
 """
 
 
+def put(path, text, mode=0o644):
+    """Writes a file that the process under test may be reading: it sees the old text or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.chmod(mode)
+    return unfinished.replace(path)
+
+
 def install(folder, name, body=""):
     """An executable `name` in `folder` that records its call, then runs the Python in `body`."""
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     # -S: a start in half the time
-    path.write_text(f"#!/usr/bin/env -S {sys.executable} -S\n{RECORDER}{body}\n")
-    path.chmod(0o755)
-    return path
+    text = f"#!/usr/bin/env -S {sys.executable} -S\n{RECORDER}{body}\n"
+    return put(Path(folder) / name, text, mode=0o755)
 
 
 def calls(record, name=None):

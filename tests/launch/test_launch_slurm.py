@@ -20,6 +20,7 @@ from launch_scripts import (
     calls,
     environment,
     install,
+    put,
     run,
     start,
     wait_until,
@@ -244,7 +245,7 @@ class Job:
         self.number = done.stdout.strip()
 
     def end(self, status):
-        Path(f"{self.record}.end").write_text(str(status))
+        put(f"{self.record}.end", str(status))
 
     def wait_for_starts(self, count):
         wait_until(lambda: len(calls(self.record)) == count, f"{count} starts of the program")

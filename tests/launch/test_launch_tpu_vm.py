@@ -14,6 +14,7 @@ from launch_scripts import (
     calls,
     environment,
     install,
+    put,
     run,
     start,
     wait_until,
@@ -129,7 +130,7 @@ class Cloud:
         )
 
     def state(self, name, value):
-        (self.folder / name).write_text(value)
+        put(self.folder / name, value)
 
     def end(self, status):
         self.state("status", str(status))
@@ -139,7 +140,9 @@ class Cloud:
         return [a for a in arguments(self.record, "gcloud") if a[2 : 2 + len(words)] == [*words]]
 
     def process_of(self, worker, name):
-        return int((self.folder / worker / "dimo_jax_run" / name).read_text())
+        """Its number, once it is written down: a program records its start before that."""
+        path = self.folder / worker / "dimo_jax_run" / name
+        return int(wait_until(lambda: path.exists() and path.read_text(), f"{worker}'s {name}"))
 
     def signal_machine(self, worker, number):
         """What a machine that goes down sends to all processes on it."""
@@ -196,6 +199,7 @@ def test_a_preempted_slice_is_replaced_and_the_same_command_started(cloud):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert {*map(tuple, cloud.programs())} == {("--config=c",)}
+    assert len(cloud.gcloud("queued-resources", "create")) == 3
     assert cloud.gcloud("queued-resources", "delete") == 2 * [
         ["compute", "tpus", "queued-resources", "delete", "dimo", *WHERE, "--force", "--quiet"]
     ]
