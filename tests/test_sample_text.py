@@ -1,5 +1,6 @@
 """dimo_jax.sample with prompts: a text encoder, a network with text, a decoder, all tiny."""
 
+import itertools
 import json
 import shutil
 
@@ -179,11 +180,14 @@ def test_the_condition_is_the_towers_own(place):
     network = bundle.build()
     tokenizer = ClipTokenizer([], network.context)
     expected = models.build(NETWORK).condition
-    conditions = TextConditions(network, bundle.params, tokenizer, expected, 2)
+    # Of a trained encoder's size: a number near zero in a vector of hundreds would be round-off.
+    params = jax.tree.map(lambda x: x / 10, bundle.params)
+    conditions = TextConditions(network, params, tokenizer, expected, 2)
     texts = ["a ball", "", "a very long prompt of more than twelve letters"]
     found = conditions(texts)
+    assert min(np.abs(a - b).max() for a, b in itertools.combinations(found["pooled"], 2)) > 0.01
     for i, text in enumerate(texts):
-        alone = jax.jit(network.encode_text)(bundle.params, tokenizer([text]))
+        alone = jax.jit(network.encode_text)(params, tokenizer([text]))
         np.testing.assert_allclose(
             found["states"][i], alone["penultimate"][0], rtol=1e-4, atol=1e-4
         )
@@ -191,7 +195,7 @@ def test_the_condition_is_the_towers_own(place):
     assert found["micro"].tolist() == [[1024, 1024, 0, 0, 6]] * 3
     wrong = {**expected, "pooled": jax.ShapeDtypeStruct((7,), np.float32)}
     with pytest.raises(InputError, match=r"gives pooled of \[6\], the network takes \[7\]"):
-        TextConditions(network, bundle.params, tokenizer, wrong)
+        TextConditions(network, params, tokenizer, wrong)
 
 
 @pytest.fixture(scope="module")
