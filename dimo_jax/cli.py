@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import jax
 from absl import flags
 
 from dimo_jax import host_memory
@@ -26,9 +27,9 @@ def run(
     """Parses sys.argv, calls main() and exits; never returns.
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
-    flag, a config field, a file), explained in one line on stderr. 128 + n: stopped by signal n.
-    1: the disk is full, or another process of the run has ended. Any other exception is a defect
-    of the program and keeps its traceback.
+    flag, a config field, a file), or more than the device's memory holds, explained in one line on
+    stderr. 128 + n: stopped by signal n. 1: the disk is full, or another process of the run has
+    ended. Any other exception is a defect of the program and keeps its traceback.
 
     One of several processes that fails ends at once, without the shutdown that waits for all.
 
@@ -67,6 +68,9 @@ def run(
         if full is not None:
             where = f" while writing {full.filename}" if full.filename else ""
             _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            advice = _smaller(flag_values)
+            _stop(BAD_INPUT, f"error: the device's memory is too small for this; {advice}")
         if distributed.started():
             traceback.print_exc()
             distributed.leave(FAILED)
@@ -170,6 +174,17 @@ def _stop(status: int, message: str) -> NoReturn:
     if distributed.started():
         distributed.leave(status)
     raise SystemExit(status)
+
+
+def _smaller(flag_values: flags.FlagValues) -> str:
+    """What helps where the device's memory is too small, by the flags that the command has."""
+    ways = {
+        "batch_size": "give a smaller --batch_size",
+        "config": "a training takes less with more --config.distill.parts, --config.remat=full or "
+        "--config.mesh.fsdp=-1",
+    }
+    known = [text for name, text in ways.items() if name in flag_values]
+    return "; ".join(known) or "use a larger one"
 
 
 def _help(main: Callable[[], None], flag_values: flags.FlagValues) -> str:

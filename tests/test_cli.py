@@ -6,6 +6,7 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -135,6 +136,11 @@ def raising(error):
         ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "error: the disk is full; "),
         (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 1, "error: the disk is full; "),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
+            2,
+            "error: the device's memory is too small for this; a training takes less with more ",
+        ),
     ],
 )
 def test_errors_of_the_command(run, error, status, message):
