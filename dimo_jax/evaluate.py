@@ -89,7 +89,13 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "num", None, "refuse any other number of samples", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_integer("batch_size", 64, "images in a batch", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "images in a batch; default: 64, drawn of grids of more than 512 tokens fewer",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("recursive", False, "folders: with all inside them", flag_values=FLAGS)
 flags.DEFINE_integer(
     "image_size",
@@ -159,7 +165,11 @@ def _make_reference(path: Path, protocol: Protocol, folder: Path) -> None:
 def _network(protocol: Protocol) -> tuple[Extractor, str]:
     """The feature network and the hash of its weights."""
     found = bundles.load(FLAGS.features, kind="features")
-    return measure.open_network(found, protocol, FLAGS.batch_size), found.params_hash
+    return measure.open_network(found, protocol, _judged_at_once()), found.params_hash
+
+
+def _judged_at_once() -> int:
+    return FLAGS.batch_size or 64
 
 
 def _yardstick(protocol: Protocol, output: Path) -> tuple[Yardstick, str, list[str]]:
@@ -282,7 +292,7 @@ def _score_prompts(output: Path, began: float) -> None:
         benchmark=files.local(FLAGS.hps_prompts) if FLAGS.hps_prompts else None,
         version=FLAGS.hps_version,
         antialias=FLAGS.hps_antialias,
-        batch_size=FLAGS.batch_size,
+        batch_size=_judged_at_once(),
     )
     print(text)
     seconds = time.monotonic() - began

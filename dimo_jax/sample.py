@@ -50,7 +50,13 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "seed", 0, "of all randomness", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
 )
-flags.DEFINE_integer("batch_size", 64, "images in a batch", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "images in a batch, if there are as many; default: 64, of grids of more than 512 tokens fewer",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 # No defaults from here on: they stand in the bundle, and for a teacher in its sampler's settings.
 flags.DEFINE_float("temperature", None, "divides the logits", flag_values=FLAGS)
 flags.DEFINE_integer("top_k", None, "0 for all tokens", flag_values=FLAGS)
@@ -195,7 +201,7 @@ def main() -> None:
         check_output(output)
     cli.start_alike(FLAGS)
     devices = jax.local_device_count()
-    if FLAGS.batch_size % devices:
+    if FLAGS.batch_size and FLAGS.batch_size % devices:
         raise InputError(
             f"--batch_size={FLAGS.batch_size} is not divisible by the {devices} devices; give "
             f"--batch_size={devices * math.ceil(FLAGS.batch_size / devices)}"
@@ -215,7 +221,9 @@ def main() -> None:
 
 def _draw_labels(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath) -> int:
     """Images of classes; returns how many."""
-    labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, model.build().num_classes)
+    network = model.build()
+    labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, network.num_classes)
+    batch_size = drawing.images_at_once(network.num_tokens, FLAGS.batch_size, len(labels))
     overrides = _overrides(model)
     if output.suffix != ".png":
         drawing.draw_set(
@@ -224,13 +232,13 @@ def _draw_labels(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPa
             labels,
             output,
             seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size,
+            batch_size=batch_size,
             overrides=overrides,
             named_labels=FLAGS.labels,
         )
     elif distributed.is_lead():
-        tokens = drawing.draw_tokens(model, labels, FLAGS.seed, FLAGS.batch_size, overrides)
-        pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, FLAGS.batch_size))
+        tokens = drawing.draw_tokens(model, labels, FLAGS.seed, batch_size, overrides)
+        pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
         columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
         names = None if FLAGS.num else [str(x) for x in labels[::columns]]
         images.save_png(output, images.grid(pixels, columns, names))
@@ -245,37 +253,39 @@ def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyP
         raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
     if FLAGS.prompt and output.suffix != ".png":
         raise InputError(f"--output={output} must end in .png; --prompts=plain fills a folder")
+    found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata)) if FLAGS.prompts else None
+    per_prompt = FLAGS.num_per_prompt or (4 if FLAGS.prompts == "geneval" else 1)
+    num = per_prompt * len(found or FLAGS.prompt)
+    batch_size = drawing.images_at_once(model.build().num_tokens, FLAGS.batch_size, num)
     drawn = text_drawing.TextImages(
         model,
         tokenizer,
         conditions.load_encoder(FLAGS.text_encoder, model.path),
         seed=FLAGS.seed,
-        batch_size=FLAGS.batch_size,
+        batch_size=batch_size,
         overrides=_overrides(model),
         negative_prompt=FLAGS.negative_prompt,
     )
-    num = FLAGS.num_per_prompt or (4 if FLAGS.prompts == "geneval" else 1)
-    if FLAGS.prompt:
-        items = [(text, i, k) for i, text in enumerate(FLAGS.prompt) for k in range(num)]
+    if found is None:
+        items = [(text, i, k) for i, text in enumerate(FLAGS.prompt) for k in range(per_prompt)]
         if distributed.is_lead():
-            images.save_png(output, images.grid(drawn(items), num))
-        return len(items)
-    found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata))
+            images.save_png(output, images.grid(drawn(items), per_prompt))
+        return num
     with Progress("sample", silent=not distributed.is_lead()) as progress:
         benchmark_files.write_benchmark(
             FLAGS.prompts,
             found,
             drawn,
             files.local(output),
-            num,
+            per_prompt,
             FLAGS.seed,
             drawn.settings,
-            FLAGS.batch_size,
+            batch_size,
             (jax.process_index(), jax.process_count()),
             lambda done, total: progress.update(done, total, "images"),
         )
     distributed.barrier("sampled")
-    return num * len(found)
+    return num
 
 
 if __name__ == "__main__":

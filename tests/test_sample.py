@@ -112,6 +112,45 @@ def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
     assert (ones["arr_0"][0] != base["arr_0"][0]).any()
 
 
+@pytest.mark.parametrize(
+    ("devices", "num_tokens", "given", "num", "expected"),
+    [
+        (1, 16, None, None, 64),  # digits
+        (1, 256, None, 5000, 64),  # MaskGit
+        (1, 1024, None, 5000, 32),
+        (1, 4096, None, 5000, 8),  # Meissonic
+        (1, 65536, None, 5000, 1),
+        (1, 4096, None, 1, 1),
+        (1, 4096, 32, 5000, 32),
+        (1, 4096, 32, 3, 3),
+        (8, 256, None, 20, 24),
+        (8, 65536, None, 5000, 8),
+        (8, 4096, 16, 3, 8),
+        (8, 4096, 10, 5000, 10),
+    ],
+)
+def test_a_batch_is_no_larger_than_needed(monkeypatch, devices, num_tokens, given, num, expected):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    assert drawing.images_at_once(num_tokens, given, num) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--num=3"], 8), (["--num=100"], 64), (["--num=100", "--batch_size=16"], 16)],
+)
+def test_few_images_are_a_small_batch(run, generator, tmp_path, monkeypatch, flags, expected):
+    sizes = []
+
+    def record(model, labels, seed, batch_size, *_):
+        sizes.append(batch_size)
+        return np.zeros((len(labels), model.build().num_tokens), np.int32)
+
+    monkeypatch.setattr(drawing, "draw_tokens", record)
+    for name in ("x.png", "x.npz"):
+        run(f"--generator={generator}", f"--output={tmp_path / name}", *flags)
+    assert sizes == [expected, expected]
+
+
 @pytest.fixture
 def settings_of(run, tmp_path, monkeypatch):
     """The settings that a command samples with, without sampling."""

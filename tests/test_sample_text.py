@@ -109,6 +109,31 @@ def test_a_row_for_each_prompt(run, tmp_path):
     assert (pixels(tmp_path / "z.png") != second).any()
 
 
+@pytest.mark.parametrize(
+    ("bundle", "more", "encoded"), [("student", [], 1), ("transformer", ["--steps=2"], 2)]
+)
+def test_one_prompt_is_a_batch_of_its_own(
+    place, tmp_path, monkeypatch, capsys, built, bundle, more, encoded
+):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    sizes, encode, draw = [], TextConditions.__call__, drawing.draw_conditions
+
+    def encoding(self, prompts):
+        sizes.append(("text", self._batch_size))
+        return encode(self, prompts)
+
+    def drawing_(model, key, condition, null, batch_size, overrides):
+        sizes.append(("images", batch_size))
+        return draw(model, key, condition, null, batch_size, overrides)
+
+    monkeypatch.setattr(TextConditions, "__call__", encoding)
+    monkeypatch.setattr(drawing, "draw_conditions", drawing_)
+    flags = [f"--generator={place / bundle}", "--prompt=x", f"--output={tmp_path / 'x.png'}"]
+    status, _, err = run_command(sample, [*flags, *more], monkeypatch, capsys)
+    # Without guidance there is no negative prompt to encode.
+    assert (status, sizes) == (0, [("text", 1)] * encoded + [("images", 1)]), err
+
+
 def test_genevals_folder_is_filled_and_goes_on(run, tmp_path, monkeypatch):
     lines = [
         {"tag": "colors", "prompt": "a photo of a red ball", "include": []},

@@ -5,6 +5,7 @@ what batches, on how many devices or by how many processes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ from dimo_jax.parts import Parts
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 from dimo_jax.training.progress import Progress
+
+# In a batch where no size is asked for: 64 grids of 16x16, 8 of Meissonic's 64x64, whose logits
+# alone take a gigabyte.
+TOKENS_AT_ONCE = 1 << 15
 
 
 def open_pair(
@@ -46,6 +51,24 @@ def open_pair(
         model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
     # Once: from the host's memory every batch would send them to the device again.
     return tuple(dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
+
+
+def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -> int:
+    """The size of a batch, which is always filled up: what is in it beyond `num` is drawn in vain.
+
+    Args:
+        num_tokens: L.
+        given: what was asked for; None: 64, of long grids fewer (TOKENS_AT_ONCE).
+        num: images that there are to draw at all; None: many.
+
+    Returns:
+        At most `given`; without it a multiple of this process's devices.
+    """
+    size = given or min(64, max(1, TOKENS_AT_ONCE // num_tokens))
+    needed = size if num is None else min(size, num)
+    devices = jax.local_device_count()
+    spread = devices * math.ceil(needed / devices)
+    return spread if given is None else min(given, spread)
 
 
 def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:

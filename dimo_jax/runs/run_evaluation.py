@@ -14,7 +14,7 @@ from dimo_jax.evaluation.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import conditions, run_samples, sampler_speed, speed
+from dimo_jax.runs import conditions, drawing, run_samples, sampler_speed, speed
 from dimo_jax.runs.run_samples import SampleSet
 
 SAMPLES_FOLDER = "samples"
@@ -104,7 +104,7 @@ def judge_run(
     *,
     num: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     clock: speed.Clock | None = None,
 ) -> tuple[list[dict[str, Any]], list[showcase.Look]]:
     """Draws and judges one set after the other; what is on disk already is not done again.
@@ -116,7 +116,7 @@ def judge_run(
         folder: of the results; the samples go to a folder in it.
         num: samples in a set.
         seed: of every set.
-        batch_size: images in a batch.
+        batch_size: images in a batch; None: as drawing.images_at_once.
         clock: times the samplers too; None: not timed.
 
     Returns:
@@ -151,12 +151,13 @@ def _rank(row: Mapping[str, Any]) -> float:
 
 
 def _add_speed(
-    workdir: AnyPath, rows: Sequence[dict[str, Any]], batch_size: int, clock: speed.Clock
+    workdir: AnyPath, rows: Sequence[dict[str, Any]], batch_size: int | None, clock: speed.Clock
 ) -> None:
     """Times each sampler at batch 1 and at the batch size, whole and in parts."""
     config = timed_config(workdir)
     models = speed.open_models(config)
-    sizes, known = list(dict.fromkeys([1, batch_size])), {}
+    largest = drawing.images_at_once(models.network.num_tokens, batch_size)
+    sizes, known = list(dict.fromkeys([1, largest])), {}
     for row in rows:
         guidance = float(row["sampler"].get("guidance", 1.0))
         key = (row["model"], row["steps"], guidance)

@@ -138,7 +138,7 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    asked: Sequence[SampleSet], folder: AnyPath, *, num: int, seed: int, batch_size: int
+    asked: Sequence[SampleSet], folder: AnyPath, *, num: int, seed: int, batch_size: int | None
 ) -> Iterator[Drawn]:
     """Draws one set after the other; what is on disk already is not drawn again.
 
@@ -148,7 +148,7 @@ def draw(
         num: samples in a set, the classes or prompts in turn; those of prompts are the images of
             dimo_jax.sample --prompts.
         seed: of every set, so that all have the same labels and keys.
-        batch_size: images in a batch.
+        batch_size: images in a batch; None: as drawing.images_at_once.
 
     Yields:
         Each set once it is complete; the caller may remove its file before it asks for the next.
@@ -160,9 +160,11 @@ def draw(
         model, tokenizer = drawing.open_pair(one.bundle, one.tokenizer)
         path = folder / f"{one.name}_{num}_{seed}.npz"
         if not path.exists():
-            options = {"seed": seed, "batch_size": batch_size, "overrides": one.overrides}
+            network = model.build()
+            size = drawing.images_at_once(network.num_tokens, batch_size, num)
+            options = {"seed": seed, "batch_size": size, "overrides": one.overrides}
             if one.text is None:
-                labels, more = balanced_labels(num, model.build().num_classes), {}
+                labels, more = balanced_labels(num, network.num_classes), {}
             else:
                 labels, more = _of_prompts(model, tokenizer, one.text, num, options)
             drawing.draw_set(model, tokenizer, labels, path, **options, **more)

@@ -48,7 +48,9 @@ class TextImages:
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._batch_size, self._overrides = seed, batch_size, overrides
         self._conditions = encoder.conditions(model.build(), batch_size)
-        self._negative = self._conditions([negative_prompt])
+        # The one step of a generator has no guidance.
+        one_step = drawing.sampler_of(model, overrides)[0] == "one_step"
+        self._negative = None if one_step else self._conditions([negative_prompt])
         # What decides the images, as plain values.
         self.settings = {
             "model": model.params_hash,
