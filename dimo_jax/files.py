@@ -192,6 +192,25 @@ def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
             raise
 
 
+def check_writable(place: str | os.PathLike) -> None:
+    """Before the work that makes a file: writes an empty one beside it and removes that again.
+
+    Args:
+        place: the file to come, whose folder is created; in a store nothing is looked at.
+
+    Raises:
+        InputError: it cannot be written there.
+        OSError: the disk is full.
+    """
+    target = path(place)
+    if is_remote(target):
+        return
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+
+
 def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
     """Writes a file atomically, creating its folder.
 

@@ -16,12 +16,13 @@ after a kill. On several machines each is started with the same command, as dimo
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from dimo_jax import bundles, cli, files, images, parts, samplers
@@ -154,6 +155,7 @@ def check_output(path: AnyPath) -> None:
     if path.suffix and path.is_dir():
         raise InputError(f"--output={path} is a folder")
     if path.suffix or not path.exists():
+        files.check_writable(path)
         return
     # In an object store the pictures are there one by one, while the same command had the parts.
     joining = files.is_remote(path) and parts.folder_of(path).exists()
@@ -225,6 +227,7 @@ def _draw_labels(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPa
     labels = chosen_labels(FLAGS.labels, FLAGS.num, FLAGS.num_per_label, network.num_classes)
     batch_size = drawing.images_at_once(network.num_tokens, FLAGS.batch_size, len(labels))
     overrides = _overrides(model)
+    drawing.sampler_of(model, overrides)  # refuses them before anything is drawn
     if output.suffix != ".png":
         drawing.draw_set(
             model,
@@ -237,12 +240,30 @@ def _draw_labels(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPa
             named_labels=FLAGS.labels,
         )
     elif distributed.is_lead():
-        tokens = drawing.draw_tokens(model, labels, FLAGS.seed, batch_size, overrides)
-        pixels = images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
+
+        def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
+            some = labels[start:stop]
+            tokens = drawing.draw_tokens(model, some, FLAGS.seed, batch_size, overrides, start)
+            return images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
+
+        pixels = _batch_by_batch(draw, len(labels), batch_size)
         columns = math.ceil(math.sqrt(len(pixels))) if FLAGS.num else FLAGS.num_per_label
         names = None if FLAGS.num else [str(x) for x in labels[::columns]]
         images.save_png(output, images.grid(pixels, columns, names))
     return len(labels)
+
+
+def _batch_by_batch(
+    draw: Callable[[int, int], UInt8[ndarray, "B H W C"]], num: int, batch_size: int
+) -> UInt8[ndarray, "N H W C"]:
+    """All images of a grid, from draw(start, stop)."""
+    drawn = []
+    with Progress("sample") as progress:
+        for start in range(0, num, batch_size):
+            progress.update(start, num, "images")
+            drawn.append(draw(start, min(start + batch_size, num)))
+        progress.update(num, num, "images")
+    return np.concatenate(drawn)
 
 
 def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath) -> int:
@@ -269,7 +290,8 @@ def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyP
     if found is None:
         items = [(text, i, k) for i, text in enumerate(FLAGS.prompt) for k in range(per_prompt)]
         if distributed.is_lead():
-            images.save_png(output, images.grid(drawn(items), per_prompt))
+            pixels = _batch_by_batch(lambda i, j: drawn(items[i:j]), num, batch_size)
+            images.save_png(output, images.grid(pixels, per_prompt))
         return num
     with Progress("sample", silent=not distributed.is_lead()) as progress:
         benchmark_files.write_benchmark(

@@ -54,6 +54,8 @@ def test_a_path_that_cannot_be_written_is_bad_input(tmp_path):
     for write in (lambda p: files.write_file(p, b""), lambda p: files.write_folder(p, {"x": b""})):
         with pytest.raises(InputError, match="cannot write .*file/x: "):
             write(tmp_path / "file" / "x")
+    with pytest.raises(InputError, match="cannot write .*file/new/x: "):
+        files.check_writable(tmp_path / "file/new/x")
     with pytest.raises(InputError, match="cannot write .*: Is a directory"):
         files.write_file(tmp_path, b"")
 

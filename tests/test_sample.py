@@ -148,7 +148,23 @@ def test_few_images_are_a_small_batch(run, generator, tmp_path, monkeypatch, fla
     monkeypatch.setattr(drawing, "draw_tokens", record)
     for name in ("x.png", "x.npz"):
         run(f"--generator={generator}", f"--output={tmp_path / name}", *flags)
-    assert sizes == [expected, expected]
+    assert set(sizes) == {expected}
+
+
+def test_a_grid_is_drawn_batch_by_batch_and_says_how_far_it_is(
+    generator, tmp_path, monkeypatch, capsys, built_once
+):
+    grids, errs = [], []
+    for size in (8, 24):
+        path = tmp_path / "x.png"
+        flags = [f"--generator={generator}", f"--output={path}", "--num=24", f"--batch_size={size}"]
+        status, _, err = run_command(sample, flags, monkeypatch, capsys)
+        assert status == 0, err
+        grids.append(path.read_bytes())
+        errs.append(err.splitlines())
+    assert grids[0] == grids[1]
+    assert [err[0] for err in errs] == 2 * ["sample 0/24  0 %  images"]
+    assert all(err[-1].startswith("sample 24/24  100 %  ") for err in errs)
 
 
 @pytest.fixture

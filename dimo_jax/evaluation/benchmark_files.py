@@ -109,7 +109,7 @@ def write_benchmark(
         settings: other plain values that decide the images: the model's hash, its sampler.
         batch_size: images in a call.
         shard: (process, processes): every n-th prompt is drawn here.
-        report: called with (images done, images in all) of this process.
+        report: called with (images done, images in all) of this process, at the start too.
 
     Returns:
         How many images were there already.
@@ -143,6 +143,7 @@ def write_benchmark(
 
     left = [item for item in mine if not place(item).is_file()]
     before = done = len(mine) - len(left)
+    report(done, len(mine))
     for start in range(0, len(left), batch_size):
         some = left[start : start + batch_size]
         for item, image in zip(some, draw(some), strict=True):

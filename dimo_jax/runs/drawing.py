@@ -264,6 +264,7 @@ def draw_set(
     with Progress("sample", silent=not distributed.is_lead()) as progress:
         if before:
             progress.note(f"goes on: {before} of {total} images are there already")
+        progress.update(done, total, "images")
         for start, stop in left:
             tokens = tokens_of(start, stop)
             pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))

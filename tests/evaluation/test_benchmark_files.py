@@ -117,7 +117,7 @@ def test_it_goes_on_where_it_was(tmp_path):
 
     again = write_benchmark("geneval", PROMPTS, drawer, output, 4, batch_size=4, report=report)
     assert again == 6 and [len(call) for call in drawer.calls] == [4, 2]
-    assert seen == [(10, 12), (12, 12)]
+    assert seen == [(6, 12), (10, 12), (12, 12)]
     assert (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns == kept
     assert read(output) == read(tmp_path / "whole")
     drawer = Drawer()
