@@ -30,7 +30,7 @@ from dimo_jax import cli, files, validation
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import report
 from dimo_jax.parallel import devices, distributed
-from dimo_jax.runs import sampler_speed, speed
+from dimo_jax.runs import drawing, sampler_speed, speed
 from dimo_jax.training.progress import Progress
 
 # Its own, not absl's global ones: other commands define flags of the same names.
@@ -47,7 +47,8 @@ flags.DEFINE_enum(
 flags.DEFINE_list(
     "batch_size",
     None,
-    "one or more, 1,8,64; default: for train config.distill.batch_size, else 1,8,64",
+    "one or more, 1,8,64; default: for train config.distill.batch_size, else 1,8 and as many as "
+    "dimo_jax.sample draws at a time",
     flag_values=FLAGS,
 )
 flags.DEFINE_list("steps", None, "teacher_sample: of its sampler; default 8,16", flag_values=FLAGS)
@@ -129,12 +130,19 @@ def _results(
         yield from function(config, models, clock, sizes)
 
 
+def _own_sizes(config: dict[str, Any], num_tokens: int) -> list[int]:
+    """The batch sizes that are timed where none are asked for."""
+    if FLAGS.what == "train":
+        return [config["distill"]["batch_size"]]
+    return sorted({1, 8, drawing.images_at_once(num_tokens, None)})
+
+
 def _measure(config: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """All that is written."""
-    own = [config["distill"]["batch_size"]] if FLAGS.what == "train" else [1, 8, 64]
-    sizes = cli.numbers(FLAGS, "batch_size", int, own)
+    sizes = cli.numbers(FLAGS, "batch_size", int, [])
     steps = cli.numbers(FLAGS, "steps", int, [8, 16])
     stated, models = peak(), speed.open_models(config)
+    sizes = sizes or _own_sizes(config, models.network.num_tokens)
     clock = speed.Clock(
         FLAGS.repetitions,
         FLAGS.warmup,

@@ -11,7 +11,7 @@ from timed_models import opened, small_config
 from dimo_jax import benchmark, bundles, models, tokenizers
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import devices
-from dimo_jax.runs import sampler_speed, speed
+from dimo_jax.runs import drawing, sampler_speed, speed
 
 
 @pytest.fixture
@@ -83,6 +83,20 @@ def test_each_choice_goes_to_its_measurement(run, monkeypatch, what):
     assert (sizes, given) == expected[what]
     assert (calls[0][1].repetitions, calls[0][1].warmup, calls[0][1].calls) == (2, 0, 7)
     assert len(json.loads(out)["results"]) == len(calls)
+
+
+@pytest.mark.parametrize(("tokens_at_once", "expected"), [(1 << 15, [1, 8, 64]), (64, [1, 8])])
+def test_the_largest_batch_is_that_of_sample(run, monkeypatch, tokens_at_once, expected):
+    seen = []
+
+    def measured(config, models_, clock, sizes):
+        seen.extend(sizes)
+        return []
+
+    monkeypatch.setattr(sampler_speed, "sample", measured)
+    monkeypatch.setattr(drawing, "TOKENS_AT_ONCE", tokens_at_once)
+    status, _, err = run("--what=sample")
+    assert (status, seen) == (0, expected), err
 
 
 @pytest.mark.parametrize(
