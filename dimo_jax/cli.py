@@ -69,8 +69,8 @@ def run(
             where = f" while writing {full.filename}" if full.filename else ""
             _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-            advice = _smaller(flag_values)
-            _stop(BAD_INPUT, f"error: the device's memory is too small for this; {advice}")
+            told, advice = str(error).splitlines()[0][:200], _smaller(flag_values)
+            _stop(BAD_INPUT, f"error: the device's memory is too small ({told}); {advice}")
         if distributed.started():
             traceback.print_exc()
             distributed.leave(FAILED)

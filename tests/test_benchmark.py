@@ -125,7 +125,8 @@ def test_too_little_memory_is_said_and_what_helps(run, monkeypatch):
 
     monkeypatch.setattr(speed, "train", full)
     status, _, err = run()
-    assert status == 2 and "memory is too small for this; give a smaller --batch_size" in err
+    assert status == 2 and "memory is too small (RESOURCE_EXHAUSTED: " in err
+    assert "allocating 1 bytes); give a smaller --batch_size" in err
 
 
 def test_the_peak_of_a_known_device_is_its_makers(run, monkeypatch):

@@ -139,7 +139,8 @@ def raising(error):
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
             2,
-            "error: the device's memory is too small for this; a training takes less with more ",
+            "error: the device's memory is too small (RESOURCE_EXHAUSTED: Out of memory "
+            "allocating 1 bytes); a training takes less with more --config.distill.parts, ",
         ),
     ],
 )
