@@ -69,7 +69,7 @@ def run(
             where = f" while writing {full.filename}" if full.filename else ""
             _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-            told, advice = str(error).splitlines()[0][:200], _smaller(flag_values)
+            told, advice = str(error).splitlines()[0][:200].rstrip("."), _smaller(flag_values)
             _stop(BAD_INPUT, f"error: the device's memory is too small ({told}); {advice}")
         if distributed.started():
             traceback.print_exc()

@@ -137,7 +137,7 @@ def raising(error):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "error: the disk is full; "),
         (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 1, "error: the disk is full; "),
         (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"),
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."),
             2,
             "error: the device's memory is too small (RESOURCE_EXHAUSTED: Out of memory "
             "allocating 1 bytes); a training takes less with more --config.distill.parts, ",
