@@ -90,11 +90,7 @@ flags.DEFINE_integer(
     "num", None, "refuse any other number of samples", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "images in a batch; default: 64, drawn of grids of more than 512 tokens fewer",
-    lower_bound=1,
-    flag_values=FLAGS,
+    "batch_size", None, "images in a batch; 64, long grids fewer", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_bool("recursive", False, "folders: with all inside them", flag_values=FLAGS)
 flags.DEFINE_integer(
@@ -205,12 +201,8 @@ def _evaluate_run(protocol: Protocol, output: Path, began: float) -> None:
     if FLAGS.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
     teacher = {} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}
-    texts = None
-    if FLAGS.prompts:
-        if not FLAGS.metadata:
-            raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
-        found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata))
-        texts = [prompt.text for prompt in found]
+    found = prompts.asked(FLAGS.prompts, FLAGS.metadata)
+    texts = found and [prompt.text for prompt in found]
     steps = cli.numbers(FLAGS, "steps", int, [1])
     temperatures = cli.numbers(FLAGS, "temperatures", float, [])
     asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts)

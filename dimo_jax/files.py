@@ -193,10 +193,10 @@ def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def check_writable(place: str | os.PathLike) -> None:
-    """Before the work that makes a file: writes an empty one beside it and removes that again.
+    """Before the work that makes a file: tries one where it or its folders will be, unnamed.
 
     Args:
-        place: the file to come, whose folder is created; in a store nothing is looked at.
+        place: the file or folder to come; in a store nothing is looked at.
 
     Raises:
         InputError: it cannot be written there.
@@ -206,8 +206,8 @@ def check_writable(place: str | os.PathLike) -> None:
     if is_remote(target):
         return
     with _explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        there = next(folder for folder in target.parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
 
 

@@ -270,11 +270,9 @@ def _draw_prompts(model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyP
     """Images of prompts; returns how many."""
     if bool(FLAGS.prompt) == bool(FLAGS.prompts):
         raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=LAYOUT")
-    if FLAGS.prompts and not FLAGS.metadata:
-        raise InputError(f"--prompts={FLAGS.prompts} needs --metadata, the list of its prompts")
+    found = prompts.asked(FLAGS.prompts, FLAGS.metadata)
     if FLAGS.prompt and output.suffix != ".png":
         raise InputError(f"--output={output} must end in .png; --prompts=plain fills a folder")
-    found = prompts.read(FLAGS.prompts, files.local(FLAGS.metadata)) if FLAGS.prompts else None
     per_prompt = FLAGS.num_per_prompt or (4 if FLAGS.prompts == "geneval" else 1)
     num = per_prompt * len(found or FLAGS.prompt)
     batch_size = drawing.images_at_once(model.build().num_tokens, FLAGS.batch_size, num)

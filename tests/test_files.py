@@ -56,6 +56,8 @@ def test_a_path_that_cannot_be_written_is_bad_input(tmp_path):
             write(tmp_path / "file" / "x")
     with pytest.raises(InputError, match="cannot write .*file/new/x: "):
         files.check_writable(tmp_path / "file/new/x")
+    files.check_writable(tmp_path / "new/x")
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
     with pytest.raises(InputError, match="cannot write .*: Is a directory"):
         files.write_file(tmp_path, b"")
 

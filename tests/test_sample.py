@@ -8,35 +8,21 @@ import sys
 import jax
 import numpy as np
 import pytest
-from command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network, tiny_params
+from command_line import SAMPLER, built_once, save_tiny, tiny_network, tiny_params
 from PIL import Image
+from sample_command import generator, run
 
-from dimo_jax import bundles, models, parts, sample, samplers
+from dimo_jax import bundles, models, samplers
 from dimo_jax.errors import InputError
 from dimo_jax.runs import drawing
 from dimo_jax.samplers import maskgit, one_step, solvers
 
-__all__ = ["built_once"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("sample") / "export")
+__all__ = ["built_once", "generator", "run"]  # fixtures
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("sample") / "teacher", kind="teacher")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, built_once):
-    def run(*arguments, status=0):
-        found, out, err = run_command(sample, arguments, monkeypatch, capsys)
-        assert found == status, err
-        return err if status else out
-
-    return run
 
 
 @pytest.fixture
@@ -110,61 +96,6 @@ def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
     ones = arrays(generator, "--labels=1", "--num_per_label=2")
     np.testing.assert_array_equal(ones["arr_0"][1], base["arr_0"][1])
     assert (ones["arr_0"][0] != base["arr_0"][0]).any()
-
-
-@pytest.mark.parametrize(
-    ("devices", "num_tokens", "given", "num", "expected"),
-    [
-        (1, 16, None, None, 64),  # digits
-        (1, 256, None, 5000, 64),  # MaskGit
-        (1, 1024, None, 5000, 32),
-        (1, 4096, None, 5000, 8),  # Meissonic
-        (1, 65536, None, 5000, 1),
-        (1, 4096, None, 1, 1),
-        (1, 4096, 32, 5000, 32),
-        (1, 4096, 32, 3, 3),
-        (8, 256, None, 20, 24),
-        (8, 65536, None, 5000, 8),
-        (8, 4096, 16, 3, 8),
-        (8, 4096, 10, 5000, 10),
-    ],
-)
-def test_a_batch_is_no_larger_than_needed(monkeypatch, devices, num_tokens, given, num, expected):
-    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-    assert drawing.images_at_once(num_tokens, given, num) == expected
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [(["--num=3"], 8), (["--num=100"], 64), (["--num=100", "--batch_size=16"], 16)],
-)
-def test_few_images_are_a_small_batch(run, generator, tmp_path, monkeypatch, flags, expected):
-    sizes = []
-
-    def record(model, labels, seed, batch_size, *_):
-        sizes.append(batch_size)
-        return np.zeros((len(labels), model.build().num_tokens), np.int32)
-
-    monkeypatch.setattr(drawing, "draw_tokens", record)
-    for name in ("x.png", "x.npz"):
-        run(f"--generator={generator}", f"--output={tmp_path / name}", *flags)
-    assert set(sizes) == {expected}
-
-
-def test_a_grid_is_drawn_batch_by_batch_and_says_how_far_it_is(
-    generator, tmp_path, monkeypatch, capsys, built_once
-):
-    grids, errs = [], []
-    for size in (8, 24):
-        path = tmp_path / "x.png"
-        flags = [f"--generator={generator}", f"--output={path}", "--num=24", f"--batch_size={size}"]
-        status, _, err = run_command(sample, flags, monkeypatch, capsys)
-        assert status == 0, err
-        grids.append(path.read_bytes())
-        errs.append(err.splitlines())
-    assert grids[0] == grids[1]
-    assert [err[0] for err in errs] == 2 * ["sample 0/24  0 %  images"]
-    assert all(err[-1].startswith("sample 24/24  100 %  ") for err in errs)
 
 
 @pytest.fixture
@@ -344,66 +275,6 @@ def test_the_command_itself_ends_with_status_2_and_no_traceback(tmp_path):
     assert result.stderr == "error: there is no bundle at nowhere: it is not a folder\n"
 
 
-@pytest.mark.parametrize("name", ["samples.npz", "folder"])
-def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
-    run, generator, tmp_path, monkeypatch, name
-):
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
-    flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
-    run(*flags, f"--output={tmp_path / 'whole' / name}")
-    drawn, draw = [], drawing.draw_tokens
-
-    def killed_at_the_third(*args):
-        drawn.append(args[-1])
-        if len(drawn) == 3:
-            raise KeyboardInterrupt
-        return draw(*args)
-
-    output = tmp_path / "again" / name
-    monkeypatch.setattr(drawing, "draw_tokens", killed_at_the_third)
-    run(*flags, f"--output={output}", status=130)
-    assert drawn == [0, 8, 16] and not output.exists()
-    other = run(*flags, "--seed=1", f"--output={output}", status=2)
-    assert "was begun with other settings" in other
-    run(*flags, f"--output={output}")
-    assert drawn == [0, 8, 16, 16], "a finished range was drawn again"
-    assert [x.name for x in output.parent.iterdir()] == [name]
-    pairs = [(x, tmp_path / "whole" / x.relative_to(output.parent)) for x in output.rglob("*.png")]
-    assert len(pairs) == (0 if output.suffix else 20)
-    for one, other in pairs:
-        assert one.read_bytes() == other.read_bytes()
-    if output.suffix:
-        with np.load(output) as one, np.load(tmp_path / "whole" / name) as other:
-            assert set(one) == {"arr_0", "labels", "tokens", "settings"}
-            for key in one:
-                np.testing.assert_array_equal(one[key], other[key])
-
-
-def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once):
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
-    model, tokenizer = drawing.open_pair(generator)
-    labels = np.arange(20, dtype=np.int32) % 10
-
-    def draw(name):
-        options = dict(seed=3, batch_size=8, overrides={})
-        drawing.draw_set(model, tokenizer, labels, tmp_path / name, **options)
-
-    draw("one.npz")
-    drawn, save = [], parts.Parts.save
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        parts.Parts, "save", lambda self, *given: drawn.append(given[0]) or save(self, *given)
-    )
-    for index, own in ((1, [8]), (0, [0, 16])):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        draw("two.npz")
-        assert drawn == own
-        drawn.clear()
-    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
-        for name in one:
-            np.testing.assert_array_equal(one[name], two[name])
-
-
 def test_the_network_is_computed_as_asked(generator):
     labels = np.arange(8, dtype=np.int32)
     seen = {}
@@ -438,15 +309,3 @@ def test_options_reach_the_sampler(settings_of, teacher):
 def test_a_generator_starts_as_the_flags_say(settings_of, generator):
     changed = settings_of(one_step, generator, "--ratio=0.25", "--sigma=0.5")
     assert (changed.ratio_low, changed.ratio_high, changed.sigma) == (0.25, 0.25, 0.5)
-
-
-def test_all_ranges_are_drawn_by_one_compiled_program(generator, tmp_path, monkeypatch, capsys):
-    # Without built_once, which would hide a network that is built for each range.
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
-    before = one_step._generate._cache_size()
-    flags = [f"--generator={generator}", "--num=24", "--batch_size=8"]
-    status, _, err = run_command(
-        sample, [*flags, f"--output={tmp_path / 'x.npz'}"], monkeypatch, capsys
-    )
-    assert status == 0, err
-    assert one_step._generate._cache_size() == before + 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dimo_jax import files
 from dimo_jax.data import prompts as prompt_lists
 from dimo_jax.errors import InputError
 
@@ -54,6 +55,23 @@ def read(layout: str, path: Path) -> list[Prompt]:
     if not prompts:
         raise InputError(f"{path} has no prompts; give the benchmark's list")
     return prompts
+
+
+def asked(layout: str | None, path: str | None) -> list[Prompt] | None:
+    """The prompts that --prompts and --metadata name; None without the first.
+
+    Args:
+        layout: as for `read`.
+        path: likewise.
+
+    Raises:
+        InputError: as `read`; there is no path.
+    """
+    if layout is None:
+        return None
+    if not path:
+        raise InputError(f"--prompts={layout} needs --metadata, the list of its prompts")
+    return read(layout, files.local(path))
 
 
 def _geneval(path: Path) -> Iterator[Prompt]:
