@@ -1,6 +1,5 @@
 """The start that all commands share: flags in, one line and an exit status out."""
 
-import difflib
 import functools
 import inspect
 import re
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 import jax
 from absl import flags
 
-from dimo_jax import host_memory
+from dimo_jax import host_memory, overrides
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.files import FULL_DISK
 from dimo_jax.parallel import distributed
@@ -206,7 +205,7 @@ def _parse(flag_values: flags.FlagValues) -> list[str]:
     except Exception as error:
         # ml_collections raises AttributeError, KeyError, TypeError and ValueError for overrides
         # (1.1), absl its own errors; for a misspelt field it names one neighbour at most.
-        raise InputError(_unknown_fields(flag_values) or _last_line(error)) from error
+        raise InputError(overrides.unknown_fields(flag_values) or _last_line(error)) from error
     return rest
 
 
@@ -220,54 +219,6 @@ def _last_line(error: Exception) -> str:
     place = re.findall(r'File "(.*?)", line (\d+)', trace)[-1]
     message = re.sub(r"^(\w+\.)*InputError: ", "", trace.strip().splitlines()[-1])
     return f"{head} {message} ({place[0]}, line {place[1]})"
-
-
-def _unknown_fields(flag_values: flags.FlagValues) -> str:
-    """One sentence about overrides like --config.lrr=1 that name no field; empty if all exist."""
-    complaints = []
-    for name, config in _config_files(flag_values).items():
-        known = _field_names(config)
-        for argument in sys.argv[1:]:
-            override = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
-            if not override or (field := re.sub(r"\[.*", "", override[1])) in known:
-                continue
-            nearest = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
-            # A field without its section, or in another one, is not close as a string.
-            last_names = {x: x.rpartition(".")[2] for x in known}
-            near = difflib.get_close_matches(
-                field.rpartition(".")[2], last_names.values(), cutoff=0.8
-            )
-            nearest += [x for x, last in last_names.items() if last in near and x not in nearest]
-            shown = ", ".join(f"{name}.{x}" for x in nearest)
-            hint = f"nearest: {shown}" if nearest else "no field is similar"
-            complaints.append(f"there is no field {name}.{field}; {hint}")
-    return "; ".join(complaints)
-
-
-def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """The config objects named on the command line, without their overrides, by flag name."""
-    configs = {}
-    pattern = re.compile(r"--?(\w+)(?:=(.*))?$", re.DOTALL)
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
-        match = pattern.match(argument)
-        if not match or match[1] not in flag_values:
-            continue
-        try:
-            value = flag_values[match[1]].parser.parse(match[2] or following)
-            if callable(getattr(value, "to_dict", None)):
-                configs[match[1]] = value.to_dict()
-        except Exception:  # the file's own error is the one to report, and it is at hand
-            continue
-    return configs
-
-
-def _field_names(config: dict[str, Any]) -> list[str]:
-    names = []
-    for key, value in config.items():
-        names.append(key)
-        if isinstance(value, dict):
-            names += [f"{key}.{inner}" for inner in _field_names(value)]
-    return names
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:

@@ -16,7 +16,10 @@ PACKAGE = "dimo_jax"
 LINES = [
     ["errors"],
     ["files"],
-    ["config", "host_memory", "images", "training.trees", "training.rng", "training.progress"],
+    [
+        *("config", "overrides", "host_memory", "images"),
+        *("training.trees", "training.rng", "training.progress"),
+    ],
     ["validation"],
     ["method.*", "models.*", "parallel.*", "data.*", "tokenizers.*"],
     [
