@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -17,17 +18,40 @@ def unknown_fields(flag_values: flags.FlagValues) -> str:
             override = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
             if not override or (field := re.sub(r"\[.*", "", override[1])) in known:
                 continue
-            nearest = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
-            # A field without its section, or in another one, is not close as a string.
-            last_names = {x: x.rpartition(".")[2] for x in known}
-            near = difflib.get_close_matches(
-                field.rpartition(".")[2], last_names.values(), cutoff=0.8
-            )
-            nearest += [x for x, last in last_names.items() if last in near and x not in nearest]
+            nearest = _nearest(field, known)
             shown = ", ".join(f"{name}.{x}" for x in nearest)
             hint = f"nearest: {shown}" if nearest else "no field is similar"
             complaints.append(f"there is no field {name}.{field}; {hint}")
     return "; ".join(complaints)
+
+
+def _nearest(field: str, known: Sequence[str]) -> list[str]:
+    """The fields that may have been meant, the likeliest first."""
+    nearest = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
+    section, _, short = field.rpartition(".")
+    # A field without its section, or in another one, is not close as a string.
+    last_names = {path: path.rpartition(".")[2] for path in known}
+    near = difflib.get_close_matches(short, last_names.values(), cutoff=0.8)
+    nearest += [path for path, last in last_names.items() if last in near and path not in nearest]
+    if near:
+        return nearest
+    meant = [
+        path
+        for path, last in last_names.items()
+        if short in last.split("_") or _abbreviates(short, last.split("_"))
+    ]
+    meant = [path for path in meant if path.startswith(f"{section}.")] or meant
+    # Of a field in a section other neighbours are only like the section's name.
+    return meant if meant and section else meant + [x for x in nearest if x not in meant]
+
+
+def _abbreviates(short: str, words: Sequence[str]) -> bool:
+    """Whether a text is made of the beginnings of all words: lr, learn_rate of learning_rate."""
+    if not words:
+        return not short
+    short = short.removeprefix("_")
+    begun = (n for n in range(1, len(words[0]) + 1) if short[:n] == words[0][:n] and short[n - 1 :])
+    return any(_abbreviates(short[n:], words[1:]) for n in begun)
 
 
 def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:

@@ -92,6 +92,22 @@ def test_main_runs_with_parsed_flags_and_status_0(run):
             "no field config.learning_rat; nearest: config.optimizer.learning_rate",
         ),
         (
+            ["--config=config.py", "--config.lr=3"],
+            "no field config.lr; nearest: config.optimizer.learning_rate",
+        ),
+        (
+            ["--config=config.py", "--config.optimizer.lrate=3"],
+            "no field config.optimizer.lrate; nearest: config.optimizer.learning_rate",
+        ),
+        (
+            ["--config=config.py", "--config.steps=3"],
+            "no field config.steps; nearest: config.num_steps",
+        ),
+        (
+            ["--config=config.py", "--config.l=3"],
+            "no field config.l; no field is similar",
+        ),
+        (
             ["--config=config.py", "--config.qqqqqqqqqqqqqqqq=3"],
             "no field config.qqqqqqqqqqqqqqqq; no field is similar",
         ),
