@@ -15,6 +15,7 @@ PACKAGE = "dimo_jax"
 # found here: a new one is entered on the line it belongs to.
 LINES = [
     ["errors"],
+    ["common.*"],
     ["files"],
     [
         *("config", "overrides", "host_memory", "images"),

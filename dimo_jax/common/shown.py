@@ -1,0 +1,25 @@
+"""Text from files in messages: what a terminal would take for a command never reaches it."""
+
+from typing import Any
+
+_MOST = 120  # characters of a file's content in a message
+
+
+def shown(value: Any) -> str:
+    """Gives a value out of a file as a message may show it: short, in ASCII, without controls."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an int of over 4300 digits; what contains itself
+        text = f"<{type(value).__name__}>"
+    return ascii(text if len(text) <= _MOST else f"{text[:_MOST]}...")[1:-1]
+
+
+def printable(text: str) -> str:
+    r"""Writes out whatever a terminal does not show as a character, ESC as \x1b.
+
+    That includes the marks that turn the direction of writing, and lone surrogates, which a strict
+    stream refuses.
+    """
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
