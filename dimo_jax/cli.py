@@ -1,4 +1,7 @@
-"""The start that all commands share: flags in, one line and an exit status out."""
+"""The start that all commands share: flags in, one line and an exit status out.
+
+Imports nothing that takes long, jax least of all: --help and a refused flag are there at once.
+"""
 
 import functools
 import inspect
@@ -6,23 +9,20 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NoReturn
 
-import jax
 from absl import flags
 
 from dimo_jax import host_memory, overrides
+from dimo_jax.common.command_flags import Flags
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.files import FULL_DISK
-from dimo_jax.parallel import distributed
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def run(
-    main: Callable[..., None],
-    flag_values: flags.FlagValues | None = None,
-) -> NoReturn:
+def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
     """Parses sys.argv, calls main() and exits; never returns.
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
@@ -34,19 +34,18 @@ def run(
 
     Args:
         main: the command; reads its flags itself, and takes nothing, or the list of arguments
-            that are no flags. Its module's docstring is the head of --help.
-        flag_values: the command's own flags. None means absl's global ones; two commands in one
-            process need their own, since one name cannot be defined twice.
+            that are no flags. Its module's docstring is the head of --help, and has examples.
+        flag_values: the command's own flags.
 
     Raises:
         SystemExit: always.
     """
-    flag_values = flags.FLAGS if flag_values is None else flag_values
+    described = sys.modules[main.__module__].__doc__ or ""
     try:
         if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
-            print(_help(main, flag_values))
+            print(f"{described.rstrip()}\n{flag_values.describe()}")
             raise SystemExit(0)
-        arguments = _parse(flag_values)
+        arguments = _parse(flag_values, described)
         takes_arguments = bool(inspect.signature(main).parameters)
         if arguments and not takes_arguments:
             raise InputError(
@@ -61,6 +60,10 @@ def run(
     except KeyboardInterrupt:
         _stop(INTERRUPTED, "interrupted")
     except Exception as error:
+        import jax
+
+        from dimo_jax.parallel import distributed
+
         if distributed.lost(error):
             _stop(FAILED, f"error: {distributed.describe_loss('stopped', error)}")
         full = _full_disk(error)
@@ -70,20 +73,26 @@ def run(
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             told, advice = str(error).splitlines()[0][:200].rstrip("."), _smaller(flag_values)
             _stop(BAD_INPUT, f"error: the device's memory is too small ({told}); {advice}")
-        if distributed.started():
+        if _joined():
             traceback.print_exc()
             distributed.leave(FAILED)
         raise
     raise SystemExit(0)
 
 
-def define_process_flags(flag_values: flags.FlagValues | None = None) -> None:
+def first_example(described: str) -> str:
+    """Returns the first command line of a docstring, in one line; empty if it has none."""
+    found = re.search(r"^ *(python -m .*(?:\\\n.*)*)", described, re.MULTILINE)
+    return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
+
+
+def define_process_flags(flag_values: Flags) -> None:
     """Defines --coordinator, --num_processes and --process_id, for a run of several processes.
 
     Args:
-        flag_values: as for `run`.
+        flag_values: the command's own.
     """
-    flag_values = flags.FLAGS if flag_values is None else flag_values
+    flag_values.group("Several processes")
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -130,7 +139,7 @@ def numbers(
     return found
 
 
-def start_processes(flag_values: flags.FlagValues | None = None) -> None:
+def start_processes(flag_values: flags.FlagValues) -> None:
     """Joins the other processes of the run, if there are any; before anything uses a device.
 
     Args:
@@ -139,8 +148,9 @@ def start_processes(flag_values: flags.FlagValues | None = None) -> None:
     Raises:
         InputError: see distributed.start.
     """
-    values = flags.FLAGS if flag_values is None else flag_values
-    distributed.start(values.coordinator, values.num_processes, values.process_id)
+    from dimo_jax.parallel import distributed
+
+    distributed.start(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
 
 
 def start_alike(flag_values: flags.FlagValues) -> None:
@@ -152,6 +162,8 @@ def start_alike(flag_values: flags.FlagValues) -> None:
     Raises:
         InputError: see distributed.start and distributed.assert_same.
     """
+    from dimo_jax.parallel import distributed
+
     start_processes(flag_values)
     same = {name: flag_values[name].value for name in flag_values if name != "process_id"}
     distributed.assert_same({"flags": same, "code": distributed.code_version()})
@@ -165,14 +177,21 @@ def _finish(main: Callable[[], None]) -> None:
         if error.exit_code:
             raise
         print(error, file=sys.stderr, flush=True)
-    distributed.finish()
+    if distributed := _joined():
+        distributed.finish()
 
 
 def _stop(status: int, message: str) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr, flush=True)
-    if distributed.started():
+    if distributed := _joined():
         distributed.leave(status)
     raise SystemExit(status)
+
+
+def _joined() -> ModuleType | None:
+    """parallel.distributed, if this process has joined others; imports nothing to find that out."""
+    distributed = sys.modules.get("dimo_jax.parallel.distributed")
+    return distributed if distributed and distributed.started() else None
 
 
 def _smaller(flag_values: flags.FlagValues) -> str:
@@ -186,14 +205,7 @@ def _smaller(flag_values: flags.FlagValues) -> str:
     return "; ".join(known) or "use a larger one"
 
 
-def _help(main: Callable[[], None], flag_values: flags.FlagValues) -> str:
-    head = sys.modules[main.__module__].__doc__ or ""
-    if flag_values is flags.FLAGS:
-        return f"{head}\n{flag_values.main_module_help()}"
-    return f"{head}\n{flag_values.get_help(include_special_flags=False)}"
-
-
-def _parse(flag_values: flags.FlagValues) -> list[str]:
+def _parse(flag_values: Flags, described: str) -> list[str]:
     """The arguments that are no flags; what goes wrong is the user's input, so it is InputError."""
     # Libraries that read absl's global flags (tfds, grain) want them parsed.
     flags.FLAGS.mark_as_parsed()
@@ -202,11 +214,29 @@ def _parse(flag_values: flags.FlagValues) -> list[str]:
         for name in flag_values:
             # A config file that is not there fails only when its value is touched.
             getattr(flag_values[name].value, "to_dict", None)
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown_flag(flag_values, error.flagname)) from error
     except Exception as error:
         # ml_collections raises AttributeError, KeyError, TypeError and ValueError for overrides
         # (1.1), absl its own errors; for a misspelt field it names one neighbour at most.
         raise InputError(overrides.unknown_fields(flag_values) or _last_line(error)) from error
+    if missing := flag_values.missing():
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"{' and '.join(missing)} {verb} missing; for example: {first_example(described)} "
+            "(--help lists all flags)"
+        )
     return rest
+
+
+def _unknown_flag(flag_values: Flags, name: str) -> str:
+    """One sentence about a flag that the command does not have."""
+    section = name.partition(".")[0]
+    if section != name and section in flag_values:
+        return f"--{name} is a field of a config, and no config is given; give --{section}=FILE too"
+    nearest = flag_values.nearest(name)
+    hint = f"nearest: {', '.join(nearest)}" if nearest else "no flag is similar"
+    return f"there is no flag --{name}; {hint} (--help lists all flags)"
 
 
 def _last_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Overrides of a config on the command line: --config.section.field=value."""
 
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
     """The config objects named on the command line, without their overrides, by flag name."""
     configs = {}
     pattern = re.compile(r"--?(\w+)(?:=(.*))?$", re.DOTALL)
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for argument, following in itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):
         match = pattern.match(argument)
         if not match or match[1] not in flag_values:
             continue

@@ -1,0 +1,140 @@
+"""Converts one file or folder into one bundle or a folder of bundles, or back."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl.flags import FlagValues
+
+from dimo_jax import bundles, files
+from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
+from dimo_jax.convert import folders, sources, text_to_image
+from dimo_jax.errors import InputError
+from dimo_jax.training import trees
+from dimo_jax.training.progress import Progress
+
+_CHUNK_BYTES = 1 << 26
+
+
+def _model_yaml(flags: FlagValues, path: Path) -> str | None:
+    """The text of a VQGAN's model.yaml: the one that is named, or the one beside the file."""
+    place = Path(flags.yaml) if flags.yaml else path.with_name("model.yaml")
+    if not place.is_file():
+        if flags.yaml:
+            raise InputError(f"there is no file {place}; give --yaml the path of a model.yaml")
+        return None
+    return place.read_text(encoding="utf-8")
+
+
+def _vocabulary(flags: FlagValues, weights: Path, ids: int) -> dict[str, bytes]:
+    """The merges that a text tower's ids belong to, as a file of the bundle."""
+    place = Path(flags.vocabulary) if flags.vocabulary else clip_vocabulary.find(weights.parent)
+    if place is None:
+        raise InputError(
+            f"there is no vocabulary beside {weights}, and no package that ships it; give "
+            "--vocabulary=merges.txt, or: pip install open_clip_torch"
+        )
+    merges = clip_vocabulary.read(place, ids)
+    return {clip_vocabulary.MERGES_FILE: clip_vocabulary.to_text(merges)}
+
+
+def _hash(paths: list[Path], progress: Progress) -> str:
+    """SHA-256 of the files in a row, which the bundle remembers; most of the time goes here."""
+    digest, total, done = hashlib.sha256(), sum(path.stat().st_size for path in paths), 0
+    progress.update(0, total, "bytes read")
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                done += len(chunk)
+                progress.update(done, total, "bytes read")
+    return digest.hexdigest()
+
+
+def run(flags: FlagValues) -> None:
+    """Converts, and says what it has made.
+
+    Args:
+        flags: those of dimo_jax.convert.
+
+    Raises:
+        InputError: the input is not of the source, or cannot be read, or the output not written.
+    """
+    path, output = files.local(flags.input), files.local(flags.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output={output} is a file; name a folder")
+    if flags.to == "diffusers":
+        with Progress("convert") as progress:
+            written = text_to_image.to_folder(path, output, progress.note)
+        _report(written)
+    elif flags.source == "meissonic" or (flags.source == "dimo" and path.is_dir()):
+        _convert_folder(flags, path, output)
+    else:
+        _convert_model(flags, folders.weights(path), output, flags.source)
+
+
+def _report(written: Mapping[str, int]) -> None:
+    for place, total in written.items():
+        print(f"{total:,} parameters: {place}")
+
+
+def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
+    """The models of text to image, each to a bundle of its folder's name."""
+    with Progress("convert") as progress:
+        written = text_to_image.from_folder(
+            path,
+            output,
+            generator=flags.source == "dimo",
+            image_size=flags.image_size,
+            hash_of=lambda files: _hash(files, progress),
+        )
+    _report(written)
+    encoder = path / TEXT_ENCODER_FOLDER
+    if encoder.is_dir():
+        _convert_model(flags, folders.weights(encoder), output / TEXT_ENCODER_FOLDER, "clip")
+
+
+def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
+    """One model whose keys tell its sizes."""
+    state = sources.read(path)
+    with Progress("convert") as progress:
+        if name is None:
+            name = sources.recognise(state)
+            other = "; for the one-step generator give --source=dimo" if name == "maskgit" else ""
+            progress.note(f"{path} has the keys of {name}{other}")
+        source = sources.SOURCES[name]
+        options = sources.Options(
+            heads=flags.heads,
+            num_classes=flags.num_classes,
+            image_size=flags.image_size,
+            model_yaml=_model_yaml(flags, path) if name == "vqgan" else None,
+            activation=flags.activation,
+            described=folders.description(path) if name == "clip" else None,
+        )
+        try:
+            config, params = sources.convert(state, source, options)
+        except InputError as error:
+            raise InputError(f"{path} is not a {name} checkpoint: {error}") from error
+        attachments = (
+            _vocabulary(flags, path, config["text"]["vocabulary"]) if name == "clip" else None
+        )
+        if sizes := sources.unusual(source, config):
+            progress.note(f"no published file has {'; '.join(sizes)}; converted as it is")
+        bundles.save(
+            output,
+            kind=source.kind,
+            model=config,
+            params=params,
+            sampler=source.sampler(config),
+            provenance={
+                "source": name,
+                "file": path.name,
+                "sha256": _hash(folders.parts(path), progress),
+            },
+            attachments=attachments,
+        )
+    leaves = trees.named_leaves(params).values()
+    total = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    print(f"{name}: a {source.kind} of {total:,} parameters in {len(state)} tensors: {output}")

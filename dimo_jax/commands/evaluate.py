@@ -1,0 +1,244 @@
+"""Evaluates samples or a finished run; puts runs side by side."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl.flags import FlagValues
+
+from dimo_jax import bundles, cli, files
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import (
+    compare,
+    geneval,
+    image_sets,
+    measure,
+    page,
+    prompt_scores,
+    prompts,
+    references,
+    report,
+    results,
+    showcase,
+    words,
+)
+from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
+from dimo_jax.evaluation.protocols import PROTOCOLS, Protocol
+from dimo_jax.parallel import distributed
+from dimo_jax.runs import run_evaluation, run_samples, speed
+from dimo_jax.runs.run_evaluation import Yardstick
+from dimo_jax.training.progress import Progress
+
+FEATURES_FOLDER = "features"
+
+
+def _open(flags: FlagValues, where: str, image_size: int | None) -> image_sets.ImageSet:
+    return image_sets.open_set(where, flags.recursive, image_size, flags.data_dir)
+
+
+def _check_number(flags: FlagValues, samples: image_sets.ImageSet) -> None:
+    if flags.num is not None and samples.num != flags.num:
+        raise InputError(
+            f"{samples.where} has {samples.num} images, expected --num={flags.num}; give all of "
+            "them, or leave the flag out"
+        )
+
+
+def _make_reference(flags: FlagValues, path: Path, protocol: Protocol, folder: Path) -> None:
+    """Writes a reference of --samples."""
+    images = _open(flags, flags.samples, flags.image_size)
+    _check_number(flags, images)
+    extractor, _ = _network(flags, protocol)
+    store = FeatureStore(folder, images, extractor, "reference")
+    store.fill()
+    if not distributed.is_lead():
+        return
+    with Progress("evaluate") as progress:
+        for text in store.warnings():
+            progress.note(f"warning: {text}")
+    about = references.write(path, store, {**extractor.settings, "protocol": protocol.name})
+    print(f"{about['num']} images, protocol {protocol.name}: {path}")
+
+
+def _network(flags: FlagValues, protocol: Protocol) -> tuple[Extractor, str]:
+    """The feature network and the hash of its weights."""
+    found = bundles.load(flags.features, kind="features")
+    return measure.open_network(found, protocol, _judged_at_once(flags)), found.params_hash
+
+
+def _judged_at_once(flags: FlagValues) -> int:
+    return flags.batch_size or 64
+
+
+def _yardstick(
+    flags: FlagValues, protocol: Protocol, output: Path
+) -> tuple[Yardstick, str, list[str]]:
+    """What sets are measured with, the hash of the weights, and what the reference cannot serve."""
+    reference = references.Reference("")
+    if flags.reference is not None:
+        reference = references.open_reference(
+            flags.reference,
+            recursive=flags.recursive,
+            image_size=flags.image_size,
+            data_dir=flags.data_dir,
+        )
+    asked = None if flags.metrics is None else tuple(flags.metrics)
+    metrics, left_out = references.choose_metrics(asked, reference, protocol)
+    extractor, weights = _network(flags, protocol)
+    folder = output / FEATURES_FOLDER
+    return Yardstick(reference, extractor, protocol, metrics, folder), weights, left_out
+
+
+def _evaluate(flags: FlagValues, protocol: Protocol, output: Path, began: float) -> None:
+    """Judges --samples and writes the results."""
+    samples = _open(flags, flags.samples, None)
+    _check_number(flags, samples)
+    yardstick, weights, left_out = _yardstick(flags, protocol, output)
+    row, look = yardstick.judge(samples)
+    if row is not None:
+        _write(flags, output, [row], [look], yardstick, weights, left_out, began)
+
+
+def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: float) -> None:
+    """Draws what --workdir's models make, judges it and writes the results."""
+    workdir = files.path(flags.workdir)
+    if flags.num is None:
+        raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
+    teacher = {} if flags.guidance is None else {"guidance": flags.guidance}
+    found = prompts.asked(flags.prompts, flags.metadata)
+    texts = found and [prompt.text for prompt in found]
+    steps = cli.numbers(flags, "steps", int, [1])
+    temperatures = cli.numbers(flags, "temperatures", float, [])
+    asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts)
+    yardstick, weights, left_out = _yardstick(flags, protocol, output)
+    with Progress("evaluate", silent=not distributed.is_lead()) as progress:
+        image_bytes = run_samples.image_bytes(asked[0])
+        samples_folder = output / run_evaluation.SAMPLES_FOLDER
+        progress.note(run_evaluation.check_space(samples_folder, asked, flags.num, image_bytes))
+        clock = speed.Clock(5, 1, 1, None, progress.note) if flags.speed else None
+    rows, looks = run_evaluation.judge_run(
+        workdir,
+        asked,
+        yardstick,
+        output,
+        num=flags.num,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+        clock=clock,
+    )
+    if rows:
+        _write(flags, output, rows, looks, yardstick, weights, left_out, began)
+
+
+def _write(
+    flags: FlagValues,
+    output: Path,
+    rows: Sequence[dict[str, Any]],
+    looks: Sequence[showcase.Look],
+    yardstick: Yardstick,
+    weights: str,
+    left_out: Sequence[str],
+    began: float,
+) -> None:
+    """The results' files; one line says where they are."""
+    with Progress("evaluate") as progress:
+        for text in left_out:
+            progress.note(text)
+        for text in dict.fromkeys(text for row in rows for text in row["warnings"]):
+            progress.note(f"warning: {text}")
+    protocol, hashes = yardstick.protocol, dict(rows[0]["hashes"])
+    if len(rows) > 1:
+        del hashes["samples"]  # each row has its own
+    paths = results.write(
+        output,
+        rows,
+        protocol,
+        seed=rows[0]["seed"],
+        **_environment(),
+        wall_seconds=time.monotonic() - began,
+        hashes={**hashes, "weights": weights},
+        reference=yardstick.reference.where,
+        **showcase.write(output, looks),
+    )
+    workdir = files.path(flags.workdir) if flags.workdir else None
+    paths.append(page.write(output, title=_title(flags), workdir=workdir))
+    for row in rows:
+        if len(rows) > 1:
+            print(f"{row['model']}, {row['steps']} steps, {words.describe(row['sampler'])}")
+        print(results.adm_lines(row, protocol))
+    print(f"{rows[0]['num']} samples, protocol {protocol.name}: {', '.join(map(str, paths))}")
+
+
+def _title(flags: FlagValues) -> str:
+    return Path(flags.workdir or flags.samples).name or "Samples"
+
+
+def _environment() -> dict[str, Any]:
+    found = report.environment()
+    return {**found, "versions": {**found["versions"], "code": distributed.code_version()}}
+
+
+def _score_prompts(flags: FlagValues, output: Path, began: float) -> None:
+    """CLIP score or HPS of --samples against their prompts."""
+    name, found, text = prompt_scores.scores_of(
+        files.local(flags.samples),
+        files.path(flags.clip) if flags.clip else None,
+        files.path(flags.hps) if flags.hps else None,
+        captions=files.local(flags.captions) if flags.captions else None,
+        form=flags.clip_form,
+        benchmark=files.local(flags.hps_prompts) if flags.hps_prompts else None,
+        version=flags.hps_version,
+        antialias=flags.hps_antialias,
+        batch_size=_judged_at_once(flags),
+    )
+    print(text)
+    seconds = time.monotonic() - began
+    path = results.write_scores(output, name, found, **_environment(), wall_seconds=seconds)
+    print(f"{path}, {page.write(output, title=_title(flags))}")
+
+
+def _compare(runs: list[str], output: Path | None) -> None:
+    """Runs side by side, on the terminal or as files."""
+    if output is None:
+        print(compare.compare(runs).markdown)
+    else:
+        print(", ".join(map(str, compare.write(runs, output))))
+
+
+def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
+    """Writes results.json, results.md and report.html, and prints five lines.
+
+    Args:
+        flags: those of dimo_jax.evaluate.
+        mode: which of its flags says what to do: samples, workdir, compare or geneval.
+        runs: those of --compare.
+
+    Raises:
+        InputError: a flag, or what it names, cannot be used.
+    """
+    began = time.monotonic()
+    output = files.local(flags.output) if flags.output else None
+    if output is not None and output.exists() and not output.is_dir():
+        raise InputError(f"--output={output} is a file; name a folder")
+    if mode == "compare":
+        return _compare(runs, output)
+    if mode == "geneval":
+        return print(geneval.in_words(geneval.summarise(files.local(flags.geneval))))
+    if flags.clip or flags.hps:
+        return _score_prompts(flags, output, began)
+    if flags.reference is not None and flags.make_reference is not None:
+        raise InputError("--reference and --make_reference exclude each other")
+    if flags.make_reference and Path(flags.make_reference).suffix != ".npz":
+        raise InputError(f"--make_reference={flags.make_reference} must end in .npz")
+    cli.start_alike(flags)
+    protocol = PROTOCOLS[flags.protocol]
+    if flags.num_neighbours is not None:
+        protocol = dataclasses.replace(protocol, num_neighbours=flags.num_neighbours)
+    if mode == "workdir":
+        return _evaluate_run(flags, protocol, output, began)
+    if flags.make_reference:
+        where = files.local(flags.make_reference)
+        return _make_reference(flags, where, protocol, output / FEATURES_FOLDER)
+    return _evaluate(flags, protocol, output, began)

@@ -1,0 +1,216 @@
+"""Writes a bundle in a form that other programs read, and reads it back."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.flags import FlagValues
+from flax import serialization
+from jax import export as jax_export
+from jaxtyping import Array, Float, Int, UInt32
+from safetensors import deserialize
+from safetensors import numpy as safetensors_numpy
+
+from dimo_jax import bundles, files
+from dimo_jax.convert import layouts, sources, torch_files, torch_writer
+from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
+from dimo_jax.method.generate import generate
+from dimo_jax.samplers import one_step
+from dimo_jax.training import rng, trees
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
+
+# Where a finished run leaves its generator.
+EXPORT_FOLDER = "export"
+
+
+def msgpack(bundle: bundles.Bundle) -> bytes:
+    """The parameter tree, as flax.serialization.msgpack_restore reads it."""
+    return bundles.params_bytes(bundle.params)
+
+
+def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
+    """Leaves by path name, of what `msgpack` wrote."""
+    return trees.named_leaves(serialization.msgpack_restore(data))
+
+
+def safetensors(bundle: bundles.Bundle) -> bytes:
+    """The leaves by path name; the metadata entry "config" is the bundle's config.json."""
+    config = (bundle.path / bundles.CONFIG_FILE).read_text()
+    # safetensors 0.8.0 writes strided arrays wrongly and says nothing. Not ascontiguousarray, which
+    # turns a scalar into an array of one.
+    leaves = {
+        name: np.asarray(leaf, order="C")
+        for name, leaf in trees.named_leaves(bundle.params).items()
+    }
+    return safetensors_numpy.save(leaves, metadata={"config": config})
+
+
+def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Leaves by path name, of what `safetensors` wrote."""
+    leaves = {}
+    for name, entry in deserialize(data):
+        # Not safetensors.numpy.load: 0.8.0 writes bfloat16 from NumPy, but does not read it back.
+        letters, bits = re.fullmatch(r"([A-Z]+)(\d*)", entry["dtype"]).groups()
+        dtype = jnp.dtype(_DTYPES[letters] + bits)
+        leaves[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    return leaves
+
+
+def image_function(
+    generator: bundles.Bundle, tokenizer: bundles.Bundle
+) -> Callable[[UInt32[Array, "2"], Int[Array, "B"]], Float[Array, "B H W C"]]:
+    """The generator, from a key and labels to images, as one traceable function.
+
+    Args:
+        generator: its bundle.
+        tokenizer: its tokenizer's bundle.
+
+    Returns:
+        (key_data uint32 [2], labels int32 [B]) -> float32 [B, H, W, C] in [0, 1]. The same images
+        as dimo_jax.sample with the key jax.random.key(seed), whose data are [0, seed].
+    """
+    network, decoder = generator.build(), tokenizer.build()
+    settings = one_step.settings_from(generator.sampler, network)
+    # A NumPy table cannot be indexed by traced tokens.
+    params, decoder_params = jax.tree.map(jnp.asarray, (generator.params, tokenizer.params))
+
+    def images_of(key_data: Any, labels: Any) -> Any:
+        # The generator of random numbers is part of the file: the caller's default must not matter.
+        key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
+        keys = rng.example_keys(key, jnp.arange(labels.shape[0], dtype=jnp.int32))
+        tokens = generate(network.apply, params, keys, labels, settings)
+        return decoder.decode(decoder_params, tokens)
+
+    return images_of
+
+
+def stablehlo(generator: bundles.Bundle, tokenizer: bundles.Bundle) -> bytes:
+    """`image_function` with its weights, serialised for any batch size and every platform."""
+    arguments = (
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        jax.ShapeDtypeStruct(jax_export.symbolic_shape("b"), jnp.int32),
+    )
+    function = jax.jit(image_function(generator, tokenizer))
+    # With a symbolic batch, jax_debug_key_reuse takes two columns of an array of keys for the same
+    # keys (0.10.2); sampling itself is under that check in the tests.
+    with jax.debug_key_reuse(False):
+        exported = jax_export.export(function, platforms=PLATFORMS)(*arguments)
+    return bytes(exported.serialize())
+
+
+def write_torch(path: Path, bundle: bundles.Bundle) -> None:
+    """Writes a PyTorch state dict of the original's keys, without PyTorch, and reads it back.
+
+    Args:
+        path: the file.
+        bundle: of a network or tokenizer in convert.sources.TORCH_TABLES.
+
+    Raises:
+        InputError: the model has no PyTorch original, or the path cannot be written.
+        RuntimeError: what was written is not what was meant; the file is removed.
+    """
+    name = bundle.model["name"]
+    if name not in sources.TORCH_TABLES:
+        raise InputError(
+            f"{bundle.path} is a {name}, which no PyTorch original has the keys for; there are "
+            f"{', '.join(sources.TORCH_TABLES)}: use --format=safetensors"
+        )
+    state = layouts.to_state(sources.TORCH_TABLES[name](bundle.build().config), bundle.params)
+    torch_writer.write_state_dict(path, state)
+    found = torch_files.state_dict(path)
+    wrong = [k for k in state if k not in found or found[k].tobytes() != state[k].tobytes()]
+    if wrong or len(found) != len(state):
+        path.unlink()
+        raise RuntimeError(f"the export reads back differently: {', '.join(wrong)}")
+
+
+def check_leaves(found: dict[str, np.ndarray], bundle: bundles.Bundle) -> None:
+    """Raises RuntimeError unless these are the bundle's parameters, bit for bit."""
+    wrong = trees.differences(found, trees.named_leaves(bundle.params))
+    if wrong or trees.fingerprint(found) != bundle.params_hash:
+        raise RuntimeError(f"the export reads back differently: {'; '.join(wrong) or 'values'}")
+
+
+def check_images(data: bytes, generator: bundles.Bundle, tokenizer: bundles.Bundle) -> None:
+    """Raises RuntimeError unless the exported function gives the bundle's images (two of them)."""
+    key_data, labels = np.array([0, 1], np.uint32), np.zeros(2, np.int32)
+    found = jax_export.deserialize(bytearray(data)).call(key_data, labels)
+    expected = jax.jit(image_function(generator, tokenizer))(key_data, labels)
+    if not np.allclose(found, expected, atol=1e-5):
+        raise RuntimeError("the exported function gives other images than the bundle")
+
+
+def exported(bundle: bundles.Bundle, format_name: str) -> bytes:
+    """The bundle in one of the formats, read back and compared.
+
+    Args:
+        bundle: any kind; for "stablehlo" a generator, with its tokenizer beside it.
+        format_name: "msgpack", "safetensors" or "stablehlo".
+
+    Returns:
+        The file's content.
+
+    Raises:
+        InputError: the bundle is not of the kind, or its tokenizer is missing or another.
+        RuntimeError: what was made is not what was meant.
+    """
+    if format_name == "msgpack":
+        data = msgpack(bundle)
+        check_leaves(read_msgpack(data), bundle)
+    elif format_name == "safetensors":
+        data = safetensors(bundle)
+        check_leaves(read_safetensors(data), bundle)
+    else:
+        if bundle.kind != "generator":
+            raise InputError(f"{bundle.path} is a {bundle.kind}; stablehlo is for a generator")
+        if isinstance(bundle.build().condition, dict):
+            raise InputError(
+                f"{bundle.path} takes text, and stablehlo is for generators of classes; use "
+                "--format=safetensors, or python -m dimo_jax.convert --to=diffusers"
+            )
+        tokenizer = bundles.load_tokenizer(bundle.path / bundles.TOKENIZER_FOLDER, bundle)
+        data = stablehlo(bundle, tokenizer)
+        check_images(data, bundle, tokenizer)
+    return data
+
+
+def _source(flags: FlagValues) -> AnyPath:
+    if (flags.workdir is None) == (flags.bundle is None):
+        raise InputError("give either --workdir, of a finished run, or --bundle")
+    if flags.bundle is not None:
+        return files.path(flags.bundle)
+    path = files.path(flags.workdir) / EXPORT_FOLDER
+    if not path.is_dir():
+        raise InputError(
+            f"{flags.workdir} is no finished run, for it has no {EXPORT_FOLDER}/; run "
+            f"dimo_jax.main with --workdir={flags.workdir} to its end"
+        )
+    return path
+
+
+def run(flags: FlagValues) -> None:
+    """Bundle in, one file out.
+
+    Args:
+        flags: those of dimo_jax.export.
+
+    Raises:
+        InputError: there is no such bundle, or it has no such form.
+    """
+    output = files.local(flags.output)
+    if output.is_dir():
+        raise InputError(f"--output={output} is a folder; name a file")
+    bundle = bundles.load(_source(flags))
+    if flags.format == "torch":
+        write_torch(output, bundle)
+    else:
+        files.write_file(output, exported(bundle, flags.format))
+    size = output.stat().st_size
+    print(f"{flags.format}, {size:,} bytes, read back and compared: {output}")

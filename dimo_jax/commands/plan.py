@@ -1,0 +1,35 @@
+"""Compiles a run's real program for a slice, and says whether it fits."""
+
+import json
+
+from absl.flags import FlagValues
+
+from dimo_jax import files, validation
+from dimo_jax.errors import InputError
+from dimo_jax.parallel import sharding, topologies
+from dimo_jax.runs import planning
+from dimo_jax.training.progress import Progress
+
+
+def run(flags: FlagValues) -> None:
+    """Prints the plan, and writes it where --output says.
+
+    Args:
+        flags: those of dimo_jax.plan.
+
+    Raises:
+        InputError: the config or the topology cannot be used, or the run does not fit.
+    """
+    config = flags.config.to_dict()
+    validation.validate(config, starts=False)
+    found, device = topologies.find(flags.topology, flags.num_slices)
+    layout = sharding.layout(config["mesh"], found)
+    with Progress("plan") as progress:
+        sampling = planning.Sampling(flags.batch_size, flags.steps, flags.guidance)
+        result = planning.plan(config, flags.what, layout, device, sampling, progress.note)
+    result = {"topology": flags.topology, "num_slices": flags.num_slices, **result}
+    if flags.output:
+        files.write_file(flags.output, json.dumps(result, indent=1).encode())
+    print(planning.text(result))
+    if not result["fits"]:
+        raise InputError(f"the run does not fit on {flags.topology}; see the verdict above")

@@ -1,0 +1,234 @@
+"""Draws images from a bundle, of classes or of prompts, into a grid, a file or a folder."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl.flags import FlagValues
+from jaxtyping import Int, UInt8
+from numpy import ndarray
+
+from dimo_jax import bundles, cli, files, images, parts
+from dimo_jax.errors import InputError
+from dimo_jax.evaluation import benchmark_files, prompts
+from dimo_jax.files import AnyPath
+from dimo_jax.parallel import distributed
+from dimo_jax.runs import conditions, drawing, text_drawing
+from dimo_jax.training.progress import Progress
+
+_GENERATOR_FLAGS = ("ratio", "sigma")
+_TEACHER_FLAGS = {
+    "steps": "num_steps",
+    "schedule": "schedule",
+    "randomize": "randomize",
+    "choice_temperature": "choice_temperature",
+    "guidance": "guidance",
+    "guidance_schedule": "guidance_schedule",
+}
+_ALL_FLAGS = ("temperature", "top_k", "top_p")
+
+
+def chosen_labels(
+    labels: list[str] | None, num: int | None, num_per_label: int, num_classes: int
+) -> Int[ndarray, "N"]:
+    """The label of every image.
+
+    Args:
+        labels: as typed; None for every class.
+        num: images in all, classes in turn; None for `num_per_label` of each label.
+        num_per_label: images of each label, one after the other.
+        num_classes: labels must be below it.
+
+    Returns:
+        [N] int32.
+
+    Raises:
+        InputError: a label is not a class, or both `labels` and `num` are given.
+    """
+    if num is not None:
+        if labels is not None:
+            raise InputError("--labels and --num exclude each other; use --num_per_label")
+        return np.arange(num, dtype=np.int32) % np.int32(num_classes)
+    named = [str(i) for i in range(num_classes)] if labels is None else labels
+    wrong = [x for x in named if not x.strip().isdecimal() or int(x) >= num_classes]
+    if wrong or not named:
+        raise InputError(
+            f"--labels has {', '.join(map(repr, wrong)) or 'nothing'}; labels are whole numbers "
+            f"from 0 to {num_classes - 1}"
+        )
+    return np.repeat(np.asarray(named, np.int32), num_per_label)
+
+
+def check_output(path: AnyPath) -> None:
+    """Refuses an output that cannot be written, before the work and not after it."""
+    if not path.name:
+        raise InputError(f"--output={path} names nothing; give a file or a new folder")
+    if path.suffix not in (".png", ".npz", ""):
+        raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
+    if path.suffix and path.is_dir():
+        raise InputError(f"--output={path} is a folder")
+    if path.suffix or not path.exists():
+        files.check_writable(path)
+        return
+    # In an object store the pictures are there one by one, while the same command had the parts.
+    joining = files.is_remote(path) and parts.folder_of(path).exists()
+    if not path.is_dir() or (any(path.iterdir()) and not joining):
+        raise InputError(f"--output={path} must be a new or empty folder")
+
+
+def _value(text: str) -> Any:
+    """An option's value: a number, true or false, or the text itself."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _overrides(flags: FlagValues, model: bundles.Bundle) -> dict[str, Any]:
+    """The sampler settings given as flags."""
+    teacher = {field: flags[flag].value for flag, field in _TEACHER_FLAGS.items()}
+    teacher["name"] = flags.sampler
+    for option in flags.option:
+        name, equals, text = option.partition("=")
+        if not equals:
+            raise InputError(f"--option={option} is not name=value")
+        teacher[name] = _value(text)
+    own = {name: flags[name].value for name in _GENERATOR_FLAGS}
+    foreign, whose, here = (
+        ((*_TEACHER_FLAGS, "sampler"), "a teacher", "is a one-step generator")
+        if model.kind == "generator"
+        else (_GENERATOR_FLAGS, "a generator", "is a teacher")
+    )
+    given = [flag for flag in foreign if flags[flag].value is not None]
+    given += ["option"] if flags.option and model.kind == "generator" else []
+    if given:
+        raise InputError(f"--{given[0]} is for {whose}; {model.path} {here}")
+    values = teacher | own | {name: flags[name].value for name in _ALL_FLAGS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def run(flags: FlagValues) -> None:
+    """Draws what the flags describe, and says where it is.
+
+    Args:
+        flags: those of dimo_jax.sample.
+
+    Raises:
+        InputError: a flag, or a model that it names, cannot be used.
+    """
+    output = files.path(flags.output)
+    if not flags.prompts:
+        check_output(output)
+    cli.start_alike(flags)
+    devices = jax.local_device_count()
+    if flags.batch_size and flags.batch_size % devices:
+        raise InputError(
+            f"--batch_size={flags.batch_size} is not divisible by the {devices} devices; give "
+            f"--batch_size={devices * math.ceil(flags.batch_size / devices)}"
+        )
+    model, tokenizer = drawing.open_pair(flags.generator, flags.tokenizer, flags.compute_dtype)
+    with_text = text_drawing.takes_text(model)
+    foreign = ("labels", "num") if with_text else ("prompt", "prompts", "metadata", "text_encoder")
+    given = [name for name in foreign if flags[name].value]
+    if given:
+        what = "prompts" if with_text else "classes"
+        raise InputError(f"--{given[0]} is not for {model.path}, which takes {what}")
+    draw = _draw_prompts if with_text else _draw_labels
+    num = draw(flags, model, tokenizer, output)
+    if distributed.is_lead():
+        print(f"{num} images, seed {flags.seed}: {output}")
+
+
+def _draw_labels(
+    flags: FlagValues, model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath
+) -> int:
+    """Images of classes; returns how many."""
+    network = model.build()
+    labels = chosen_labels(flags.labels, flags.num, flags.num_per_label, network.num_classes)
+    batch_size = drawing.images_at_once(network.num_tokens, flags.batch_size, len(labels))
+    overrides = _overrides(flags, model)
+    drawing.sampler_of(model, overrides)  # refuses them before anything is drawn
+    if output.suffix != ".png":
+        drawing.draw_set(
+            model,
+            tokenizer,
+            labels,
+            output,
+            seed=flags.seed,
+            batch_size=batch_size,
+            overrides=overrides,
+            named_labels=flags.labels,
+        )
+    elif distributed.is_lead():
+
+        def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
+            some = labels[start:stop]
+            tokens = drawing.draw_tokens(model, some, flags.seed, batch_size, overrides, start)
+            return images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
+
+        pixels = _batch_by_batch(draw, len(labels), batch_size)
+        columns = math.ceil(math.sqrt(len(pixels))) if flags.num else flags.num_per_label
+        names = None if flags.num else [str(x) for x in labels[::columns]]
+        images.save_png(output, images.grid(pixels, columns, names))
+    return len(labels)
+
+
+def _batch_by_batch(
+    draw: Callable[[int, int], UInt8[ndarray, "B H W C"]], num: int, batch_size: int
+) -> UInt8[ndarray, "N H W C"]:
+    """All images of a grid, from draw(start, stop)."""
+    drawn = []
+    with Progress("sample") as progress:
+        for start in range(0, num, batch_size):
+            progress.update(start, num, "images")
+            drawn.append(draw(start, min(start + batch_size, num)))
+        progress.update(num, num, "images")
+    return np.concatenate(drawn)
+
+
+def _draw_prompts(
+    flags: FlagValues, model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath
+) -> int:
+    """Images of prompts; returns how many."""
+    if bool(flags.prompt) == bool(flags.prompts):
+        raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=LAYOUT")
+    found = prompts.asked(flags.prompts, flags.metadata)
+    if flags.prompt and output.suffix != ".png":
+        raise InputError(f"--output={output} must end in .png; --prompts=plain fills a folder")
+    per_prompt = flags.num_per_prompt or (4 if flags.prompts == "geneval" else 1)
+    num = per_prompt * len(found or flags.prompt)
+    batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
+    drawn = text_drawing.TextImages(
+        model,
+        tokenizer,
+        conditions.load_encoder(flags.text_encoder, model.path),
+        seed=flags.seed,
+        batch_size=batch_size,
+        overrides=_overrides(flags, model),
+        negative_prompt=flags.negative_prompt,
+    )
+    if found is None:
+        items = [(text, i, k) for i, text in enumerate(flags.prompt) for k in range(per_prompt)]
+        if distributed.is_lead():
+            pixels = _batch_by_batch(lambda i, j: drawn(items[i:j]), num, batch_size)
+            images.save_png(output, images.grid(pixels, per_prompt))
+        return num
+    with Progress("sample", silent=not distributed.is_lead()) as progress:
+        benchmark_files.write_benchmark(
+            flags.prompts,
+            found,
+            drawn,
+            files.local(output),
+            per_prompt,
+            flags.seed,
+            drawn.settings,
+            batch_size,
+            (jax.process_index(), jax.process_count()),
+            lambda done, total: progress.update(done, total, "images"),
+        )
+    distributed.barrier("sampled")
+    return num
