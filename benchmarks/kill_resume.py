@@ -71,7 +71,7 @@ def started(workdir: Path, log: Path, *extra: str) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["main", *SMALL, f"--workdir={workdir}", *extra]
-    cli.run(dimo_jax.main.main)
+    cli.run(dimo_jax.main.main, dimo_jax.main.FLAGS)
 
 
 def ended(pid: int, seconds: float) -> bool:

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from dimo_jax import benchmark
+from dimo_jax.commands import benchmark
 from dimo_jax.evaluation import neighbours
 
 

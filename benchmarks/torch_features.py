@@ -29,7 +29,8 @@ import torch_peers  # noqa: E402, F401
 from PIL import Image  # noqa: E402
 from torch_fidelity import metrics  # noqa: E402
 
-from dimo_jax import benchmark, bundles, host_memory  # noqa: E402
+from dimo_jax import bundles, host_memory  # noqa: E402
+from dimo_jax.commands import benchmark  # noqa: E402
 from dimo_jax.evaluation import image_sets, measure, references  # noqa: E402
 from dimo_jax.evaluation.protocols import PROTOCOLS  # noqa: E402
 

@@ -31,7 +31,8 @@ import test_torch_step as reference  # noqa: E402
 from torch_maskgit import TorchMaskGit  # noqa: E402
 
 from configs import imagenet  # noqa: E402
-from dimo_jax import benchmark, host_memory, models  # noqa: E402
+from dimo_jax import host_memory, models  # noqa: E402
+from dimo_jax.commands import benchmark  # noqa: E402
 from dimo_jax.conditions.labels import LabelConditions  # noqa: E402
 from dimo_jax.convert import layouts, maskgit  # noqa: E402
 from dimo_jax.evaluation import timing  # noqa: E402

@@ -21,7 +21,8 @@ import in_turns  # noqa: E402
 import jax  # noqa: E402
 import test_vq_model as reference  # noqa: E402
 
-from dimo_jax import benchmark, tokenizers  # noqa: E402
+from dimo_jax import tokenizers  # noqa: E402
+from dimo_jax.commands import benchmark  # noqa: E402
 
 
 def main() -> None:

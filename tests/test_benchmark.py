@@ -9,6 +9,7 @@ from command_line import NETWORK, run_command
 from timed_models import opened, small_config
 
 from dimo_jax import benchmark, bundles, models, tokenizers
+from dimo_jax.commands import benchmark as timing
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import devices
 from dimo_jax.runs import drawing, sampler_speed, speed
@@ -135,7 +136,7 @@ def test_the_peak_of_a_known_device_is_its_makers(run, monkeypatch):
 
     run("--what=decode", "--batch_size=1")
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert benchmark.peak()["tflop_per_second_per_device"] == devices.DEVICES["v5e"].bf16_tflops
+    assert timing.peak(None)["tflop_per_second_per_device"] == devices.DEVICES["v5e"].bf16_tflops
 
 
 def test_the_bundles_that_are_named_are_what_is_timed(tmp_path):

@@ -1,9 +1,7 @@
 """What a command prints and with which status it ends."""
 
 import errno
-import subprocess
 import sys
-import textwrap
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dimo_jax import cli
+from dimo_jax.common.command_flags import Flags
 from dimo_jax.errors import InputError
 
 CONFIG = """
@@ -37,7 +36,7 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, body=lambda: None):
-        values = flags.FlagValues()
+        values = Flags()
         config_flags.DEFINE_config_file("config", None, "help of config", flag_values=values)
         flags.DEFINE_integer("steps", 3, "help of steps", flag_values=values)
         seen = SimpleNamespace()
@@ -67,7 +66,7 @@ def test_main_runs_with_parsed_flags_and_status_0(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stpes=4"], "Unknown command line flag 'stpes'. Did you mean: steps"),
+        (["--stpes=4"], "there is no flag --stpes; nearest: --steps ("),
         (["--steps=x"], "--steps=x: invalid literal"),
         (["--steps"], "Missing value for flag --steps"),
         (["word"], "unexpected argument 'word'; every flag is written --name=value"),
@@ -122,7 +121,7 @@ def test_main_runs_with_parsed_flags_and_status_0(run):
         (["--config=config.py:bad"], "there is no variant 'bad' (config.py, line 6)"),
         (["--config=plain.py:some"], "get_config() takes 0 positional arguments"),
         (["--config=nowhere.py"], "No such file or directory: 'nowhere.py'"),
-        (["--config.seed=3"], "Unknown command line flag 'config.seed'. Did you mean: config"),
+        (["--config.seed=3"], "field of a config, and no config is given; give --config=FILE"),
     ],
 )
 def test_bad_flags_give_one_line_and_status_2(run, arguments, message):
@@ -188,30 +187,3 @@ def test_help_has_the_modules_docstring_and_the_flags(run, flag):
     status, out, err, seen = run("--config=nowhere.py", flag)
     assert (status, err, vars(seen)) == (0, "", {})
     assert __doc__ in out and "help of steps" in out and "help of config" in out
-
-
-def test_global_flags_of_a_program_of_its_own(tmp_path):
-    program = textwrap.dedent("""
-        '''The program.'''
-        from absl import flags
-        from dimo_jax import cli
-
-        STEPS = flags.DEFINE_integer("steps", 3, "help of steps")
-
-        def main():
-            print(STEPS.value)
-
-        cli.run(main)
-    """)
-    (tmp_path / "program.py").write_text(program)
-
-    def start(*arguments):
-        command = [sys.executable, "program.py", *arguments]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        return result.returncode, result.stdout, result.stderr
-
-    assert start("--steps=5") == (0, "5\n", "")
-    status, out, err = start("--stesp=5")
-    assert (status, out) == (2, "") and err.startswith("error: Unknown") and err.count("\n") == 1
-    status, out, err = start("--help")
-    assert status == 0 and "The program." in out and "help of steps" in out

@@ -13,6 +13,7 @@ from jax import export as jax_export
 from safetensors import safe_open
 
 from dimo_jax import bundles, export, sample
+from dimo_jax.commands import export as formats
 from dimo_jax.training import trees
 
 __all__ = ["built_once"]  # a fixture
@@ -69,8 +70,8 @@ def test_safetensors_of_arrays_in_any_memory_order(workdir):
     strided = bundle.__class__(
         **{**vars(bundle), "params": params, "params_hash": trees.fingerprint(params)}
     )
-    found = export.read_safetensors(export.safetensors(strided))
-    export.check_leaves(found, strided)
+    found = formats.read_safetensors(formats.safetensors(strided))
+    formats.check_leaves(found, strided)
     for name, value in params.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
         np.testing.assert_array_equal(found[name].astype(np.float32), value.astype(np.float32))
@@ -78,14 +79,14 @@ def test_safetensors_of_arrays_in_any_memory_order(workdir):
 
 @pytest.mark.parametrize("format_name", ["msgpack", "safetensors"])
 def test_an_export_that_reads_back_differently_is_refused(workdir, monkeypatch, format_name):
-    read = getattr(export, f"read_{format_name}")
+    read = getattr(formats, f"read_{format_name}")
 
     def wrong(data):
         return {name: leaf + (name == "output_bias") for name, leaf in read(data).items()}
 
-    monkeypatch.setattr(export, f"read_{format_name}", wrong)
+    monkeypatch.setattr(formats, f"read_{format_name}", wrong)
     with pytest.raises(RuntimeError, match="reads back differently: values"):
-        export.exported(bundles.load(workdir / "export"), format_name)
+        formats.exported(bundles.load(workdir / "export"), format_name)
 
 
 LOADER = """
@@ -131,11 +132,11 @@ def test_a_function_that_gives_other_images_is_refused(workdir, monkeypatch):
     def ones(key_data, labels):
         return jax.numpy.ones((len(labels), 8, 8, 1))
 
-    monkeypatch.setattr(export, "image_function", lambda generator, tokenizer: ones)
-    monkeypatch.setattr(export, "stablehlo", lambda generator, tokenizer: b"")
+    monkeypatch.setattr(formats, "image_function", lambda generator, tokenizer: ones)
+    monkeypatch.setattr(formats, "stablehlo", lambda generator, tokenizer: b"")
     monkeypatch.setattr(jax_export, "deserialize", lambda data: Other())
     with pytest.raises(RuntimeError, match="other images"):
-        export.exported(bundles.load(workdir / "export"), "stablehlo")
+        formats.exported(bundles.load(workdir / "export"), "stablehlo")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ LINES = [
     ["errors"],
     ["common.*"],
     ["files"],
+    ["common.*"],
     [
         *("config", "overrides", "host_memory", "images"),
         *("training.trees", "training.rng", "training.progress"),
@@ -39,7 +40,9 @@ LINES = [
     ["training.stages"],
     ["runs.*"],
     ["cli"],
+    ["commands.*"],
     ["main", "sample", "evaluate", "export", "plan", "benchmark", "convert.__main__"],
+    ["__main__"],
 ]
 
 # Library -> the modules that may import it.
@@ -55,7 +58,7 @@ SEAMS = {
     "ftfy": ["conditions.*"],
     "jinja2": ["evaluation.page"],
     "pyarrow": ["data.prompts"],
-    "ml_collections": ["config", "main", "plan", "benchmark"],
+    "ml_collections": ["config", "main", "plan", "benchmark", "commands.benchmark"],
     "tensorflow": [],
     "torch": [],
     "pickle": [],

@@ -11,8 +11,9 @@ from PIL import Image
 from test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 from configs import meissonic
-from dimo_jax import bundles, export, files, sample, validation
+from dimo_jax import bundles, files, sample, validation
 from dimo_jax import config as configs
+from dimo_jax.commands import export as formats
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed, sharding
@@ -88,12 +89,12 @@ def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finish
         "vqvae/config.json",
     ]
     bundle = bundles.load(workdir / "export")
-    data = export.exported(bundle, "safetensors")
+    data = formats.exported(bundle, "safetensors")
     found = trees.named_leaves(bundle.params)
-    for name, leaf in export.read_safetensors(data).items():
+    for name, leaf in formats.read_safetensors(data).items():
         np.testing.assert_array_equal(leaf, found[name])
     with pytest.raises(InputError, match="takes text, and stablehlo is for generators of classes"):
-        export.exported(bundle, "stablehlo")
+        formats.exported(bundle, "stablehlo")
 
 
 def smoke(**changes):

@@ -15,7 +15,8 @@ from command_line import save_tiny
 from etils import epath
 from object_store import names
 
-from dimo_jax import bundles, files, images, parts, sample
+from dimo_jax import bundles, files, images, parts
+from dimo_jax.commands.sample import check_output
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import page_data, page_pictures
@@ -161,21 +162,21 @@ def test_samples_are_joined_as_on_a_disk(folder, store, tmp_path, monkeypatch, n
     labels = np.arange(11, dtype=np.int32) % 3
     pixels = np.random.default_rng(0).integers(0, 255, (11, 2, 2, 1), np.uint8)
     for place in (folder / name, tmp_path / name):
-        sample.check_output(place)
+        check_output(place)
         ranges = parts.Parts(place, labels, {"seed": 1})
         for start, stop in ranges.ranges():
             ranges.save(start, pixels[start:stop], np.zeros((stop - start, 4), np.int32))
         assert all(ranges.path(start).exists() for start, _ in ranges.ranges())
         if files.is_remote(place):
             behind_our_back(store, "run/set/00_label0.png", b"of a join that broke off")
-            sample.check_output(place)
+            check_output(place)
         ranges.finish()
         assert not parts.folder_of(place).exists()
     if name == "set":
         there = {x.name: x.read_bytes() for x in (folder / name).iterdir()}
         assert there == {x.name: x.read_bytes() for x in (tmp_path / name).iterdir()}
         with pytest.raises(InputError, match="new or empty"):
-            sample.check_output(folder / name)
+            check_output(folder / name)
         return
     with (
         np.load(io.BytesIO((folder / name).read_bytes())) as one,

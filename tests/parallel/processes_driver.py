@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "method"))
 import small_network
 
 from dimo_jax import cli
+from dimo_jax.common.command_flags import Flags
 from dimo_jax.method import denoise, masking, pretrain
 from dimo_jax.parallel import distributed, mesh, sharding
 from dimo_jax.training import rng
@@ -36,7 +37,7 @@ NUM_STEPS, SAVE_EVERY, BATCH = 20, 5, 16
 PATIENCE_SECONDS = 60
 distributed.HEARTBEAT_SECONDS = 10
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 cli.define_process_flags(FLAGS)
 flags.DEFINE_string("workdir", None, "of the run", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of the run", flag_values=FLAGS)

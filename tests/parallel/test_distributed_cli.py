@@ -7,9 +7,9 @@ import types
 
 import jax
 import pytest
-from absl import flags
 
 from dimo_jax import cli
+from dimo_jax.common.command_flags import Flags
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.parallel import distributed
 
@@ -43,7 +43,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(distributed, "started", lambda: many)
         monkeypatch.setattr(distributed, "barrier", barrier)
         monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        values = flags.FlagValues()
+        values = Flags()
         cli.define_process_flags(values)
         with pytest.raises((Left, SystemExit)) as stopped:
             cli.run(lambda: body(values), values)

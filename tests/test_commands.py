@@ -1,0 +1,93 @@
+"""What all commands have in common: what is typed first, before any of them does anything."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dimo_jax import __main__ as overview
+from dimo_jax import benchmark, evaluate, plan, sample
+from dimo_jax.convert import __main__ as convert
+from dimo_jax.convert import sources
+from dimo_jax.evaluation import clip_score, hps, prompts
+from dimo_jax.evaluation.protocols import METRICS, PROTOCOLS
+from dimo_jax.models import clip
+from dimo_jax.runs import planning
+from dimo_jax.samplers import SAMPLERS
+
+# Of what a command does, or large; numpy is small, and the protocols' module needs it.
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "PIL"}
+HEAVY |= {"clu", "grain", "safetensors", "scipy", "sklearn", "libtpu", "torch", "tokenizers"}
+
+
+def program(*arguments):
+    """(exit status, stdout, stderr) of python with these arguments."""
+    found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    return found.returncode, found.stdout, found.stderr
+
+
+@pytest.mark.parametrize("name", [*overview.COMMANDS, "__main__"])
+def test_nothing_heavy_is_imported_before_flags_are_parsed(name):
+    module = "dimo_jax.convert.__main__" if name == "convert" else f"dimo_jax.{name}"
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    status, out, err = program("-c", code)
+    assert status == 0, err
+    assert not HEAVY & set(out.split())
+
+
+@pytest.mark.parametrize("name", overview.COMMANDS)
+def test_a_command_without_arguments_says_what_is_missing_with_an_example(name):
+    status, out, err = program("-m", f"dimo_jax.{name}")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert f"for example: python -m dimo_jax.{name} --" in err and "--help" in err
+
+
+@pytest.mark.parametrize("name", overview.COMMANDS)
+def test_help_has_every_flag_in_a_group_and_the_required_ones_first(name):
+    status, out, err = program("-m", f"dimo_jax.{name}", "--help")
+    assert (status, err) == (0, "")
+    module = overview.COMMANDS[name]
+    assert out.startswith(module.__doc__.rstrip())
+    described = out[len(module.__doc__.rstrip()) :]
+    first, *others = described.strip().split("\n\n")
+    for flag in module.FLAGS:
+        spelling = f"--{'[no]' if module.FLAGS[flag].boolean else ''}{flag}"
+        assert sum(f"  {spelling}" == line.rstrip() or f"  {spelling} " in line
+                   for line in described.splitlines()) == 1, flag  # fmt: skip
+    assert all(f"  {flag} " in first for flag in module.FLAGS.missing())
+    assert all(block.splitlines()[0].endswith(":") for block in [first, *others])
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_package_lists_its_commands_with_examples():
+    status, out, err = program("-m", "dimo_jax")
+    assert (status, err) == (0, "")
+    for name, module in overview.COMMANDS.items():
+        assert module.__doc__.splitlines()[0] in out
+        assert f"python -m dimo_jax.{name} --" in out
+    status, out, err = program("-m", "dimo_jax", "sample", "--labels=1")
+    assert (status, out) == (2, "") and "python -m dimo_jax.sample" in err
+
+
+@pytest.mark.parametrize(
+    ("module", "flag", "names"),
+    [
+        (sample, "sampler", SAMPLERS),
+        (sample, "prompts", prompts.READERS),
+        (evaluate, "prompts", prompts.READERS),
+        (evaluate, "protocol", PROTOCOLS),
+        (evaluate, "clip_form", clip_score.FORMS),
+        (evaluate, "hps_version", hps.VERSIONS),
+        (plan, "what", planning.PROGRAMS),
+        (benchmark, "what", [*planning.PROGRAMS, "decode"]),
+        (convert, "source", [*sources.SOURCES, "meissonic"]),
+        (convert, "activation", clip.ACTIVATIONS),
+    ],
+)
+def test_choices_are_those_of_the_dicts_that_define_them(module, flag, names):
+    assert module.FLAGS[flag].parser.enum_values == list(names)
+
+
+def test_the_metrics_are_in_their_flags_help():
+    assert ", ".join(METRICS) in evaluate.FLAGS["metrics"].help
