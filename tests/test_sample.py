@@ -212,7 +212,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
             "--batch_size=12 is not divisible by the 8 devices; give --batch_size=16",
         ),
         (["--guidance=2"], "--guidance is for a teacher"),
-        (["--lables=1"], "Did you mean: labels"),
+        (["--lables=1"], "nearest: --labels"),
         (["--output=/dev/null/x.png"], "cannot write /dev/null/x.png: "),
     ],
 )

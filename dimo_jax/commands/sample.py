@@ -63,8 +63,6 @@ def chosen_labels(
 
 def check_output(path: AnyPath) -> None:
     """Refuses an output that cannot be written, before the work and not after it."""
-    if not path.name:
-        raise InputError(f"--output={path} names nothing; give a file or a new folder")
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
     if path.suffix and path.is_dir():
@@ -121,6 +119,8 @@ def run(flags: FlagValues) -> None:
         InputError: a flag, or a model that it names, cannot be used.
     """
     output = files.path(flags.output)
+    if not output.name:
+        raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
     if not flags.prompts:
         check_output(output)
     cli.start_alike(flags)
