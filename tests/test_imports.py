@@ -17,7 +17,6 @@ LINES = [
     ["errors"],
     ["common.*"],
     ["files"],
-    ["common.*"],
     [
         *("config", "overrides", "host_memory", "images"),
         *("training.trees", "training.rng", "training.progress"),
