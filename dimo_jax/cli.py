@@ -60,19 +60,18 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
     except KeyboardInterrupt:
         _stop(INTERRUPTED, "interrupted")
     except Exception as error:
-        import jax
+        from dimo_jax.parallel import distributed, runtime_errors
 
-        from dimo_jax.parallel import distributed
-
-        if distributed.lost(error):
-            _stop(FAILED, f"error: {distributed.describe_loss('stopped', error)}")
-        full = _full_disk(error)
+        # This process's own trouble first: what the others do is its consequence.
+        full, memory = _full_disk(error), runtime_errors.out_of_memory(error)
         if full is not None:
             where = f" while writing {full.filename}" if full.filename else ""
             _stop(FAILED, f"error: the disk is full{where}; free some space and run the same again")
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-            told, advice = str(error).splitlines()[0][:200].rstrip("."), _smaller(flag_values)
-            _stop(BAD_INPUT, f"error: the device's memory is too small ({told}); {advice}")
+        if memory is not None:
+            found, advice = memory[:200].rstrip("."), _smaller(flag_values)
+            _stop(BAD_INPUT, f"error: the device's memory is too small ({found}); {advice}")
+        if distributed.lost(error):
+            _stop(FAILED, f"error: {distributed.describe_loss('stopped', error)}")
         if _joined():
             traceback.print_exc()
             distributed.leave(FAILED)
@@ -258,6 +257,8 @@ def _full_disk(error: BaseException | None) -> OSError | None:
             return error
         # Orbax writes through TensorStore, whose errors carry the system's only as text.
         if "No space left on device" in str(error):
-            return OSError(FULL_DISK[0], "No space left on device")
+            # NCCL's shared memory, of which a container has 64 MiB, is such a disk too.
+            memory = re.search(r"/dev/shm/[^\s,]+", str(error))
+            return OSError(FULL_DISK[0], "No space left on device", memory and memory[0])
         error = error.__cause__ or error.__context__
     return None

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 import dimo_jax
 from dimo_jax.errors import InputError
-from dimo_jax.parallel import clusters
+from dimo_jax.parallel import clusters, runtime_errors
 
 # A process that is not heard of for that long counts as lost.
 HEARTBEAT_SECONDS = 60
@@ -32,12 +32,6 @@ HEARTBEAT_SECONDS = 60
 BARRIER_SECONDS = 24 * 3600
 # How long the lead, which the others hear of each other through, outlives its own error.
 GRACE_SECONDS = 3
-# What the errors of a collective, a barrier or the coordination service say of a lost process.
-_LOSS = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|socket closed|heartbeat|coordination service"
-    r"|preempted|barrier|unavailable|another task|peer",
-    re.IGNORECASE,
-)
 
 # Count the calls of `stop_together` and `barrier`, see there.
 _stops, _barriers = itertools.count(1), itertools.count(1)
@@ -224,14 +218,12 @@ def lost(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, says that another process of the run is gone."""
     if not started():
         return False
-    while error is not None:
-        if isinstance(error, ProcessLost):
+    behind = error
+    while behind is not None:
+        if isinstance(behind, ProcessLost):
             return True
-        # Whatever else the runtime raises (out of memory, say) is this process's own trouble.
-        if isinstance(error, jax.errors.JaxRuntimeError) and _LOSS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        behind = behind.__cause__ or behind.__context__
+    return runtime_errors.peer_lost(error)
 
 
 def describe_loss(where: str, error: BaseException) -> str:

@@ -86,21 +86,11 @@ def test_the_version_of_the_code_follows_the_sources(monkeypatch, tmp_path):
     assert distributed.code_version() == seen[2] and len(set(seen)) == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "is_loss"),
-    [
-        ("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed by peer [::1]:1", True),
-        ("UNAVAILABLE: Task /job:jax_worker/replica:0/task:1 heartbeat timeout", True),
-        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 10 bytes", False),
-    ],
-)
-def test_the_loss_of_a_process_is_told_from_other_errors(text, is_loss, monkeypatch):
-    error = jax.errors.JaxRuntimeError(text)
+def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch):
+    error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
     assert not distributed.lost(error)  # alone
     monkeypatch.setattr(distributed, "started", lambda: True)
-    assert distributed.lost(error) == is_loss
+    assert distributed.lost(error) and not distributed.lost(None)
     behind = RuntimeError("saving failed")
-    behind.__cause__ = error
-    assert distributed.lost(behind) == is_loss
-    assert not distributed.lost(RuntimeError(text)) and not distributed.lost(None)
-    assert distributed.lost(distributed.ProcessLost("gone"))
+    behind.__cause__ = distributed.ProcessLost("gone")
+    assert distributed.lost(behind) and not distributed.lost(RuntimeError("saving failed"))

@@ -90,6 +90,35 @@ def test_a_lost_process_is_one_sentence_wherever_it_is_noticed(run):
     assert err.startswith("error: stopped: another of the 1 processes has ended, and process 0")
 
 
+NCCL = "INTERNAL: NCCL operation ncclCommInitRank(comm) failed: unhandled cuda error. Last NCCL "
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        (f"{NCCL}warning 'Cuda failure 2 'out of memory''", 2, "the device's memory is too small"),
+        (
+            f"{NCCL}warning 'Error while creating shared memory segment /dev/shm/nccl-Ab1, "
+            "error: No space left on device (28)'",
+            1,
+            "the disk is full while writing /dev/shm/nccl-Ab1; free",
+        ),
+    ],
+)
+def test_the_trouble_of_this_process_comes_before_what_it_does_to_the_others(
+    run, text, status, message
+):
+    def body(_):
+        try:
+            raise jax.errors.JaxRuntimeError(text)
+        except jax.errors.JaxRuntimeError as error:
+            raise jax.errors.JaxRuntimeError("UNKNOWN: Connection closed by peer") from error
+
+    how, found, err = run(body)
+    assert (how, found) == (Left, status) and err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
 def test_a_defect_keeps_its_traceback(run):
     how, status, err = run(raising(ZeroDivisionError("defect")))
     assert (how, status) == (Left, 1)
