@@ -14,7 +14,7 @@ python -m dimo_jax.evaluate --samples=STYLES/ --hps=bundles/hps --hps_version=v2
 python -m dimo_jax.evaluate --compare runs/one runs/two --output=both/
 python -m dimo_jax.evaluate --geneval=results.jsonl
 
---samples is a folder of .png or .jpg, a .zip of them, or an .npz with arr_0 (dimo_jax.sample writes
+--samples is a folder of pictures, a .zip of them, or an .npz with arr_0 (dimo_jax.sample writes
 one); --reference a file of statistics, of images, or both, or a folder of real images. Both may be
 tfds:NAME:SPLIT. Of a run the generator (1 step, at each temperature) and the teacher (more steps)
 are drawn, judged, and with --speed timed. Features are kept in OUTPUT/features: the same command

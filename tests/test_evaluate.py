@@ -173,10 +173,33 @@ def test_metrics_that_the_reference_cannot_serve_are_left_out_or_refused(run, ca
     }
     text = run("--metrics=fid,prdc", reference="stats.npz", status=2)
     assert "stats.npz has neither images (arr_0) nor features" in text
-    text = run("--metrics=fid", reference="images.npz", status=2)
-    assert "images.npz has only images, and FID is against the mean and covariance" in text
     run("--metrics=is", reference=None)
     assert set(results(run)["rows"][0]["metrics"]) == {"inception_score", "inception_score_adm"}
+
+
+def test_fid_against_images_alone(run, calls, places, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i, image in enumerate(PIXELS[24:]):
+        Image.fromarray(image).save(folder / f"{i}.webp", lossless=True)
+    fid = frechet_distance(plain_features(PIXELS[24:])["2048"], plain_features(PIXELS[:24])["2048"])
+    for reference in (folder, "images.npz"):
+        calls.clear()
+        run("--metrics=fid", reference=reference)
+        (row,) = results(run)["rows"]
+        assert row["metrics"]["fid"]["mean"] == pytest.approx(fid, rel=1e-9)
+        assert row["reference"] == "16 images"
+        assert any(
+            f"against the 16 images of {places / reference}: not c" in x for x in row["warnings"]
+        )
+        assert sum(calls) == (40 if reference == folder else 16)  # samples are seen once
+        calls.clear()
+        run("--metrics=fid,prdc", reference=reference)
+        assert not calls
+    run("--metrics=fid")
+    (row,) = results(run)["rows"]
+    assert row["reference"] == "mu and sigma"
+    assert not any("not comparable with published" in x for x in row["warnings"])
 
 
 def test_protocols_are_different_computations(run, calls, places):

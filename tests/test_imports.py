@@ -56,6 +56,13 @@ SEAMS = {
     "fsspec": ["files"],
     "ftfy": ["conditions.*"],
     "jinja2": ["evaluation.page"],
+    # Of these common.pictures alone opens any; the others write and resize.
+    "PIL": [
+        *("common.pictures", "images", "evaluation.benchmark_files", "evaluation.clip_features"),
+        *("evaluation.clip_images", "evaluation.clip_score", "evaluation.hps"),
+        *("evaluation.image_files", "evaluation.page_pictures", "evaluation.resize"),
+        "evaluation.showcase",
+    ],
     "pyarrow": ["data.prompts"],
     "ml_collections": ["config", "main", "plan", "benchmark", "commands.benchmark"],
     "tensorflow": [],

@@ -24,8 +24,10 @@ class Source:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """A picture; a single channel stands in all three."""
-        pixels = np.asarray(self._examples[index][self._key])
+        """Reads a picture; a single channel stands in all three, a fourth is dropped."""
+        pixels = np.asarray(self._examples[index][self._key])[..., :3]
+        if pixels.shape[2] == 2:  # gray and its transparency
+            pixels = pixels[..., :1]
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 

@@ -7,29 +7,25 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 
+from dimo_jax.common import pictures
 from dimo_jax.errors import InputError
 from dimo_jax.models.clip import MEAN, STD
 
 _JPEG_QUALITY = 75  # Pillow's own, which HPS v2's benchmark images are written with
+_JPEG_MODES = ("1", "L", "RGB", "CMYK", "YCbCr")
 _BICUBIC = Image.Resampling.BICUBIC
 
 
 def read(path: Path) -> Image.Image:
-    """An image file, decoded.
+    """Decodes an image file; it keeps its mode.
 
     Raises:
         InputError: it cannot be read, or is no image.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    # Pillow raises SyntaxError for a broken PNG, and its own errors are OSError and ValueError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}; make it again") from error
+    return pictures.decode(pictures.read(path), str(path)).image
 
 
 def has_alpha(image: Image.Image) -> bool:
@@ -40,11 +36,9 @@ def has_alpha(image: Image.Image) -> bool:
 def as_jpeg(image: Image.Image) -> Image.Image:
     """The image as it comes back from a JPEG file, a step of HPS v2's protocol."""
     buffer = io.BytesIO()
+    image = image if image.mode in _JPEG_MODES else image.convert("RGB")
     image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    buffer.seek(0)
-    back = Image.open(buffer)
-    back.load()
-    return back
+    return pictures.decode(buffer.getvalue(), "an image").image
 
 
 def squared(image: Image.Image, size: int = 256) -> Image.Image:
@@ -142,15 +136,11 @@ def normalised(pixels: Float[np.ndarray, "S S 3"]) -> Float[np.ndarray, "S S 3"]
     return (pixels - np.float32(MEAN)) / np.float32(STD)
 
 
-def from_array(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    """An array of C = 1 or 3 channels as a Pillow image."""
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
 def _shorter_side(size: tuple[int, int], wanted: int) -> tuple[int, int]:
     """(width, height) with the shorter of them `wanted` and the longer cut to a whole number."""
     width, height = size
     longer = int(wanted * max(size) / min(size))
+    pictures.check_pixels((wanted, longer), "an image")
     return (wanted, longer) if width <= height else (longer, wanted)
 
 

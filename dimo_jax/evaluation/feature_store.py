@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dimo_jax import files
+from dimo_jax.common import pictures
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.image_set import Batch, ImageSet, listed
 from dimo_jax.evaluation.moments import Accumulator, Moments
@@ -29,6 +30,7 @@ from dimo_jax.training.progress import Progress
 OUTPUTS = ("2048", "logits_unbiased", "spatial")
 RANGE_SIZE = 256  # images of a range: what a kill may cost, and 5 MB of features
 RANGE_BYTES = 1 << 28  # of pixels; three ranges are in memory
+_DECODING = 2  # raised when a file's pixels become others, so that no features of before are used
 
 Features = Mapping[str, Float[np.ndarray, "N _"]]
 Extract = Callable[[UInt8[np.ndarray, "N H W 3"]], Features]
@@ -60,7 +62,8 @@ class FeatureStore:
 
     def __init__(self, folder: Path, images: ImageSet, extractor: Extractor, role: str):
         self.images, self._extractor = images, extractor
-        key = hashlib.sha256(json.dumps(extractor.settings, sort_keys=True).encode()).hexdigest()
+        settings = json.dumps({**extractor.settings, "decoding": _DECODING}, sort_keys=True)
+        key = hashlib.sha256(settings.encode()).hexdigest()
         self.folder = folder / f"{role}-{key[:12]}"
         budget = min(RANGE_SIZE, RANGE_BYTES // (3 * images.height * images.width))
         size = extractor.batch_size * max(1, budget // extractor.batch_size)
@@ -90,6 +93,8 @@ class FeatureStore:
         silent = not distributed.is_lead()
         with Progress("features", silent=silent) as progress, ThreadPoolExecutor(1) as writer:
             writing = None
+            for text in self.images.notes:
+                progress.note(text)
             if before:
                 progress.note(f"goes on: {before} of {total} images are there already")
             progress.update(done, total, "images")
@@ -152,13 +157,13 @@ class FeatureStore:
             buffer,
             **{name: np.asarray(found[name], np.float32) for name in OUTPUTS},
             digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
-            gray=batch.gray,
+            kinds=batch.kinds,
             constant=flat.min(axis=1) == flat.max(axis=1),
         )
         files.write_file(self._paths[part], buffer.getvalue())
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
-        """One of OUTPUTS, "digests", "gray" or "constant", range by range in order.
+        """One of OUTPUTS, "digests", "kinds" or "constant", range by range in order.
 
         Raises:
             InputError: a file is damaged.
@@ -196,11 +201,14 @@ class FeatureStore:
 
     def warnings(self) -> list[str]:
         """What is odd about these images, each in a sentence with an example."""
-        found = []
-        for name, what in (("constant", "of one colour"), ("gray", "gray, not RGB")):
-            index = np.flatnonzero(self.load(name))
-            if len(index):
-                found.append(f"{self._some(index)} {what}")
+        found = list(self.images.notes)
+        if len(index := np.flatnonzero(self.load("constant"))):
+            found.append(f"{self._some(index)} of one colour")
+        if len(index := np.flatnonzero(kinds := self.load("kinds"))):
+            found.append(
+                f"converted to 8-bit RGB: {len(index)} of {self.images.num} images, "
+                f"{pictures.described(kinds)}; the first is {self.images.name(int(index[0]))}"
+            )
         duplicates = self._duplicates()
         if duplicates:
             first, second = duplicates[0]

@@ -66,7 +66,7 @@ def scores(
 
 def _pixels(image: Image.Image, size: int, antialias: bool) -> Float[np.ndarray, "S S 3"]:
     # An image that was made in memory has no format.
-    if image.format not in (None, "JPEG") and not clip_images.has_alpha(image):
+    if image.format not in (None, "JPEG", "MPO") and not clip_images.has_alpha(image):
         image = clip_images.as_jpeg(image)
     return clip_images.hps_pixels(image, size, antialias)
 

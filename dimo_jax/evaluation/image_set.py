@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from dimo_jax.errors import InputError
 
@@ -21,11 +21,11 @@ class Batch(NamedTuple):
 
     Attributes:
         pixels: uint8, RGB.
-        gray: which of them have one channel in their file.
+        kinds: what each was in its file, see pictures.to_bits; 0 for 8-bit RGB.
     """
 
     pixels: UInt8[np.ndarray, "N H W 3"]
-    gray: Bool[np.ndarray, "N"]
+    kinds: UInt8[np.ndarray, "N"]
 
 
 class ImageSet:
@@ -38,6 +38,7 @@ class ImageSet:
         width: likewise.
         labels: [N] int, the class of each where the set tells it; else None.
         facts: what the set says of its making, e.g. {"sampler": ..., "seed": ...}.
+        notes: what lies in the same place and is not in the set, each in a sentence.
     """
 
     labels: Int[np.ndarray, "N"] | None = None
@@ -45,6 +46,7 @@ class ImageSet:
     def __init__(self, where: str, num: int):
         self.where, self.num = where, num
         self.facts: dict[str, Any] = {}
+        self.notes: list[str] = []
         if not num:
             raise InputError(f"{where} has no images")
 

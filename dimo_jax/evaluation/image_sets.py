@@ -4,6 +4,7 @@ Nothing is loaded whole: the 50,000 images of an evaluation are 10 GB. Axes: N i
 width.
 """
 
+import math
 import os
 import re
 import zipfile
@@ -14,15 +15,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from dimo_jax import files, parts
-from dimo_jax.data import pictures, splits
+from dimo_jax.common import pictures
+from dimo_jax.data import splits
+from dimo_jax.data.pictures import open_source
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import image_files
+from dimo_jax.evaluation import image_files, picture_folder
 from dimo_jax.evaluation.image_set import Batch, ImageSet, digest, listed, read_settings
 
 _THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
+# Of an array in Fortran's order, which is read whole and for a while takes twice that.
+_MAX_TRANSPOSED_BYTES = 1 << 32
 
 
 class _Files(ImageSet):
@@ -51,7 +55,7 @@ class _Files(ImageSet):
         return self.names[index]
 
     def is_jpeg(self) -> bool:
-        return any(name.lower().endswith(image_files.JPEG_SUFFIXES) for name in self.names)
+        return any(name.lower().endswith(pictures.JPEG_SUFFIXES) for name in self.names)
 
     def content(self, index: int) -> bytes:
         """The bytes of the picture's file."""
@@ -80,19 +84,15 @@ class _Files(ImageSet):
         if errors:
             raise InputError(listed(errors))
         pixels = np.stack([picture.pixels for picture in found])
-        return Batch(pixels, np.array([picture.gray for picture in found]))
+        return Batch(pixels, np.array([pictures.to_bits(x.kinds) for x in found], np.uint8))
 
 
 class _Folder(_Files):
     def __init__(self, path: Path, recursive: bool, image_size: int | None):
         self._root = path
-        found = path.rglob("*") if recursive else path.iterdir()
-        names = [str(x.relative_to(path)) for x in found if _is_picture(x)]
-        if not names:
-            inside = next((x for x in path.rglob("*") if _is_picture(x)), None)
-            hint = f"; {inside} is deeper, give --recursive" if inside and not recursive else ""
-            raise InputError(f"the folder {path} has no .png or .jpg files{hint}")
+        names, notes = picture_folder.find(path, recursive)
         super().__init__(str(path), names, image_size)
+        self.notes += notes
         settings = path / parts.SETTINGS_FILE
         if settings.is_file():
             self.facts = read_settings(settings.read_text(encoding="utf-8"), path)
@@ -101,10 +101,7 @@ class _Folder(_Files):
         return str(self._root / self.names[index])
 
     def content(self, index: int) -> bytes:
-        try:
-            return (self._root / self.names[index]).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.name(index)}: {error.strerror}") from error
+        return pictures.read(self._root / self.names[index])
 
     def identity(self, start: int, stop: int) -> str:
         lines = [f"crop {self._image_size}"]
@@ -117,16 +114,19 @@ class _Folder(_Files):
 class _Zip(_Files):
     def __init__(self, path: Path, image_size: int | None):
         self._archive = _open_zip(path)
-        infos = [info for info in self._archive.infolist() if _is_picture(Path(info.filename))]
-        self._infos = {info.filename: info for info in infos}
-        if not infos:
-            raise InputError(f"{path} has no .png or .jpg members")
+        members = {x.filename: x for x in self._archive.infolist() if not x.is_dir()}
+        self._infos = {k: x for k, x in members.items() if picture_folder.is_picture(k)}
+        if not self._infos:
+            raise InputError(f"{path} has no pictures ({picture_folder.names_of_suffixes()})")
         super().__init__(str(path), list(self._infos), image_size)
+        others = [x for x in members if x not in self._infos and not Path(x).name.startswith(".")]
+        self.notes += picture_folder.skipped(str(path), others)
 
     def name(self, index: int) -> str:
         return f"{self.names[index]} in {self.where}"
 
     def content(self, index: int) -> bytes:
+        pictures.check_bytes(self._infos[self.names[index]].file_size, self.name(index))
         try:
             return self._archive.read(self.names[index])
         except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -143,7 +143,7 @@ class _Npz(ImageSet):
     """arr_0 of an .npz, uint8 [N, H, W, 3]: ADM's form, and dimo_jax.sample's."""
 
     def __init__(self, path: Path):
-        self._path, self._archive = path, _open_zip(path)
+        self._path, self._archive, self._whole = path, _open_zip(path), None
         members = {info.filename: info for info in self._archive.infolist()}
         if "arr_0.npy" not in members:
             names = ", ".join(name.removesuffix(".npy") for name in members) or "nothing"
@@ -167,11 +167,24 @@ class _Npz(ImageSet):
             self._stream.close()
         self._stream, self._at = self._archive.open(self._info), 0
         shape, fortran, dtype = _npy_header(self._stream, f"arr_0 of {self._path}")
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
             raise InputError(
                 f"arr_0 of {self._path} is {dtype} {list(shape)}, expected uint8 [N, H, W, 3]"
             )
+        if fortran:
+            self._whole = self._transposed(shape)
         return shape
+
+    def _transposed(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W C"]:
+        """All images of an array in Fortran's order, in which no image lies in one piece."""
+        num_bytes = math.prod(shape)
+        if num_bytes > _MAX_TRANSPOSED_BYTES:
+            raise InputError(
+                f"arr_0 of {self._path} is in Fortran's order and has {num_bytes:,} bytes, more "
+                f"than {_MAX_TRANSPOSED_BYTES:,}; save it again with np.ascontiguousarray"
+            )
+        data = self._read_bytes(num_bytes, shape[0])
+        return np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(shape, order="F"))
 
     def _read_facts(self, members: dict[str, zipfile.ZipInfo]) -> None:
         with np.load(self._path, allow_pickle=False) as data:
@@ -185,31 +198,40 @@ class _Npz(ImageSet):
         changed = os.stat(self._path).st_mtime_ns
         return digest(f"{self._info.CRC} {self._info.file_size} {changed} {start} {stop}")
 
-    def read(self, start: int, stop: int) -> Batch:
-        # A deflated member can only be read on; one that is stored is jumped in just the same.
-        shape = (stop - start, self.height, self.width, self._channels)
-        image_bytes = self.height * self.width * self._channels
+    def _read_bytes(self, num: int, stop: int, skipped: int = 0) -> bytes:
+        """Reads on in the array, up to the image `stop`."""
         try:
+            self._stream.seek(skipped, os.SEEK_CUR)
+            data = self._stream.read(num)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{self._path} is damaged before image {stop}: {error}") from error
+        if len(data) < num:
+            raise InputError(f"{self._path} ends before image {stop}; copy it again")
+        return data
+
+    def read(self, start: int, stop: int) -> Batch:
+        if self._whole is None:
+            # A deflated member can only be read on; one that is stored is jumped in just the same.
+            image_bytes = self.height * self.width * self._channels
             if start < self._at:
                 self._open()
-            self._stream.seek((start - self._at) * image_bytes, os.SEEK_CUR)
-            data = self._stream.read((stop - start) * image_bytes)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            self._at = self.num  # nobody knows where the stream is: the next call opens another
-            raise InputError(f"{self._path} is damaged before image {stop}: {error}") from error
-        self._at = stop
-        if len(data) < (stop - start) * image_bytes:
-            raise InputError(f"{self._path} ends before image {stop} of {self.num}; copy it again")
-        pixels = np.frombuffer(data, np.uint8).reshape(shape)
-        rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*shape[:3], 3)))
-        return Batch(rgb, np.full(stop - start, self._channels == 1))
+            skipped, self._at = (start - self._at) * image_bytes, self.num
+            data = self._read_bytes((stop - start) * image_bytes, stop, skipped)
+            self._at = stop
+            pixels = np.frombuffer(data, np.uint8)
+            pixels = pixels.reshape(stop - start, self.height, self.width, self._channels)
+        else:
+            pixels = self._whole[start:stop]
+        rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
+        bits = pictures.to_bits(["gray"] if self._channels == 1 else [])
+        return Batch(rgb, np.full(stop - start, bits, np.uint8))
 
 
 class _Dataset(ImageSet):
     """A split of a tensorflow-datasets data set."""
 
     def __init__(self, where: str, data_dir: str, image_size: int | None):
-        self._source = pictures.open_source(*splits.parse(where), data_dir)
+        self._source = open_source(*splits.parse(where), data_dir)
         super().__init__(where, len(self._source))
         self._image_size = image_size
         self.height, self.width = self._picture(0).shape[:2]
@@ -218,8 +240,7 @@ class _Dataset(ImageSet):
         pixels = self._source[index]
         if self._image_size is None:
             return pixels
-        cut = image_files.centre_square(Image.fromarray(pixels), self._image_size)
-        return np.array(cut)
+        return image_files.cut(pixels, self._image_size, self.name(index))
 
     def identity(self, start: int, stop: int) -> str:
         return digest(f"{self._source.version} {self.where} {start} {stop} {self._image_size}")
@@ -233,7 +254,7 @@ class _Dataset(ImageSet):
                     f"{self.name(i)} is {width}x{height} pixels and image 0 "
                     f"{self.width}x{self.height}; give --image_size"
                 )
-        return Batch(np.stack(found), np.zeros(len(found), bool))
+        return Batch(np.stack(found), np.zeros(len(found), np.uint8))
 
 
 def open_set(
@@ -245,7 +266,7 @@ def open_set(
     """A set of images.
 
     Args:
-        where: a folder of .png or .jpg, a .zip of them, an .npz with arr_0, or tfds:NAME:SPLIT.
+        where: a folder of pictures, a .zip of them, an .npz with arr_0, or tfds:NAME:SPLIT.
         recursive: take the folder's sub-folders too.
         image_size: cut and shrink every picture to that many pixels along a side (folder, zip,
             data set); None takes them as they are.
@@ -271,14 +292,10 @@ def open_set(
     raise InputError(f"{path} is no set of images: expected a folder, a .zip or an .npz")
 
 
-def _is_picture(path: Path) -> bool:
-    # Names with a dot in front: what macOS puts beside every file, and what is still being written.
-    return path.suffix.lower() in image_files.SUFFIXES and not path.name.startswith(".")
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts numbers inside names by their value."""
-    return [(int(x), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
+    # 1000 digits: int() refuses a name of more than 4300, which an archive may have.
+    return [(int(x[:1000]), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -119,7 +119,8 @@ def evaluate_samples(
         "rounding": facts.get("rounding", "as in the files"),
         # Of this process, with its compilation and the reading of files.
         "images_per_second": computed / seconds if computed else None,
-        "warnings": _warnings(ours, real),
+        "warnings": _warnings(ours, real, parts, protocol),
+        "reference": _described(parts),
         "hashes": {
             "samples": ours.pixel_hash(),
             "reference": reference.sha256 or (real and real.pixel_hash()),
@@ -156,6 +157,8 @@ def _check_numbers(
         real = reference.features
         number = reference.images.num if real is None else len(real)
         sets.append((reference.where, number, ["prdc"]))
+    if _reads_images(reference, protocol, metrics):
+        sets.append((reference.where, reference.images.num, {"fid", "sfid"} & set(metrics)))
     for where, number, names in sets:
         for name in names:
             if number < least[name]:
@@ -247,8 +250,25 @@ def _headline(parts: Mapping[str, Any], protocol: Protocol) -> dict[str, dict[st
     return found
 
 
-def _warnings(store: FeatureStore, real: FeatureStore | None) -> list[str]:
+def _described(parts: Mapping[str, Any]) -> str | None:
+    """What FID was against, in words; None where there is none."""
+    if "fid" not in parts:
+        return None
+    num = parts["fid"]["reference_num"]
+    return "mu and sigma" if num is None else f"{num} images"
+
+
+def _warnings(
+    store: FeatureStore, real: FeatureStore | None, parts: Mapping[str, Any], protocol: Protocol
+) -> list[str]:
     found = store.warnings()
+    if real is not None:
+        found += real.warnings()
+        if parts.get("fid", {}).get("reference_num") and protocol.reference == "statistics":
+            found.append(
+                f"FID is against the {real.images.num} images of {real.images.where}: not "
+                "comparable with published ones, which are against mu and sigma of a training set"
+            )
     sizes = [(x.images.width, x.images.height) for x in (store, real) if x is not None]
     if len(set(sizes)) > 1:
         (w, h), (real_w, real_h) = sizes

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dimo_jax import files
+from dimo_jax.common import pictures
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, page_data
 from dimo_jax.evaluation.page_data import Results
@@ -58,9 +60,10 @@ class Picture:
 def collect(results: Results) -> list[Picture]:
     """The pictures that results.json names, then other PNG files of its folder `pictures`.
 
-    Raises:
-        InputError: if one cannot be read as a picture.
+    What is no readable picture, or leads out of the folder, is left out with a line in the log: a
+    page is sent to others, and holds nothing that is not of its evaluation.
     """
+    inside = files.resolved(results.folder)
     named = results.raw.get("pictures")
     found, seen = [], set()
     for entry in named if isinstance(named, list) else []:
@@ -68,14 +71,13 @@ def collect(results: Results) -> list[Picture]:
         if not isinstance(name, str):
             continue
         path = files.resolved(results.folder / name)
-        # A name such as ../../secret.png shows nothing of other folders.
-        if path.is_relative_to(files.resolved(results.folder)) and path.is_file():
+        if path.is_file() and path not in seen:
             seen.add(path)
-            found.append(_picture(path, entry))
+            found.append((path, entry))
     for path in sorted((results.folder / "pictures").glob("*.png")):
         if files.resolved(path) not in seen:
-            found.append(_picture(path, _guess(path.stem)))
-    return found
+            found.append((path, _guess(path.stem)))
+    return [picture for path, entry in found if (picture := _picture(path, entry, inside))]
 
 
 def _guess(stem: str) -> dict[str, Any]:
@@ -89,12 +91,19 @@ def _guess(stem: str) -> dict[str, Any]:
     return {"kind": "samples", "title": stem.replace("_", " ")}
 
 
-def _picture(path: AnyPath, entry: Mapping[str, Any]) -> Picture:
+def _picture(path: AnyPath, entry: Mapping[str, Any], inside: AnyPath) -> Picture | None:
+    """The picture of a file; None if it is none, or a name or link leads to other folders."""
+    try:
+        if not files.resolved(path).is_relative_to(inside):
+            raise InputError(f"{path} leads out of {inside}")
+        uri, width, height = _embed(path)
+    except InputError as error:
+        logging.warning("left out of the page: %s", error)
+        return None
     model, steps = str(entry.get("model", "")), int(page_data.finite(entry.get("steps")) or 0)
     columns = int(page_data.finite(entry.get("columns")) or 0)
     kind = str(entry.get("kind", "other"))
     title = str(entry.get("title") or page_data.title(model or path.stem, steps))
-    uri, width, height = _embed(path)
     labels = entry.get("labels")
     labels = labels if isinstance(labels, list) else []
     first = ", ".join(map(str, labels[:columns]))
@@ -106,24 +115,14 @@ def _picture(path: AnyPath, entry: Mapping[str, Any]) -> Picture:
 
 def _embed(path: AnyPath) -> tuple[str, int, int]:
     """The file as a data: URI with its size; made smaller, or PNG, where it is not."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.width > MAX_WIDTH:
-                height = max(1, round(image.height * MAX_WIDTH / image.width))
-                image = image.convert("RGB").resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
-                data = None
-            elif image.format != "PNG":
-                data = None
-            if data is None:
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG", optimize=True)
-                data = buffer.getvalue()
-            width, height = image.size
-    # Pillow has no one error for a file that is no picture: OSError, ValueError, SyntaxError.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} is not a readable picture ({error}); delete it or write it again"
-        ) from error
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height
+    data = pictures.read(path)
+    image = pictures.decode(data, str(path)).image
+    if image.width > MAX_WIDTH or image.format != "PNG":
+        image = image.convert("RGB")
+        if image.width > MAX_WIDTH:
+            height = max(1, round(image.height * MAX_WIDTH / image.width))
+            image = image.resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        data = buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}", *image.size

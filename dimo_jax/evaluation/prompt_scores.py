@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dimo_jax.errors import InputError
-from dimo_jax.evaluation import clip_features, clip_score, hps, prompts
+from dimo_jax.evaluation import clip_features, clip_score, hps, picture_folder, prompts
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS_FILE = "captions.txt"
 
 
@@ -76,7 +75,7 @@ def paired(folder: Path, captions: Sequence[str]) -> tuple[list[Path], list[str]
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the images' folder")
-    files = [x for x in folder.iterdir() if x.suffix.lower() in _SUFFIXES and x.name[0] != "."]
+    files = [file for file in folder.iterdir() if picture_folder.is_picture(file.name)]
     numbers = {file: re.match(r"\d+", file.name) for file in files}
     strange = sorted(file.name for file, number in numbers.items() if number is None)
     if strange:

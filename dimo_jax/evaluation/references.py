@@ -20,7 +20,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import image_sets
 from dimo_jax.evaluation.feature_store import FeatureStore
 from dimo_jax.evaluation.image_set import ImageSet, listed
-from dimo_jax.evaluation.moments import Moments
+from dimo_jax.evaluation.moments import ROUNDING, Moments, covariance_fault
 from dimo_jax.evaluation.protocols import METRICS, Protocol
 
 # (mean, covariance) as they are called; the files with `cov` are PyTorch's.
@@ -56,11 +56,11 @@ class Reference:
     settings: Mapping[str, Any] | None = None
 
     def fid_moments(self, protocol: Protocol) -> Moments | None:
-        """What FID is against; None where it comes from the images."""
+        """What FID is against; None where it is computed from the images."""
         return None if protocol.reference == "images" and self.images else self.moments
 
     def sfid_moments(self, protocol: Protocol) -> Moments | None:
-        """What sFID is against; None where it comes from the images."""
+        """What sFID is against; None where it is computed from the images."""
         return None if protocol.reference == "images" and self.images else self.spatial
 
     def lacks(self, metric: str, protocol: Protocol) -> str | None:
@@ -72,14 +72,11 @@ class Reference:
         """
         if not (self.moments or self.images or self.features is not None) and metric != "is":
             return f"{metric} needs a reference; give --reference"
-        from_images = protocol.reference == "images" and self.images is not None
-        if metric == "fid" and self.moments is None and not from_images:
-            return (
-                f"{self.where} has only images, and FID is against the mean and covariance of the "
-                "whole training set (mu and sigma); give a file that has them, or make one of "
-                "real images with --make_reference"
-            )
-        if metric == "sfid" and self.spatial is None and not from_images:
+        if metric == "fid" and self.moments is None and self.images is None:
+            return f"{self.where} has neither mu and sigma nor images, which FID needs; add them"
+        # Of a file that has mu and sigma, the images are but some of those that these are of.
+        alone = self.images is not None and (self.moments is None or protocol.reference == "images")
+        if metric == "sfid" and self.spatial is None and not alone:
             return f"{self.where} has no mu_s and sigma_s, which sFID needs; make one that has"
         if metric == "prdc" and self.features is None and self.images is None:
             return (
@@ -161,6 +158,8 @@ def _from_npz(path: Path, data: Mapping[str, Any]) -> Reference:
     features = data[FEATURES] if FEATURES in data else None
     if features is not None and (features.ndim != 2 or features.dtype.kind != "f"):
         raise InputError(f"features of {path} are {_shape(features)}, expected float [N, D]")
+    if features is not None and not np.isfinite(features).all():
+        raise InputError(f"features of {path} have values that are not finite; make it again")
     return Reference(
         str(path),
         file_hash(path),
@@ -192,7 +191,12 @@ def _moments(
             raise InputError(f"{name} of {path} is {_shape(array)}, expected float {['D'] * ndim}")
         if not np.isfinite(array.astype(np.float64)).all():
             raise InputError(f"{name} of {path} has values that are not finite; make it again")
-    return Moments(*(array.astype(np.float64) for array in found))
+    result = Moments(*(array.astype(np.float64) for array in found))
+    # Two bytes: float16 and bfloat16, which round to 1/256.
+    rounding = ROUNDING if found[1].dtype.itemsize > 2 else 1e-2
+    if fault := covariance_fault(result.covariance, rounding):
+        raise InputError(f"{names[1]} of {path} is no covariance: it {fault}; make it again")
+    return result
 
 
 def _shape(array: np.ndarray) -> str:

@@ -105,8 +105,6 @@ def test_gray_becomes_rgb_and_alpha_is_refused():
         np.testing.assert_array_equal(prepare(gray, 24), prepare(gray.convert("RGB"), 24))
     with pytest.raises(InputError, match="mode RGBA has no HPS; save it as RGB"):
         clip_images.hps_pixels(gray.convert("RGBA"), 24)
-    array = np.asarray(gray)[..., None]
-    np.testing.assert_array_equal(clip_images.from_array(array), gray)
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -115,7 +113,7 @@ def test_damaged_files_are_named(tmp_path):
     data = buffer.getvalue()
     for name, content in {"cut.png": data[: len(data) // 2], "text.png": b"no image"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=f"{name} cannot be read as an image"):
+        with pytest.raises(InputError, match=f"{name} .* is no readable picture"):
             clip_images.read(tmp_path / name)
-    with pytest.raises(InputError, match="none.png cannot be read"):
+    with pytest.raises(InputError, match="cannot read .*none.png"):
         clip_images.read(tmp_path / "none.png")

@@ -140,12 +140,14 @@ def test_odd_images_are_named(folder, tmp_path):
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(folder / "5.png")
     Image.fromarray(PIXELS[6, ..., 0]).save(folder / "6.png")
     Image.fromarray(PIXELS[9, ..., 0]).save(folder / "9.png")
-    Image.fromarray(PIXELS[0]).save(folder / "22.jpg")
+    Image.fromarray(PIXELS[0]).convert("CMYK").save(folder / "22.jpg")
+    (folder / "notes.txt").touch()
     store = open_store(folder, tmp_path)
     store.fill()
     assert store.warnings() == [
+        f"skipped in {folder} (1), no pictures by their names: notes.txt",
         f"{folder / '5.png'} is of one colour",
-        f"{folder / '6.png'} and 1 more are gray, not RGB",
+        f"converted to 8-bit RGB: 3 of 23 images, 2 gray, 1 CMYK; the first is {folder / '6.png'}",
         f"{folder / '11.png'} equals {folder / '3.png'} (2 duplicates in all)",
         f"{folder} holds JPEG files, whose artefacts a FID sees",
     ]

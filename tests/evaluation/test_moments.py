@@ -80,3 +80,31 @@ def test_what_has_no_moments_is_refused(features):
         moments.merge([])
     with pytest.raises(ValueError, match=r"different features: \[3, 6\]"):
         moments.merge([moments.sums(features), moments.sums(features[:, :3])])
+
+
+def test_covariances_are_told_from_other_matrices():
+    numbers = np.random.default_rng(3)
+    # Fewer examples than features, so that most eigenvalues are 0 but for rounding.
+    rows = numbers.normal(size=(40, 120)) * np.geomspace(1, 1e-3, 120) + 0.4
+    single = rows.astype(np.float32)
+    mean = single.mean(0)
+    for matrix in (
+        np.cov(rows.T),
+        np.cov(single.T, dtype=np.float32),
+        single.T @ single / np.float32(40) - np.outer(mean, mean),  # the least exact way
+        np.zeros((5, 5)),
+        np.eye(5) * 1e-12,
+    ):
+        assert moments.covariance_fault(matrix.astype(np.float64)) is None
+    sigma = np.cov(rows.T)
+    values, vectors = np.linalg.eigh(sigma)
+    assert values[-1] > 0.5
+    values[0] = -1e-3 * np.linalg.norm(sigma)
+    negative = (vectors * values) @ vectors.T
+    for matrix, words in (
+        (-sigma, "has eigenvalues from -"),
+        ((negative + negative.T) / 2, "has eigenvalues from -"),
+        (np.triu(sigma), "is not symmetric"),
+        (np.roll(sigma, 1, axis=0), "is not symmetric"),
+    ):
+        assert moments.covariance_fault(matrix).startswith(words)

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import evaluated_folders as folders
@@ -251,12 +252,23 @@ def test_pictures_outside_the_folder_are_not_shown(tmp_path):
     assert not found.all("img")
 
 
-def test_a_damaged_picture_is_named(tmp_path):
-    folder = folders.write(tmp_path, {"rows": []}, pictures=("generator",))
-    path = folder / "pictures" / "generator.png"
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match="generator.png is not a readable picture"):
-        page.write(folder, title="x")
+def test_what_is_no_picture_of_the_evaluation_is_left_out(tmp_path, caplog):
+    names = ("generator", "teacher_02_steps", "teacher_04_steps")
+    folder = folders.write(tmp_path / "run", {"rows": []}, pictures=names) / "pictures"
+    content = (folder / "generator.png").read_bytes()
+    (tmp_path / "private.png").write_bytes(content)
+    (folder / "elsewhere.png").symlink_to(tmp_path / "private.png")
+    (folder / "beside.png").symlink_to(folder / "generator.png")
+    (folder / "lost.png").symlink_to("nowhere")
+    (folder / "teacher_02_steps.png").write_bytes(content[:300])
+    (folder / "teacher_04_steps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    os.mkfifo(folder / "pipe.png")
+    page.write(folder.parent, title="x")
+    text = (folder.parent / "report.html").read_text()
+    assert text.count("data:image/png") == 2  # generator and the link to it
+    assert len(caplog.messages) == 5
+    for name in ("elsewhere.png leads out of", "lost.png", "pipe.png", *names[1:]):
+        assert any(name in message for message in caplog.messages), name
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_folders_and_archives_of_images(tmp_path):
         ({"mu": MU[None], "sigma": SIGMA}, r"mu of .* is float64 \[1, 4\], expected"),
         ({"mu": MU.astype(int), "sigma": SIGMA}, "mu of .* is int64"),
         ({"mu": MU * np.nan, "sigma": SIGMA}, "mu of .* has values that are not finite"),
+        ({"mu": MU, "sigma": -SIGMA}, "sigma of .* is no covariance: it has eigenvalues from -"),
+        ({"mu": MU, "sigma": np.triu(SIGMA)}, "sigma of .* is no covariance: it is not symmetric"),
+        ({"mu": MU, "sigma": SIGMA * np.inf}, "sigma of .* has values that are not finite"),
+        ({"mu": MU, "sigma": SIGMA - 2 * np.eye(4)}, "sigma of .* has eigenvalues from -.* to"),
+        (
+            {"mu": MU, "sigma": SIGMA, "mu_s": MU, "sigma_s": -SIGMA},
+            "sigma_s of .* is no covariance",
+        ),
+        ({"features": FEATURES * np.nan}, "features of .* have values that are not finite"),
         ({"features": FEATURES[0]}, r"features of .* are float32 \[4\], expected float \[N, D\]"),
         ({"mu": np.array([{}]), "sigma": SIGMA}, "cannot be read .*allow_pickle"),
     ],
@@ -107,6 +116,7 @@ def opened(tmp_path):
         "images": {"arr_0": PIXELS},
         "statistics": statistics,
         "both": {**statistics, "arr_0": PIXELS},
+        "features": {"features": FEATURES},
     }
     found = {
         k: references.open_reference(write(tmp_path, f"{k}.npz", **x)) for k, x in arrays.items()
@@ -125,8 +135,9 @@ def opened(tmp_path):
         ("images", "valeo", ("sfid",), ("sfid",)),
         ("images", "dimo", ("prdc", "is"), ("is", "prdc")),
         ("none", "dimo", ("is",), ("is",)),
-        ("images", "dimo", None, "images.npz has only images, and FID is against .* --make_ref"),
-        ("images", "dimo", ("fid",), "images.npz has only images, and FID is against"),
+        ("images", "dimo", None, ("fid", "is", "prdc")),
+        ("images", "adm", None, ("fid", "is", "sfid", "prdc")),
+        ("features", "dimo", ("fid",), "features.npz has neither mu and sigma nor images, which"),
         ("statistics", "dimo", ("fid", "prdc"), "statistics.npz has neither images .arr_0. nor"),
         ("both", "adm", ("sfid",), "both.npz has no mu_s and sigma_s, which sFID needs"),
         ("both", "adm", ("fid", "kid"), "there is no metric kid; there are fid, is, sfid, prdc"),

@@ -21,7 +21,7 @@ class Pixels(ImageSet):
         self.height, self.width = pixels.shape[1:3]
 
     def read(self, start, stop):
-        return Batch(self.pixels[start:stop], np.zeros(stop - start, bool))
+        return Batch(self.pixels[start:stop], np.zeros(stop - start, np.uint8))
 
 
 SAMPLES = Pixels(RNG.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 4)
