@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dimo_jax.common import readers
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 
 # What Pillow decodes by itself, in its own process.
@@ -158,11 +160,13 @@ def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
     except Image.DecompressionBombError as error:
         raise InputError(f"{what} has more than {MAX_PIXELS:,} pixels, a limit here") from error
     except Image.UnidentifiedImageError as error:
+        if other := readers.recognised(data[:64]):
+            raise InputError(f"{what} is {other}") from error
         raise InputError(
             f"{what} is no readable picture of the formats {', '.join(FORMATS)}; write it again"
         ) from error
     except Exception as error:  # Pillow raises whatever its decoders stumble over
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = shown(error) or type(error).__name__
         raise InputError(f"{what} is no readable picture ({said}); write it again") from error
 
 

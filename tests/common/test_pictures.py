@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,11 +223,15 @@ FLOATS = Image.fromarray(PIXELS[..., 0] / np.float32(255))
     [
         (b"", r"x \(0 bytes\) is no readable picture of the formats PNG, JPEG"),
         (b"no picture", r"x \(10 bytes\) is no readable picture of the formats"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a git-lfs pointer; run",
+        ),
         (CASES["png"][0][:60], "x .* is no readable picture"),
         (encoded(FLOATS, "TIFF"), "x has floats for pixels"),
         (encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), "x has 32 bits for pixels"),
     ],
-    ids=["empty", "text", "cut off", "floats", "32 bits"],
+    ids=["empty", "text", "git-lfs", "cut off", "floats", "32 bits"],
 )
 def test_what_is_no_picture_is_refused(data, complaint):
     with pytest.raises(InputError, match=complaint):
@@ -260,3 +265,9 @@ def test_files_that_are_none(tmp_path):
     ):
         with pytest.raises(InputError, match=complaint):
             pictures.read(tmp_path / name)
+
+
+def test_nothing_else_opens_pictures():
+    package = Path(pictures.__file__).parent.parent
+    found = [x for x in package.rglob("*.py") if re.search(r"\bImage\.open\b", x.read_text())]
+    assert found == [Path(pictures.__file__)]
