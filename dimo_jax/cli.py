@@ -139,17 +139,18 @@ def numbers(
 
 
 def start_processes(flag_values: flags.FlagValues) -> None:
-    """Joins the other processes of the run, if there are any; before anything uses a device.
+    """Joins the other processes of the run, if there are any, and starts JAX's backend.
 
     Args:
         flag_values: as for `define_process_flags`.
 
     Raises:
-        InputError: see distributed.start.
+        InputError: see distributed.start and backend.start.
     """
-    from dimo_jax.parallel import distributed
+    from dimo_jax.parallel import backend, distributed
 
     distributed.start(flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
+    backend.start()
 
 
 def start_alike(flag_values: flags.FlagValues) -> None:

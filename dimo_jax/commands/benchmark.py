@@ -18,7 +18,7 @@ from dimo_jax import cli, files, validation
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import report
 from dimo_jax.parallel import devices, distributed
-from dimo_jax.runs import drawing, sampler_speed, speed
+from dimo_jax.runs import banner, drawing, sampler_speed, speed
 from dimo_jax.training.progress import Progress
 
 # Flag -> the only choice of --what that it is for.
@@ -107,6 +107,7 @@ def _measure(
         note,
         flags.profile or "",
     )
+    banner.show(banner.machine_lines())
     if clock.peak_tflops is None:
         note("no MFU: the peak of this device is not known; give --peak_tflops")
     shapes = jax.eval_shape(models.network.init, jax.random.key(0))

@@ -12,6 +12,7 @@ from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import folders, sources, text_to_image
 from dimo_jax.errors import InputError
+from dimo_jax.parallel import backend
 from dimo_jax.training import trees
 from dimo_jax.training.progress import Progress
 
@@ -62,6 +63,7 @@ def run(flags: FlagValues) -> None:
     Raises:
         InputError: the input is not of the source, or cannot be read, or the output not written.
     """
+    backend.start()
     path, output = files.local(flags.input), files.local(flags.output)
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")

@@ -26,8 +26,8 @@ from dimo_jax.evaluation import (
 )
 from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.protocols import PROTOCOLS, Protocol
-from dimo_jax.parallel import distributed
-from dimo_jax.runs import run_evaluation, run_samples, speed
+from dimo_jax.parallel import backend, distributed
+from dimo_jax.runs import banner, run_evaluation, run_samples, speed
 from dimo_jax.runs.run_evaluation import Yardstick
 from dimo_jax.training.progress import Progress
 
@@ -65,7 +65,9 @@ def _make_reference(flags: FlagValues, path: Path, protocol: Protocol, folder: P
 def _network(flags: FlagValues, protocol: Protocol) -> tuple[Extractor, str]:
     """The feature network and the hash of its weights."""
     found = bundles.load(flags.features, kind="features")
-    return measure.open_network(found, protocol, _judged_at_once(flags)), found.params_hash
+    network = measure.open_network(found, protocol, _judged_at_once(flags))
+    banner.show(banner.machine_lines())
+    return network, found.params_hash
 
 
 def _judged_at_once(flags: FlagValues) -> int:
@@ -227,6 +229,7 @@ def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     if mode == "geneval":
         return print(geneval.in_words(geneval.summarise(files.local(flags.geneval))))
     if flags.clip or flags.hps:
+        backend.start()
         return _score_prompts(flags, output, began)
     if flags.reference is not None and flags.make_reference is not None:
         raise InputError("--reference and --make_reference exclude each other")

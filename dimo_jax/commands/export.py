@@ -20,6 +20,7 @@ from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.method.generate import generate
+from dimo_jax.parallel import backend
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, trees
 
@@ -204,6 +205,7 @@ def run(flags: FlagValues) -> None:
     Raises:
         InputError: there is no such bundle, or it has no such form.
     """
+    backend.start()
     output = files.local(flags.output)
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file")

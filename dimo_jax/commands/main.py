@@ -12,6 +12,7 @@ from dimo_jax import config as configs
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed, sharding
+from dimo_jax.runs import banner
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
@@ -39,6 +40,7 @@ def run(flags: FlagValues) -> None:
     distributed.assert_same(
         {"config": config, "--workdir": str(workdir), "code": distributed.code_version()}
     )
+    banner.show(banner.machine_lines())
     layout = sharding.layout(config["mesh"])
     trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
     stages.refuse_other_settings(
@@ -48,7 +50,9 @@ def run(flags: FlagValues) -> None:
     metrics = Metrics(workdir, config["logging"]["tensorboard"])
     try:
         kind = JointRun if config["data"]["name"] == "joint" else ImageRun
-        what = kind(config, workdir, metrics, layout).run(began)
+        started = kind(config, workdir, metrics, layout)
+        banner.show(banner.run_lines(config, started.network, layout, workdir))
+        what = started.run(began)
     finally:
         metrics.close()
     if distributed.is_lead():

@@ -15,7 +15,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import conditions, drawing, text_drawing
+from dimo_jax.runs import banner, conditions, drawing, text_drawing
 from dimo_jax.training.progress import Progress
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
@@ -152,6 +152,7 @@ def _draw_labels(
     batch_size = drawing.images_at_once(network.num_tokens, flags.batch_size, len(labels))
     overrides = _overrides(flags, model)
     drawing.sampler_of(model, overrides)  # refuses them before anything is drawn
+    banner.show(banner.machine_lines())
     if output.suffix != ".png":
         drawing.draw_set(
             model,
@@ -211,6 +212,7 @@ def _draw_prompts(
         overrides=_overrides(flags, model),
         negative_prompt=flags.negative_prompt,
     )
+    banner.show(banner.machine_lines())
     if found is None:
         items = [(text, i, k) for i, text in enumerate(flags.prompt) for k in range(per_prompt)]
         if distributed.is_lead():

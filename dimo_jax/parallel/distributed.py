@@ -111,7 +111,8 @@ def start(
 
 def started() -> bool:
     """Whether this process has joined others; starts no backend."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    # Not jax.process_count(), which starts one: an error of that start ends up here again.
+    return jax.distributed.is_initialized() and jax._src.distributed.global_state.num_processes > 1
 
 
 def is_lead() -> bool:

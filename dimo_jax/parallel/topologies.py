@@ -9,20 +9,9 @@ import jax
 from jax.experimental import topologies
 
 from dimo_jax.errors import InputError
-from dimo_jax.parallel import devices
+from dimo_jax.parallel import backend, devices
 
 _SHAPES = "v4:2x2x1, v5e:4x4, v5p:2x2x2, v6e:4x4 (any slice of these), or cpu:8"
-
-# Without these libtpu asks a metadata server for its host, for minutes, refuses a second process on
-# the machine, and reports to stderr that it found no TPU (libtpu 0.0.42).
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
 
 
 def find(topology: str, num_slices: int = 1) -> tuple[Sequence[Any], devices.Device | None]:
@@ -40,12 +29,13 @@ def find(topology: str, num_slices: int = 1) -> tuple[Sequence[Any], devices.Dev
     kind, _, shape = topology.partition(":")
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
+    backend.prepare()
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
         jax.config.update("jax_num_cpu_devices", int(shape))
         return jax.devices(), None
     if kind not in ("v4", "v5e", "v5p", "v6e") or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise InputError(f"--topology={topology} is none of {_SHAPES}")
-    os.environ.update({name: os.environ.get(name, x) for name, x in _ENVIRONMENT.items()})
+    backend.silence_libtpu()
     # A chip of a v4 has two cores, which are one device to a program, as on the others.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     options |= {"num_slices": num_slices} if num_slices > 1 else {}

@@ -1,0 +1,101 @@
+"""How JAX's backend starts: refusals in one sentence, no noise, and what is left unused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from dimo_jax.parallel import backend
+
+START = "from dimo_jax.parallel import backend; backend.start(); import jax; print(jax.devices())"
+
+
+def start(**environment):
+    """(exit status, stdout, stderr) of a process that starts the backend, as a command does."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_PLATFORMS", "TPU_"))}
+    code = (
+        "from dimo_jax import cli\nfrom dimo_jax.common.command_flags import Flags\n"
+        f"def main():\n    {START}\ncli.run(main, Flags())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True
+    )
+    return found.returncode, found.stdout, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("platforms", "todo"),
+    [
+        ("cuda", "it needs an NVIDIA GPU and pip install -e '.[cuda13]'"),
+        ("tpu", "it needs a TPU VM and pip install -e '.[tpu]'"),
+        ("nonsense", "the names are cpu, cuda and tpu; or unset JAX_PLATFORMS"),
+    ],
+)
+@pytest.mark.skipif(bool(backend.accelerator()), reason="needs a machine without accelerators")
+def test_a_platform_that_is_not_here_is_one_sentence(platforms, todo):
+    status, out, err = start(JAX_PLATFORMS=platforms)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: JAX_PLATFORMS={platforms}, and JAX cannot use that here (")
+    assert todo in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(bool(backend.accelerator()), reason="needs a machine without accelerators")
+def test_libtpu_does_not_report_that_there_is_no_tpu():
+    pytest.importorskip("libtpu")
+    status, out, err = start()
+    assert (status, err) == (0, "") and "Cpu" in out
+
+
+def test_float64_is_switched_off_and_said(capsys):
+    assert start(JAX_PLATFORMS="cpu", JAX_ENABLE_X64="1")[2].startswith("warning: JAX_ENABLE_X64")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        backend.prepare()
+        assert jax.numpy.arange(1.0).dtype == jax.numpy.float32
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert capsys.readouterr().err.count("\n") == 1
+    backend.prepare()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "platforms", "plugin", "expected"),
+    [
+        ("/dev/nvidia0", None, False, ("an NVIDIA GPU (/dev/nvidia0) is present", "'.[cuda13]'")),
+        ("/dev/nvidia0", "cpu", False, ("NVIDIA GPU", "JAX_PLATFORMS=cpu says so; unset it")),
+        ("/dev/nvidia0", None, True, ("NVIDIA GPU", "nvidia-smi shows whether the driver")),
+        (None, None, False, ("a TPU is present", "'.[tpu]'")),
+        (None, None, True, ("a TPU is present", "is another process using it")),
+    ],
+)
+def test_an_accelerator_that_is_not_used_is_a_sentence(
+    monkeypatch, gpu, platforms, plugin, expected
+):
+    monkeypatch.setattr(backend, "_nvidia", lambda: gpu)
+    monkeypatch.setattr(backend, "_tpu_present", lambda: not gpu)
+    monkeypatch.setattr(backend, "find_spec", lambda name: plugin or None)
+    text = backend.unused_accelerator({"JAX_PLATFORMS": platforms} if platforms else {})
+    assert all(part in text for part in (*expected, "not used, the CPU is"))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert backend.unused_accelerator({}) == ""
+
+
+def test_no_accelerator_no_sentence(monkeypatch):
+    monkeypatch.setattr(backend, "_nvidia", lambda: None)
+    monkeypatch.setattr(backend, "_tpu_present", lambda: False)
+    assert backend.unused_accelerator({}) == ""
+
+
+def test_the_files_of_a_driver_are_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "_NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert backend._nvidia() is None
+    tool = Path(tmp_path / "nvidia-smi")
+    tool.touch(mode=0o755)
+    assert backend._nvidia() == str(tool)
+    (tmp_path / "nvidia0").touch()
+    assert backend._nvidia() == str(tmp_path / "nvidia0")
