@@ -18,14 +18,15 @@ import jax
 import msgpack
 from flax import serialization
 
-from dimo_jax import files, models, tokenizers
+from dimo_jax import bundle_places, files, models, tokenizers
+from dimo_jax.bundle_places import CONFIG_FILE, PARAMS_FILE
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.models import clip
 from dimo_jax.training import trees
 
 FORMAT_VERSION = 1
-CONFIG_FILE, PARAMS_FILE, TOKENIZER_FOLDER = "config.json", "params.msgpack", "tokenizer"
+TOKENIZER_FOLDER = "tokenizer"
 
 BUILDERS = {
     "teacher": models.build,
@@ -223,7 +224,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
     """Reads a bundle and checks all of it.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or a run's; see bundle_places.find.
         kind: the kind that is wanted; None for any.
 
     Returns:
@@ -234,7 +235,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
             unknown, missing or wrong fields; or the parameters are not exactly those of the model,
             in which case every difference is listed.
     """
-    path = files.path(path)
+    path = bundle_places.find(path, kind)
     config = _load_config(path)
     if kind is not None and config["kind"] != kind:
         raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")

@@ -26,6 +26,9 @@ FLAGS = Flags()
 FLAGS.group("What is exported, and how")
 flags.DEFINE_string("workdir", None, "a finished run; its generator is taken", flag_values=FLAGS)
 flags.DEFINE_string("bundle", None, "a bundle, in place of --workdir", flag_values=FLAGS)
+flags.DEFINE_string(
+    "tokenizer", None, "stablehlo: its bundle; default: the one inside", flag_values=FLAGS
+)
 flags.DEFINE_enum(
     "format",
     None,

@@ -23,7 +23,9 @@ from dimo_jax.common.command_flags import Flags
 FLAGS = Flags()
 
 FLAGS.group("Everyday")
-flags.DEFINE_string("generator", None, "bundle of a generator, or a teacher", flag_values=FLAGS)
+flags.DEFINE_string(
+    "generator", None, "a run, or the bundle of a generator or teacher", flag_values=FLAGS
+)
 flags.DEFINE_string("tokenizer", None, "its bundle; default GENERATOR/tokenizer", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "x.png (grid), x.npz, or a folder of PNGs", flag_values=FLAGS)
 flags.DEFINE_list("labels", None, "a row for each; default: all classes", flag_values=FLAGS)

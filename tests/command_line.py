@@ -70,6 +70,16 @@ def finish(process, status=0):
     return out, err
 
 
+def run_printed(out, folder, monkeypatch):
+    """Types the command that a run prints at its end into a shell in another folder."""
+    (line,) = [line for line in out.splitlines() if line.startswith("images of it: ")]
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    command = line.partition(": ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=folder)
+    assert (folder / "sample.png").is_file()
+
+
 @functools.lru_cache
 def tiny_network():
     return models.build(NETWORK)

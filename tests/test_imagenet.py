@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from command_line import command, finish
+from command_line import command, finish, run_printed
 from PIL import Image
 
 from configs import imagenet
@@ -22,14 +22,14 @@ BUNDLES = {"teacher": "bundles/maskgit256", "tokenizer": "bundles/vqgan_f16_1024
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "imagenet"
+    workdir = tmp_path_factory.mktemp("runs") / "image net"
     out, err = finish(command("main", *SMOKE, f"--workdir={workdir}", optimized=False))
     return workdir, out, err
 
 
 def test_the_smoke_run_leaves_a_generator_and_its_record(finished):
     workdir, out, err = finished
-    assert "pretrain" not in err and "dimo_jax.sample --generator=" in out
+    assert "pretrain" not in err and "images of it: " in out
     last = [line for line in metrics.read(workdir) if line["stage"] == "distill"][-1]
     assert last["step"] == 6
     for name in (
@@ -41,6 +41,12 @@ def test_the_smoke_run_leaves_a_generator_and_its_record(finished):
     names = sorted(x.name for x in (workdir / "images" / "distill").iterdir())
     assert sum("teacher" in name for name in names) == 1
     assert sum("ema" in name for name in names) == sum("generator" in name for name in names) == 1
+
+
+def test_the_command_at_the_end_runs_as_it_stands(finished, tmp_path, monkeypatch):
+    workdir, out, err = finished
+    assert f"work directory '{workdir}';" in err and "mesh data=1 x fsdp=1; distill " in err
+    run_printed(out, tmp_path, monkeypatch)
 
 
 def test_the_generator_of_a_run_is_sampled(finished, tmp_path):

@@ -18,7 +18,7 @@ LINES = [
     ["common.*"],
     ["files"],
     [
-        *("config", "overrides", "host_memory", "images"),
+        *("config", "overrides", "host_memory", "images", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),
     ],
     ["validation"],

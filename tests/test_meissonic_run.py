@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from command_line import command, finish, run_command, save_tiny
+from command_line import command, finish, run_command, run_printed, save_tiny
 from PIL import Image
 from test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 def test_the_smoke_run_leaves_a_generator_its_encoder_and_the_record(finished):
     workdir, out, err = finished
     assert "5 prompts of config.prompts.texts" in err
-    assert "dimo_jax.sample --generator=" in out
+    assert "images of it: " in out
     last = [line for line in metrics.read(workdir) if line["stage"] == "distill"][-1]
     assert last["step"] == 6
     for name in ("divergence", "aux_loss", "generator_grad_norm", "aux_grad_norm"):
@@ -49,6 +49,10 @@ def test_the_smoke_run_leaves_a_generator_its_encoder_and_the_record(finished):
     assert len(shapes) == 1 and min(next(iter(shapes))[:2]) > 4 * 32
     encoder = bundles.load(workdir / "text_encoder", kind="clip")
     assert encoder.attachment("merges.txt") and "image" not in encoder.params
+
+
+def test_the_command_at_the_end_runs_as_it_stands(finished, tmp_path, monkeypatch):
+    run_printed(finished[1], tmp_path, monkeypatch)
 
 
 def test_frozen_leaves_are_the_teachers_and_the_rest_moves(finished):

@@ -187,7 +187,8 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         "--batch_size=8",
     )
     assert output.is_file()
-    assert "no bundle at" in run(f"--generator={alone}", f"--output={output}", status=2)
+    err = run(f"--generator={alone}", f"--output={output}", status=2)
+    assert "has no tokenizer/ inside; give --tokenizer=BUNDLE, the bundle of gray_levels" in err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from absl.flags import FlagValues
 
-from dimo_jax import bundles, files
+from dimo_jax import bundle_places, bundles, files
 from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import folders, sources, text_to_image
@@ -69,7 +69,7 @@ def run(flags: FlagValues) -> None:
         raise InputError(f"--output={output} is a file; name a folder")
     if flags.to == "diffusers":
         with Progress("convert") as progress:
-            written = text_to_image.to_folder(path, output, progress.note)
+            written = text_to_image.to_folder(bundle_places.find(path), output, progress.note)
         _report(written)
     elif flags.source == "meissonic" or (flags.source == "dimo" and path.is_dir()):
         _convert_folder(flags, path, output)

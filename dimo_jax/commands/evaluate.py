@@ -8,7 +8,8 @@ from typing import Any
 
 from absl.flags import FlagValues
 
-from dimo_jax import bundles, cli, files
+from dimo_jax import bundle_places, bundles, cli, files
+from dimo_jax import config as configs
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import (
     compare,
@@ -153,6 +154,8 @@ def _write(
     protocol, hashes = yardstick.protocol, dict(rows[0]["hashes"])
     if len(rows) > 1:
         del hashes["samples"]  # each row has its own
+    workdir = files.path(flags.workdir) if flags.workdir else None
+    trained = configs.flat(bundle_places.run_config(workdir)) if workdir else {}
     paths = results.write(
         output,
         rows,
@@ -162,9 +165,9 @@ def _write(
         wall_seconds=time.monotonic() - began,
         hashes={**hashes, "weights": weights},
         reference=yardstick.reference.where,
+        **({"training": trained} if trained else {}),
         **showcase.write(output, looks),
     )
-    workdir = files.path(flags.workdir) if flags.workdir else None
     paths.append(page.write(output, title=_title(flags), workdir=workdir))
     for row in rows:
         if len(rows) > 1:

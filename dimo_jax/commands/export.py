@@ -16,19 +16,18 @@ from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
 from dimo_jax import bundles, files
+from dimo_jax.bundle_places import EXPORT_FOLDER
 from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.method.generate import generate
 from dimo_jax.parallel import backend
+from dimo_jax.runs import drawing
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, trees
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
-
-# Where a finished run leaves its generator.
-EXPORT_FOLDER = "export"
 
 
 def msgpack(bundle: bundles.Bundle) -> bytes:
@@ -148,12 +147,13 @@ def check_images(data: bytes, generator: bundles.Bundle, tokenizer: bundles.Bund
         raise RuntimeError("the exported function gives other images than the bundle")
 
 
-def exported(bundle: bundles.Bundle, format_name: str) -> bytes:
+def exported(bundle: bundles.Bundle, format_name: str, tokenizer: str | None = None) -> bytes:
     """The bundle in one of the formats, read back and compared.
 
     Args:
-        bundle: any kind; for "stablehlo" a generator, with its tokenizer beside it.
+        bundle: any kind; for "stablehlo" a generator.
         format_name: "msgpack", "safetensors" or "stablehlo".
+        tokenizer: path of its tokenizer's bundle; None: the one inside it.
 
     Returns:
         The file's content.
@@ -176,9 +176,9 @@ def exported(bundle: bundles.Bundle, format_name: str) -> bytes:
                 f"{bundle.path} takes text, and stablehlo is for generators of classes; use "
                 "--format=safetensors, or python -m dimo_jax.convert --to=diffusers"
             )
-        tokenizer = bundles.load_tokenizer(bundle.path / bundles.TOKENIZER_FOLDER, bundle)
-        data = stablehlo(bundle, tokenizer)
-        check_images(data, bundle, tokenizer)
+        decoder = drawing.open_tokenizer(bundle, tokenizer)
+        data = stablehlo(bundle, decoder)
+        check_images(data, bundle, decoder)
     return data
 
 
@@ -213,6 +213,6 @@ def run(flags: FlagValues) -> None:
     if flags.format == "torch":
         write_torch(output, bundle)
     else:
-        files.write_file(output, exported(bundle, flags.format))
+        files.write_file(output, exported(bundle, flags.format, flags.tokenizer))
     size = output.stat().st_size
     print(f"{flags.format}, {size:,} bytes, read back and compared: {output}")

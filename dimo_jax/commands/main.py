@@ -12,7 +12,7 @@ from dimo_jax import config as configs
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs import banner
+from dimo_jax.runs import banner, opening
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
@@ -57,6 +57,8 @@ def run(flags: FlagValues) -> None:
         metrics.close()
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
+        if config["data"]["name"] != "joint":
+            print(f"images of it: {banner.sample_command(workdir, opening.is_text(config))}")
 
 
 def _write_config(config: dict[str, Any], path: AnyPath) -> None:

@@ -32,7 +32,7 @@ CONDITIONS: dict[str, Callable[[Results], Any]] = {
     "metrics": lambda results: tuple(results.metric_names),
 }
 # Results name these too, but a run may differ in them: that is what is compared.
-OWN = ("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "markdown")
+OWN = ("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "markdown", "training")
 
 
 class Comparison(NamedTuple):
@@ -152,6 +152,9 @@ def markdown(runs: Sequence[Run], title: str) -> str:
     sections = [f"# {_plain(title)}", _markdown_table(overview(runs))]
     sections += [f"**{_plain(run.name)}** {_plain(not_comparable(run))}"
                  for run in runs if run.differences]  # fmt: skip
+    if trained := training_settings(runs):
+        rows = [_markdown_table(trained)] if trained.lines else ["None differs."]
+        sections += ["## Training settings that differ", *rows]
     sections += ["## Figures", _markdown_table(figures(runs))]
     if (rest := settings(runs)).lines:
         sections += ["## What else differs", _markdown_table(rest)]
@@ -172,6 +175,7 @@ def html(runs: Sequence[Run], title: str) -> str:
         title=title,
         overview=overview(runs),
         warnings=[f"{run.name} {not_comparable(run)}" for run in runs if run.differences],
+        trained=training_settings(runs),
         charts=charts(runs),
         figures=figures(runs),
         samples=samples(runs),
@@ -281,6 +285,23 @@ def samples(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 grids.setdefault(picture.key, []).append((run.name, picture))
     keys = sorted(grids, key=lambda key: _rank((*key, None)))
     return [{"title": page_data.title(*key), "grids": grids[key]} for key in keys]
+
+
+def training_settings(runs: Sequence[Run]) -> Table | None:
+    """Fields of the configs in which the runs differ; None unless two of them have configs."""
+    configs = [page_data.training(run.results) for run in runs]
+    known = [config for config in configs if config]
+    if len(known) < 2:
+        return None
+    lines = []
+    for name in dict.fromkeys(name for config in known for name in config):
+        # A title and where a copy of the data lies say nothing of the training.
+        values = {str(config.get(name, naming.MISSING)) for config in known}
+        if len(values) > 1 and name not in ("title", "data.directory", "compilation_cache"):
+            texts = (str(config.get(name, naming.MISSING)) for config in configs)
+            lines.append(Line(name, [Cell(text) for text in texts]))
+    headings = [Heading("config"), *(Heading(run.name) for run in runs)]
+    return Table("Training settings that differ", headings, lines, numbers=False)
 
 
 def settings(runs: Sequence[Run]) -> Table:

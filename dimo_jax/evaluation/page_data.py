@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dimo_jax import files
+from dimo_jax import bundle_places, files
+from dimo_jax.config import flat
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, words
 from dimo_jax.files import AnyPath
@@ -119,6 +120,18 @@ class Results:
                  for row in self.rows}  # fmt: skip
         number = found.pop() if len(found) == 1 else None
         return None if number is None else int(number)
+
+
+def training(results: Results) -> dict[str, Any]:
+    """Settings that the run was trained with, {"section.field": value}.
+
+    Those in the results, else of the run's config.json beside them or one folder up; empty where
+    there are none.
+    """
+    folder = results.folder
+    folder = folder if files.is_remote(folder) else folder.absolute()
+    configs = (bundle_places.run_config(place) for place in (folder, folder.parent))
+    return results.part("training") or flat(next(filter(None, configs), {}))
 
 
 def title(model: str, steps: int) -> str:

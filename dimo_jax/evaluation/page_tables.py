@@ -9,7 +9,10 @@ from dimo_jax.evaluation.page_data import Results, Row
 from dimo_jax.evaluation.protocols import MIN_COMPARABLE
 
 # Of a results.json, what the page shows elsewhere.
-SHOWN = ("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "title", "markdown")
+SHOWN = (
+    *("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "title", "markdown"),
+    "training",
+)
 # Of more classes than this, those with the largest distances are told.
 MAX_CLASSES = 40
 NO_SAMPLES = ("test_split", "real")

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from dimo_jax import config as configs
+from dimo_jax.bundle_places import EXPORT_FOLDER
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import backend, distributed
@@ -51,6 +53,20 @@ def run_lines(
     if config["logging"]["tensorboard"]:
         lines.append(f"watch it with: tensorboard --logdir {events}")
     return lines
+
+
+def sample_command(workdir: AnyPath, with_text: bool) -> str:
+    """Returns the command line that draws a few images of a finished run, for the same shell.
+
+    Args:
+        workdir: its work directory.
+        with_text: whether it takes prompts.
+    """
+    # Without an activated environment, as under make, `python` is another one.
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    what = ["--prompt=a red ball on a blue cube"] if with_text else ["--num=16"]
+    flags = [f"--generator={workdir / EXPORT_FOLDER}", *what, "--output=sample.png"]
+    return shlex.join([python, "-m", "dimo_jax.sample", *flags])
 
 
 def show(lines: list[str]) -> None:

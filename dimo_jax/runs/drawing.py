@@ -19,6 +19,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.parts import Parts
+from dimo_jax.runs import opening
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 from dimo_jax.training.progress import Progress
@@ -34,8 +35,8 @@ def open_pair(
     """A generator or teacher and its tokenizer, with parameters on the device.
 
     Args:
-        path: of the bundle.
-        tokenizer: path of its tokenizer's; None: the one inside, or Meissonic's vqvae/ beside it.
+        path: of the bundle, or of a run.
+        tokenizer: see `open_tokenizer`.
         compute_dtype: of the token network, "float32" or "bfloat16".
 
     Raises:
@@ -44,13 +45,36 @@ def open_pair(
     model = bundles.load(path)
     if model.kind not in ("generator", "teacher"):
         raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
-    inside, beside = model.path / bundles.TOKENIZER_FOLDER, model.path.parent / "vqvae"
-    own = beside if beside.exists() and not inside.exists() else inside
-    found = bundles.load_tokenizer(tokenizer or own, model)
+    found = open_tokenizer(model, tokenizer)
     if compute_dtype != "float32":
         model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
     # Once: from the host's memory every batch would send them to the device again.
     return tuple(dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
+
+
+def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> bundles.Bundle:
+    """The tokenizer that a generator's or teacher's tokens belong to.
+
+    Args:
+        model: the generator or teacher.
+        path: of the tokenizer's bundle; None: the one inside the model's, or Meissonic's vqvae/
+            beside it.
+
+    Raises:
+        InputError: there is none, or it is another than the model was trained with.
+    """
+    inside = model.path / bundles.TOKENIZER_FOLDER
+    beside = model.path.parent / opening.VQVAE_FOLDER
+    own = next((place for place in (inside, beside) if place.exists()), None)
+    if not path and own is None:
+        about = model.tokenizer or {"config": {}, "hash": ""}
+        known = f" of {about['config'].get('name')}" if about["hash"] else ""
+        hashed = f" with the hash {about['hash'][:12]}..." if about["hash"] else ""
+        raise InputError(
+            f"{model.path} has no {bundles.TOKENIZER_FOLDER}/ inside; give --tokenizer=BUNDLE, the "
+            f"bundle{known}{hashed} that its tokens belong to"
+        )
+    return bundles.load_tokenizer(path or own, model)
 
 
 def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -> int:

@@ -81,8 +81,7 @@ class ImageRun:
         if self.encoder is not None:
             self.encoder.save(self.workdir / conditions.TEXT_ENCODER_FOLDER)
         if self.test is None:
-            where = self.workdir / "export"
-            return f"done, the generator is {where} (python -m dimo_jax.sample --generator={where})"
+            return f"done, the generator is {self.workdir / 'export'}"
         hashes = {
             "teacher": trees.fingerprint(teacher),
             "generator": trees.fingerprint(generator),

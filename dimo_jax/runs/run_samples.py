@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from dimo_jax import bundles, files
+from dimo_jax import bundle_places, bundles
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
@@ -81,7 +81,8 @@ def sets_of(
     path = workdir / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        teacher_path = files.path(config["teacher"]["bundle"] or workdir / "teacher")
+        named = config["teacher"]["bundle"]
+        teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
         with_text = opening.is_text(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -1,7 +1,11 @@
+import json
+
 import evaluated_folders as folders
 import pytest
 from evaluated_folders import Page, Tables, row
 
+from dimo_jax import config as configs
+from dimo_jax.config import default_config
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import compare
 
@@ -89,6 +93,42 @@ def test_what_was_measured_in_another_way_is_marked(tmp_path, change, reason):
     # Its lower FID is shown, but does not count as the better one.
     assert "**0.50" not in found.markdown and "**0.25" not in found.markdown
     assert 'class="best">0.50' not in found.html
+
+
+def test_the_training_settings_that_differ_come_first(runs, tmp_path):
+    for folder, rate, title in zip(runs, (1e-5, 3e-5), ("one", "two"), strict=True):
+        config = default_config().to_dict()
+        config["distill"]["generator"]["optimizer"]["learning_rate"] = rate
+        config["title"] = title
+        (folder / "config.json").write_text(json.dumps(config))
+    found = compare.compare(runs)
+    expected = ["distill.generator.optimizer.learning_rate", "1e-05", "3e-05"]
+    table = markdown_table(found.markdown, "## Training settings that differ")
+    assert table[0] == ["config", "A: first", "B: second"] and table[2:] == [expected]
+    assert found.markdown.index("## Training settings") < found.markdown.index("## Figures")
+    assert Tables(found.html).found["Training settings that differ"][1:] == [expected]
+    page = Page(found.html)
+    assert page.problems == [] and page.text.index(expected[0]) < page.text.index("Figures of")
+    # A third without a config of its own is in the table, and decides nothing.
+    third = folders.write(tmp_path / "third", folders.inception_results())
+    found = compare.compare([*runs, third])
+    table = markdown_table(found.markdown, "## Training settings that differ")
+    assert table[2:] == [[*expected, "–"]]
+    assert "Training settings" not in compare.compare([runs[0], third]).markdown
+
+
+def test_training_settings_that_are_the_same_or_in_the_results(runs, tmp_path):
+    config = default_config().to_dict()
+    (runs[0] / "config.json").write_text(json.dumps(config))
+    flat = json.loads(json.dumps(configs.flat(config)))
+    paths = [
+        folders.write(tmp_path / f"{seed}", folders.inception_results(training={**flat, **change}))
+        for seed, change in (("a", {}), ("b", {"seed": 7}))
+    ]
+    assert "differ\n\nNone differs." in compare.compare([runs[0], paths[0]]).markdown
+    found = compare.compare([runs[0], paths[1]]).markdown
+    assert markdown_table(found, "## Training settings that differ")[2:] == [["seed", "0", "7"]]
+    assert "seed" not in found.split("## Figures")[1]
 
 
 @pytest.mark.parametrize("other", [5.0, 4.0])
