@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from command_line import built_once, run_command, save_tiny
+from command_line import built_once, run_command, save_tiny  # noqa: F401
 
 from dimo_jax import bundle_places, bundles, config, export, sample
 from dimo_jax.convert import __main__ as convert
@@ -32,7 +32,8 @@ def test_a_run_stands_for_its_part(run, kind, part):
     assert bundles.load(run / part, kind=kind).path == run / part
 
 
-def test_the_commands_take_a_run(run, tmp_path, monkeypatch, capsys, built_once):
+@pytest.mark.usefixtures("built_once")
+def test_the_commands_take_a_run(run, tmp_path, monkeypatch, capsys):
     for module, flags in [
         (sample, [f"--generator={run}", "--num=8", f"--output={tmp_path / 'x.npz'}"]),
         (sample, [f"--generator={run}", "--num=8", f"--output={tmp_path / 'y.npz'}",

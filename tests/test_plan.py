@@ -10,7 +10,7 @@ from command_line import command, finish
 
 from dimo_jax import models
 from dimo_jax.errors import InputError
-from dimo_jax.parallel import topologies
+from dimo_jax.parallel import backend, topologies
 from dimo_jax.training import trees
 
 has_libtpu = importlib.util.find_spec("libtpu") is not None
@@ -142,7 +142,7 @@ def test_without_libtpu_it_says_how_to_install_it(monkeypatch):
         raise RuntimeError("libtpu.so: cannot open shared object file")
 
     monkeypatch.setattr(topologies.topologies, "get_topology_desc", missing)
-    for name in topologies._ENVIRONMENT:
+    for name in backend.NO_TPU:
         monkeypatch.setenv(name, "")
     with pytest.raises(InputError, match="pip install -e '.\\[tpu\\]'"):
         topologies.find("v5e:4x4")
