@@ -190,7 +190,7 @@ BAD = {
     "missing leaf": (missing_leaf, "missing output_bias .*unknown bias"),
     "not msgpack": (lambda p: replace_params(p, b"\xc1 nothing"), "not a tree of arrays"),
     "a tokenizer": (lambda p: shutil.copytree(p / "tokenizer", p, dirs_exist_ok=True), "tokenizer"),
-    "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), "no bundle at .*tokenizer"),
+    "no tokenizer": (lambda p: shutil.rmtree(p / "tokenizer"), "no tokenizer/ inside; give --tok"),
 }
 
 
