@@ -81,7 +81,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
 
 def first_example(described: str) -> str:
     """Returns the first command line of a docstring, in one line; empty if it has none."""
-    found = re.search(r"^ *(python -m .*(?:\\\n.*)*)", described, re.MULTILINE)
+    found = re.search(r"^ *(python -m (?:.*\\\n)*.*)", described, re.MULTILINE)
     return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
 
 

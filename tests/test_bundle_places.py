@@ -73,6 +73,12 @@ def test_a_file_is_to_be_converted_first(tmp_path, name, monkeypatch, capsys):
     assert convert.FLAGS.input == str(tmp_path / name)
 
 
+def test_a_bundle_is_not_converted_again(run, tmp_path, monkeypatch, capsys):
+    flags = [f"--input={run / 'export'}", f"--output={tmp_path / 'out'}"]
+    status, _, err = run_command(convert, flags, monkeypatch, capsys)
+    assert status == 2 and "is a bundle already" in err and not (tmp_path / "out").exists()
+
+
 def test_a_published_folder_is_to_be_converted_first(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
     (tmp_path / "model.safetensors").write_bytes(b"x")

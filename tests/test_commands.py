@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dimo_jax import __main__ as overview
-from dimo_jax import benchmark, evaluate, plan, sample
+from dimo_jax import benchmark, cli, evaluate, plan, sample
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.convert import sources
 from dimo_jax.evaluation import clip_score, hps, prompts
@@ -58,6 +58,12 @@ def test_help_has_every_flag_in_a_group_and_the_required_ones_first(name):
     assert all(f"  {flag} " in first for flag in module.FLAGS.missing())
     assert all(block.splitlines()[0].endswith(":") for block in [first, *others])
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_an_example_over_two_lines_is_one_command():
+    example = cli.first_example(evaluate.__doc__)
+    assert example.startswith("python -m dimo_jax.evaluate --samples=") and "\\" not in example
+    assert example.endswith("--output=eval/") and "  " not in example
 
 
 def test_the_package_lists_its_commands_with_examples():

@@ -71,6 +71,8 @@ def run(flags: FlagValues) -> None:
         with Progress("convert") as progress:
             written = text_to_image.to_folder(bundle_places.find(path), output, progress.note)
         _report(written)
+    elif (path / bundles.PARAMS_FILE).is_file():
+        raise InputError(f"{path} is a bundle already: what reads bundles takes it as it is")
     elif flags.source == "meissonic" or (flags.source == "dimo" and path.is_dir()):
         _convert_folder(flags, path, output)
     else:
