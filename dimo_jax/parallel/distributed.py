@@ -250,7 +250,8 @@ def leave(status: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_lead():
+    # Not is_lead(), which needs the backend: what failed may be its start.
+    if jax._src.distributed.global_state.process_id == 0:
         # Its end takes the coordination service away, at which the runtime aborts the others,
         # before they have said what they found themselves.
         time.sleep(GRACE_SECONDS)

@@ -1,6 +1,7 @@
 """How JAX's backend starts: refusals in one sentence, no noise, and what is left unused."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,32 @@ def test_a_platform_that_is_not_here_is_one_sentence(platforms, todo):
     assert (status, out) == (2, "")
     assert err.startswith(f"error: JAX_PLATFORMS={platforms}, and JAX cannot use that here (")
     assert todo in err and err.count("\n") == 1
+
+
+def test_one_process_of_two_says_it_alike_and_ends():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    code = (
+        "from dimo_jax import cli\nfrom dimo_jax.common.command_flags import Flags\n"
+        "flags = Flags()\ncli.define_process_flags(flags)\n"
+        "cli.run(lambda: cli.start_processes(flags), flags)"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"--coordinator=localhost:{port}", "--num_processes=2",
+             f"--process_id={index}"],
+            env={**os.environ, "JAX_PLATFORMS": "nonsense"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for process in both:
+        err = process.communicate(timeout=100)[1]
+        assert process.returncode == 2, err
+        assert "error: JAX_PLATFORMS=nonsense, and JAX cannot use that here" in err
+        assert "Traceback" not in err
 
 
 @pytest.mark.skipif(bool(backend.accelerator()), reason="needs a machine without accelerators")
