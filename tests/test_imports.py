@@ -27,6 +27,7 @@ LINES = [
         *("samplers.*", "conditions.*", "bundles", "convert.*", "parts"),
         *("training.optimizers", "training.checkpoints", "training.metrics"),
         *("training.checksums", "training.orbax_errors", "training.signals"),
+        "training.computed_with",
     ],
     [
         "evaluation.*",

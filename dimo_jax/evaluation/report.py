@@ -1,6 +1,5 @@
 """An evaluation as files: results.json for programs, report.md and PNG pictures for people."""
 
-import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from dimo_jax import files
 from dimo_jax import images as pictures
+from dimo_jax.common import versions
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import by_class, naming, protocol, words
 from dimo_jax.evaluation.by_class import Extreme, Extremes
@@ -20,7 +20,6 @@ from dimo_jax.evaluation.protocol import Evaluation
 from dimo_jax.files import AnyPath, write_file
 
 PROVENANCE = ("seed", "versions", "device", "wall_seconds", "hashes")
-PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 MAX_COLUMNS = 20
 PROTOCOL = "digits"
 
@@ -28,9 +27,8 @@ PROTOCOL = "digits"
 def environment() -> dict[str, Any]:
     """Versions of Python and the packages that decide on numbers, and the device in use."""
     device = jax.devices()[0]
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions.installed(),
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,

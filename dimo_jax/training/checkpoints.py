@@ -18,13 +18,14 @@ import orbax.checkpoint as ocp
 
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed
-from dimo_jax.training import checksums, orbax_errors, trees
+from dimo_jax.training import checksums, computed_with, orbax_errors, trees
 from dimo_jax.training.orbax_errors import Unreadable, reading
 
 State = Any  # any pytree of arrays
 
-# Where the counters of a stage lie in the JSON object beside the state.
-_COUNTERS = "counters"
+# Where the counters of a stage, and the versions it was computed with, lie in the JSON object
+# beside the state.
+_OWN = _COUNTERS, _VERSIONS = "counters", "versions"
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
@@ -68,6 +69,8 @@ class Checkpoints:
 
     Attributes:
         set_aside: a sentence for each damaged checkpoint that `restore` renamed.
+        changed: what is another one than where the restored checkpoint was written: versions of
+            Python, packages and this code, kind of device.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int, allow_fallback: bool = False):
@@ -75,7 +78,9 @@ class Checkpoints:
         # Orbax refuses relative paths.
         self.directory = directory if "://" in directory else os.path.abspath(directory)
         self.set_aside: list[str] = []
+        self.changed: list[str] = []
         self._keep, self._allow_fallback = keep, allow_fallback
+        self._computed_with = computed_with.begun()
         self._saving: int | None = None  # the step whose save began last
         self._failed = self._abandoned = False
         # Read from directly: what the manager does around them waits for the other processes,
@@ -119,7 +124,9 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        beside = {**meta, _COUNTERS: dict(counters)} if counters else dict(meta)
+        beside = {**meta, _VERSIONS: self._computed_with}
+        if counters:
+            beside[_COUNTERS] = dict(counters)
         with self._failing_well():
             self._manager.wait_until_finished()
             self._saving = step
@@ -131,13 +138,13 @@ class Checkpoints:
             )
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON object of a checkpoint, by default the newest, without the counters.
+        """The JSON object of a checkpoint, by default the newest, as `save` was given it.
 
         Raises:
             InputError: if it cannot be read, or there is none.
         """
         found = self._first_readable(step, lambda s: reading(lambda: self._read_meta(s)))
-        return {name: value for name, value in found[1].items() if name != _COUNTERS}
+        return {name: value for name, value in found[1].items() if name not in _OWN}
 
     def counters(self, step: int | None = None) -> dict[str, int]:
         """The counters saved with a checkpoint, by default the newest; {} where there are none.
@@ -176,6 +183,8 @@ class Checkpoints:
         found, state, damaged = self._first_readable(step, lambda s: self._read(s, abstract))
         for bad, reason in damaged.items():
             self._set_aside(bad, reason, found)
+        saved = self._read_meta(found).get(_VERSIONS)
+        self._computed_with, self.changed = computed_with.continued(saved, found)
         return state, self.meta(found)
 
     def wait(self) -> None:

@@ -222,6 +222,11 @@ def _open(
     else:
         metrics.rewind(name, start)
         progress.note(f"continues at step {start} of {num_steps}")
+        if checkpoints.changed:
+            progress.note(
+                f"{'; '.join(checkpoints.changed)}: from here on the bits may differ from those of "
+                "a run without this change"
+            )
     return state, start
 
 

@@ -1,0 +1,19 @@
+"""What a result was computed with: the versions of what decides on its bits."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def installed() -> dict[str, str]:
+    """Returns {"python" or a package: its version}, of this process."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lists what differs, e.g. "jax 0.10.2, now 0.12.0"; what is missing on one side does not."""
+    return [f"{x} {before[x]}, now {now[x]}" for x in now if before.get(x, now[x]) != now[x]]
