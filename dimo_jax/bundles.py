@@ -80,6 +80,11 @@ class Bundle:
         """
         return self._built
 
+    @property
+    def attachments(self) -> dict[str, bytes]:
+        """The files that were saved with the bundle, by name; see `attachment`."""
+        return {name: self.attachment(name) for name in self.provenance.get("attachments", {})}
+
     def attachment(self, name: str) -> bytes:
         """A file that was saved with the bundle.
 

@@ -56,6 +56,7 @@ SEAMS = {
     "etils": ["files"],
     "fsspec": ["files"],
     "ftfy": ["conditions.*"],
+    "regex": ["conditions.*"],
     "jinja2": ["evaluation.page"],
     # Of these common.pictures alone opens any; the others write and resize.
     "PIL": [

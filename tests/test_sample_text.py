@@ -12,8 +12,7 @@ from PIL import Image
 
 from configs import meissonic
 from dimo_jax import bundles, models, sample, tokenizers
-from dimo_jax.conditions import clip_vocabulary
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions import clip_tokenizer, clip_vocabulary
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.errors import InputError
 from dimo_jax.models import clip
@@ -203,7 +202,7 @@ def test_a_missing_encoder_is_named(run, place, tmp_path):
 def test_the_condition_is_the_towers_own(place):
     bundle = bundles.load(place / "text_encoder")
     network = bundle.build()
-    tokenizer = ClipTokenizer([], network.context)
+    tokenizer = clip_tokenizer.open_clip([], network.context)
     expected = models.build(NETWORK).condition
     # Of a trained encoder's size: a number near zero in a vector of hundreds would be round-off.
     params = jax.tree.map(lambda x: x / 10, bundle.params)

@@ -8,9 +8,9 @@ import numpy as np
 from absl.flags import FlagValues
 
 from dimo_jax import bundle_places, bundles, files
-from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.convert import folders, sources, text_to_image
+from dimo_jax.convert import clip, folders, sources, text_to_image
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import backend
 from dimo_jax.training import trees
@@ -29,15 +29,33 @@ def _model_yaml(flags: FlagValues, path: Path) -> str | None:
     return place.read_text(encoding="utf-8")
 
 
-def _vocabulary(flags: FlagValues, weights: Path, ids: int) -> dict[str, bytes]:
-    """The merges that a text tower's ids belong to, as a file of the bundle."""
+def _tokenizer(
+    flags: FlagValues,
+    weights: Path,
+    sizes: Mapping[str, int],
+    hugging_face: bool,
+    progress: Progress,
+) -> dict[str, bytes]:
+    """The tokenizer of a text tower, as a file of the bundle.
+
+    A folder of Hugging Face brings its own; the weights of open_clip have open_clip's.
+    """
     place = Path(flags.vocabulary) if flags.vocabulary else clip_vocabulary.find(weights.parent)
     if place is None:
         raise InputError(
             f"there is no vocabulary beside {weights}, and no package that ships it; give "
             "--vocabulary=merges.txt, or: pip install open_clip_torch"
         )
-    merges = clip_vocabulary.read(place, ids)
+    folder = place if place.is_dir() else place.parent
+    own = hugging_face and transformers_tokenizer.is_folder(folder)
+    # As transformers does: this file alone, where there is one.
+    whole = folder / transformers_tokenizer.TOKENIZER_FILE
+    merges = clip_vocabulary.read(whole if own and whole.is_file() else place, sizes["vocabulary"])
+    if own:
+        progress.note(f"tokenizer: {folder}, with the ids of transformers' CLIPTokenizer")
+        data = transformers_tokenizer.read(folder, merges, sizes["context"], sizes["vocabulary"])
+        return {transformers_tokenizer.TOKENIZER_FILE: data}
+    progress.note(f"tokenizer: open_clip's ids, with the vocabulary {place}")
     return {clip_vocabulary.MERGES_FILE: clip_vocabulary.to_text(merges)}
 
 
@@ -121,9 +139,10 @@ def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None
             config, params = sources.convert(state, source, options)
         except InputError as error:
             raise InputError(f"{path} is not a {name} checkpoint: {error}") from error
-        attachments = (
-            _vocabulary(flags, path, config["text"]["vocabulary"]) if name == "clip" else None
-        )
+        attachments = None
+        if name == "clip":
+            theirs = clip.is_hugging_face(state)
+            attachments = _tokenizer(flags, path, config["text"], theirs, progress)
         if sizes := sources.unusual(source, config):
             progress.note(f"no published file has {'; '.join(sizes)}; converted as it is")
         bundles.save(

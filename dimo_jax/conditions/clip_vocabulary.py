@@ -5,13 +5,13 @@ order, the start and the end of a text. The list is not part of this package; it
 Hugging Face's weights, and the pip package open_clip_torch ships it.
 """
 
-import gzip
 import importlib.util
-import json
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dimo_jax.common import readers
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 
 MERGES_FILE = "merges.txt"
@@ -19,9 +19,10 @@ OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"
 # Ids that are no merges: the bytes twice, start and end.
 NUM_OTHER_IDS = 2 * 256 + 2
 _HEADER = "#version: 0.2"
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+START, END = "<|startoftext|>", "<|endoftext|>"
 _NAMES = (MERGES_FILE, "tokenizer.json", OPENAI_FILE)
 _PACKAGES = ("open_clip", "clip")
+_MAX_UNPACKED = 1 << 24  # bytes of OpenAI's list, which has 3.2 million
 
 
 def byte_characters() -> list[str]:
@@ -54,36 +55,6 @@ def to_text(merges: Sequence[str]) -> bytes:
 def from_text(data: bytes) -> list[str]:
     """The merges of what `to_text` gave, which a bundle of CLIP carries."""
     return data.decode().split("\n")[1:-1]
-
-
-def hugging_face_files(merges: Sequence[str], context: int) -> dict[str, bytes]:
-    """The folder with which transformers' CLIPTokenizer makes the same ids.
-
-    Args:
-        merges: as `read` gives them.
-        context: ids of a row.
-
-    Returns:
-        {file: content}. The padding is "!", id 0, as in Meissonic's own.
-    """
-    special = {
-        "bos_token": _START,
-        "eos_token": _END,
-        "unk_token": _END,
-        "pad_token": byte_characters()[0],
-    }
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **special}
-    ids = {piece: i for i, piece in enumerate([*tokens(merges), _START, _END])}
-    content = {
-        "tokenizer_config.json": {**settings, "do_lower_case": True, "add_prefix_space": False},
-        "special_tokens_map.json": special,
-        "vocab.json": ids,
-    }
-    texts = {name: json.dumps(fields, ensure_ascii=False) for name, fields in content.items()}
-    return {
-        **{name: f"{text}\n".encode() for name, text in texts.items()},
-        MERGES_FILE: to_text(merges),
-    }
 
 
 def find(folder: Path) -> Path | None:
@@ -135,38 +106,54 @@ def read(path: Path, vocabulary: int) -> list[str]:
         )
     for number, merge in enumerate(merges):
         if len(merge.split(" ")) != 2:
-            raise InputError(f"{path}: merge {number} is {merge!r}, expected two pieces")
-    _compare(path.with_name("vocab.json"), merges)
+            raise InputError(f"{path}: merge {number} is '{shown(merge)}', expected two pieces")
+    beside = path.with_name("vocab.json")
+    if path.suffix == ".json":
+        model = readers.json_object(path)["model"]  # which `merges_in` has looked into
+        _compare(path, model.get("vocab"), merges)
+    elif beside.is_file():
+        _compare(beside, readers.json_object(beside), merges)
     return merges
+
+
+def merges_in(found: Any, where: str) -> list[str]:
+    """The merges in a parsed tokenizer.json.
+
+    Args:
+        found: plain values.
+        where: for messages.
+
+    Raises:
+        InputError: it has none.
+    """
+    try:
+        merges = found["model"]["merges"]
+        return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where} is no vocabulary of CLIP's kind (no model.merges): {shown(repr(error))}"
+        ) from error
 
 
 def _lines(path: Path) -> list[str]:
     """All merges of a file, whatever their number."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-        text = data.decode()
-        if path.suffix == ".json":
-            found = json.loads(text)["model"]["merges"]
-            return [merge if isinstance(merge, str) else " ".join(merge) for merge in found]
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; give the path of a vocabulary") from error
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise InputError(f"{path} is no vocabulary of CLIP's kind: {error!r}") from error
+    if path.suffix == ".json":
+        return merges_in(readers.json_value(path), str(path))
+    data = readers.content(path)
+    if path.suffix == ".gz":
+        data = readers.unzip(data, str(path), _MAX_UNPACKED)
     # Not splitlines(), which would part pieces that hold other separators.
-    lines = text.rstrip("\n").split("\n")
+    lines = readers.decoded(data, str(path)).replace("\r\n", "\n").rstrip("\n").split("\n")
     return lines[1:] if "#version" in lines[0] else lines
 
 
-def _compare(path: Path, merges: Sequence[str]) -> None:
-    """Refuses a vocab.json whose ids are not those that follow from the merges."""
-    if not path.is_file():
+def _compare(path: Path, ids: Any, merges: Sequence[str]) -> None:
+    """Refuses ids of a file that are not those that follow from the merges."""
+    if ids is None:
         return
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [piece for i, piece in enumerate(tokens(merges)) if ids.get(piece) != i]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no vocabulary: {error!r}") from error
+    if not isinstance(ids, Mapping):
+        raise InputError(f"{path} has no ids by their pieces; give CLIP's tokenizer")
+    wrong = [piece for i, piece in enumerate(tokens(merges)) if ids.get(piece) != i]
     if wrong:
         raise InputError(
             f"{path} has other ids than CLIP's, {len(wrong)} of them, such as that of "

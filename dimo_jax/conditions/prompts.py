@@ -40,7 +40,7 @@ class PromptConditions:
 
     def identity(self) -> dict[str, str]:
         """What a training depends on besides its settings."""
-        return {"prompts": self._prompts.sha256, "text_encoder": self._encoder.params_hash}
+        return {"prompts": self._prompts.sha256, **self._encoder.identity}
 
     def use_cache(self, folder: str, dtype: str) -> None:
         """Takes the features from a folder from now on, which is filled first where it is not full.

@@ -38,6 +38,7 @@ class TextConditions:
 
     Attributes:
         shapes: {name: shape of one prompt's feature}, without the micro-conditions.
+        tokenizer: as given.
 
     Raises:
         InputError: the tower's features are not what the network takes.
@@ -52,7 +53,7 @@ class TextConditions:
         batch_size: int = 16,
         micro: Sequence[float | int] = MICRO_CONDITIONS,
     ):
-        self._params, self._tokenizer, self._batch_size = params, tokenizer, batch_size
+        self._params, self.tokenizer, self._batch_size = params, tokenizer, batch_size
         self._network, self._micro, self._placed = network, np.float32(micro), None
         self._jitted = jax.jit(self.features)
         ids = jax.ShapeDtypeStruct((1, network.context), np.int32)
@@ -71,9 +72,12 @@ class TextConditions:
         return self._network.context
 
     @functools.cached_property
-    def params_hash(self) -> str:
-        """trees.fingerprint of the tower's parameters."""
-        return trees.fingerprint(self._params["text"])
+    def identity(self) -> dict[str, str]:
+        """What decides the features: the tower's parameters, and the tokenizer."""
+        return {
+            "text_encoder": trees.fingerprint(self._params["text"]),
+            **self.tokenizer.identity,
+        }
 
     def __call__(self, prompts: Sequence[str]) -> Features:
         """The conditions of some prompts.
@@ -102,7 +106,7 @@ class TextConditions:
 
     def ids(self, prompts: Sequence[str]) -> Int[np.ndarray, "N T"]:
         """What the tower reads, int32."""
-        return self._tokenizer(prompts)
+        return self.tokenizer(prompts)
 
     def features(self, params: Any, ids: Int[Array, "B T"]) -> dict[str, Array]:
         """What a call gives, as a pure function of the tower's parameters and `ids`."""

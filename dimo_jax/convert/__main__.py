@@ -14,8 +14,10 @@ shapes. Of meissonic, and of its one-step generator (dimo), a whole folder as di
 down becomes a folder of bundles, and goes back with --to=diffusers, text encoder, tokenizer and
 scheduler too.
 
-A bundle of clip carries the vocabulary of its text tower: that of the folder, of tokenizer/ beside
-it, of an installed open_clip_torch, or of --vocabulary.
+A bundle of clip carries the tokenizer of its text tower. Of weights of Hugging Face it is that of
+the folder, of tokenizer/ beside it, or of --vocabulary, with the ids of transformers; of others it
+is open_clip's, with the vocabulary there or of an installed open_clip_torch. Scores have open_clip's
+ids in any case.
 """
 
 from absl import flags

@@ -19,8 +19,8 @@ _OPEN_CLIP_FIELDS = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
     "vision_cfg": {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"},
 }
-# Of training, or of the tokenizer, which is compared on its own.
-_OPEN_CLIP_NEUTRAL = {"patch_dropout", "tokenizer_kwargs", "hf_tokenizer_name"}
+# Of training alone. Fields of another tokenizer than its own give other ids, and are refused.
+_OPEN_CLIP_NEUTRAL = {"patch_dropout"}
 
 # Hugging Face's name -> ours, and the value that its library leaves out.
 _TEXT_FIELDS = {

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import (
     clip,
@@ -195,9 +195,22 @@ def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[s
         fields = diffusers_folder.as_json(meissonic.scheduler_json(config))
         diffusers_folder.replace(output / "scheduler", {"scheduler_config.json": fields})
     elif name == TEXT_ENCODER_FOLDER:
-        merges = clip_vocabulary.from_text(bundle.attachment(clip_vocabulary.MERGES_FILE))
-        content = clip_vocabulary.hugging_face_files(merges, config["text"]["context"])
-        diffusers_folder.replace(output / "tokenizer", content)
+        _write_tokenizer(bundle, config["text"]["context"], output / "tokenizer", note)
+
+
+def _write_tokenizer(
+    bundle: bundles.Bundle, context: int, output: Path, note: Callable[[str], None]
+) -> None:
+    files = bundle.attachments
+    data = files.get(transformers_tokenizer.TOKENIZER_FILE)
+    if data is None:
+        merges = clip_tokenizer.merges_of(files, bundle.path)
+        data = transformers_tokenizer.from_merges(merges, context)
+        note(
+            f"{bundle.path} has open_clip's tokenizer; that of transformers, which is written, "
+            "makes other ids of '!' and of what ftfy and HTML's escapes change"
+        )
+    diffusers_folder.replace(output, transformers_tokenizer.to_folder(data))
 
 
 def _is_bundle(path: Path) -> bool:

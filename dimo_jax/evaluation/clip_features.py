@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from dimo_jax import bundles
-from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions import clip_tokenizer
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_images
@@ -136,6 +136,8 @@ def load(path: str | Path, batch_size: int = 64) -> tuple[ClipFeatures, bundles.
     """
     bundle = bundles.load(path, kind="clip")
     network = bundle.build()
-    merges = clip_vocabulary.from_text(bundle.attachment(clip_vocabulary.MERGES_FILE))
-    tokenizer = ClipTokenizer(merges, network.context)
+    # The published scores are of open_clip's ids, whosever files the weights are.
+    tokenizer = clip_tokenizer.open_clip(
+        clip_tokenizer.merges_of(bundle.attachments, bundle.path), network.context
+    )
     return ClipFeatures(network, bundle.params, tokenizer, batch_size), bundle

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from dimo_jax import bundles
 from dimo_jax import config as configs
-from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions import clip_tokenizer
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
@@ -23,7 +23,6 @@ from dimo_jax.parallel import distributed
 from dimo_jax.training.programs import Conditions
 from dimo_jax.training.progress import Progress
 
-MERGES = clip_vocabulary.MERGES_FILE
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4
 _PROMPTS_IN_A_CALL = 64  # of the encoder on one device
@@ -36,13 +35,13 @@ class TextEncoder:
     Attributes:
         network: CLIP.
         params: its parameters, on the host.
-        merges: its vocabulary.
+        tokenizer: the one that its bundle carries.
         provenance: where it comes from.
     """
 
     network: clip.Clip
     params: Any
-    merges: list[str]
+    tokenizer: ClipTokenizer
     provenance: Mapping[str, Any]
 
     def conditions(self, network: Network, batch_size: int, **options: Any) -> TextConditions:
@@ -56,9 +55,9 @@ class TextEncoder:
         Raises:
             InputError: the encoder is not the network's.
         """
-        tokenizer = ClipTokenizer(self.merges, self.network.context)
-        expected = network.condition
-        return TextConditions(self.network, self.params, tokenizer, expected, batch_size, **options)
+        return TextConditions(
+            self.network, self.params, self.tokenizer, network.condition, batch_size, **options
+        )
 
     def save(self, path: AnyPath) -> None:
         """A bundle of it, unless there is one: the file is large and does not change."""
@@ -71,7 +70,7 @@ class TextEncoder:
             model=self.network.config,
             params=self.params,
             provenance=provenance,
-            attachments={MERGES: clip_vocabulary.to_text(self.merges)},
+            attachments=self.tokenizer.files,
         )
 
 
@@ -96,8 +95,16 @@ def load_encoder(path: AnyPath | str | None, model: AnyPath | None) -> TextEncod
             "--source=meissonic makes of the folder text_encoder"
         )
     bundle = bundles.load(path, kind="clip")
-    merges = clip_vocabulary.from_text(bundle.attachment(MERGES))
-    return TextEncoder(bundle.build(), bundle.params, merges, bundle.provenance)
+    network = bundle.build()
+    tokenizer = clip_tokenizer.of_files(bundle.attachments, network.context, bundle.path)
+    # Of a Hugging Face folder, which were converted without its tokenizer: until it was kept, all.
+    if bundle.model["image"] is None and not tokenizer.identity and "file" in bundle.provenance:
+        with Progress("text encoder", silent=not distributed.is_lead()) as progress:
+            progress.note(
+                f"{bundle.path} carries open_clip's tokenizer: '!' and typographic signs have "
+                "other ids than in transformers; for those convert the folder again, tokenizer/ too"
+            )
+    return TextEncoder(network, bundle.params, tokenizer, bundle.provenance)
 
 
 def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEncoder:
@@ -115,7 +122,8 @@ def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEnco
         return load_encoder(config["text_encoder"]["bundle"], teacher)
     network = encoder_network(config)
     params = jax.device_get(jax.jit(network.init)(jax.random.key(config["seed"])))
-    return TextEncoder(network, params, [], {"random": "as config.teacher.random asks"})
+    tokenizer = clip_tokenizer.open_clip([], network.context)
+    return TextEncoder(network, params, tokenizer, {"random": "as config.teacher.random asks"})
 
 
 def encoder_network(config: Mapping[str, Any]) -> clip.Clip:

@@ -55,7 +55,7 @@ class TextImages:
         self.settings = {
             "model": model.params_hash,
             "tokenizer": tokenizer.params_hash,
-            "text_encoder": self._conditions.params_hash,
+            **self._conditions.identity,
             "sampler": drawing.described(model, overrides),
             "negative_prompt": negative_prompt,
         }

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from configs import meissonic
-from dimo_jax.conditions import text_cache
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions import clip_tokenizer, text_cache
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.data import prompts, stream
@@ -42,7 +41,7 @@ def encoder(config):
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     params = jax.tree.map(lambda x: numbers.normal(size=x.shape).astype(np.float32), shapes)
     expected = settings.network_of(config, 4, 32).condition
-    tokenizer = ClipTokenizer([], network.context)
+    tokenizer = clip_tokenizer.open_clip([], network.context)
     return TextConditions(network, params, tokenizer, expected, 4, (512, 512, 0, 0, 5.5))
 
 

@@ -10,8 +10,7 @@ from command_line import run_command
 from safetensors.numpy import save_file
 
 from dimo_jax import bundles
-from dimo_jax.conditions import clip_vocabulary
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions import clip_tokenizer, clip_vocabulary
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert import clip as table
 from dimo_jax.convert import clip_json, folders, layouts, sources
@@ -247,7 +246,7 @@ def test_a_folder_in_parts_becomes_features(convert, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, bundle.params, random_params())
     features, same = clip_features.load(bundle.path, batch_size=2)
     assert same.params_hash == bundle.params_hash
-    rows = ClipTokenizer(MERGES, context=9)(["low", "lower low", "x"])
+    rows = clip_tokenizer.open_clip(MERGES, context=9)(["low", "lower low", "x"])
     encode = jax.jit(bundle.build().encode_text)
     expected = np.asarray(encode(random_params(), rows)["projected"])
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.conditions import clip_vocabulary
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert import layouts, meissonic, vq_model
+from dimo_jax.runs import conditions
 from dimo_jax.training import trees
 
 NETWORK = {
@@ -136,8 +136,9 @@ def whole_folder(folder):
     described |= {"projection_dim": 6, "eos_token_id": 2}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(described))
     save_file(clip.state_of(True, ENCODER), folder / "text_encoder" / "model.safetensors")
-    merges = clip_vocabulary.to_text(clip.MERGES)
-    (folder / "tokenizer" / "merges.txt").write_bytes(merges)
+    made = transformers_tokenizer.from_merges(clip.MERGES, 9)
+    for name, content in transformers_tokenizer.to_folder(made).items():
+        (folder / "tokenizer" / name).write_bytes(content)
     return folder
 
 
@@ -145,11 +146,11 @@ def test_the_text_encoder_beside_them_comes_along(whole_folder, tmp_path, run):
     shutil.rmtree(whole_folder / "vqvae")
     run(whole_folder, tmp_path / "b", *MEISSONIC)
     bundle = bundles.load(tmp_path / "b" / "text_encoder", kind="clip")
-    merges = clip_vocabulary.to_text(clip.MERGES)
+    files = {"tokenizer.json": transformers_tokenizer.from_merges(clip.MERGES, 9)}
     # The encoder's prompts have 9 ids, and so the transformer's.
     teacher = bundles.load(tmp_path / "b" / "transformer", kind="teacher")
     assert teacher.model == {**NETWORK, "text_length": 9}
-    assert bundle.model == ENCODER and bundle.attachment("merges.txt") == merges
+    assert bundle.model == ENCODER and bundle.attachments == files
     assert_same(bundle.params, clip.random_params(ENCODER))
 
 
@@ -180,10 +181,13 @@ def test_the_whole_folder_goes_back_for_its_libraries(kind, whole_folder, tmp_pa
     assert (module.config.eos_token_id, module.config.bos_token_id) == (2, 0)
 
     peer = CLIPTokenizer.from_pretrained(**options, subfolder="tokenizer")
-    texts = ["LOW  lower", "", "schön", "low " * 9]
+    texts = ["LOW  lower", "", "schön", "low " * 9, "low!", "“low”"]
     expected = peer(texts, padding="max_length", truncation=True).input_ids
-    tokenizer = ClipTokenizer(clip.MERGES, context=9, cleaning="huggingface")
-    np.testing.assert_array_equal(tokenizer(texts), expected)
+    whose = CLIPTokenizer.from_pretrained(whole_folder / "tokenizer", local_files_only=True)
+    assert whose(texts, padding="max_length", truncation=True).input_ids == expected
+    encoder = conditions.load_encoder(None, tmp_path / "b" / "transformer")
+    np.testing.assert_array_equal(encoder.tokenizer(texts), expected)
+    assert expected[4] == [515, 513, 0, 516, 0, 0, 0, 0, 0]
 
     scheduler = AmusedScheduler.from_pretrained(**options, subfolder="scheduler")
     assert scheduler.config.mask_token_id == NETWORK["vocabulary"] - 1

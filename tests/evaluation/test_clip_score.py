@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.conditions import clip_tokenizer
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_images, clip_score, hps
 from dimo_jax.evaluation.clip_features import ClipFeatures
@@ -29,7 +29,7 @@ def see_image(params, images):
 
 NETWORK = Clip(CONFIG, lambda key: {}, see_text, see_image)
 PARAMS = {"factor": np.float32(2)}
-TOKENIZER = ClipTokenizer([], context=12)
+TOKENIZER = clip_tokenizer.open_clip([], context=12)
 PROMPTS = [f"prompt {i}" for i in range(5)]
 
 
