@@ -16,8 +16,8 @@ scheduler too.
 
 A bundle of clip carries the tokenizer of its text tower. Of weights of Hugging Face it is that of
 the folder, of tokenizer/ beside it, or of --vocabulary, with the ids of transformers; of others it
-is open_clip's, with the vocabulary there or of an installed open_clip_torch. Scores have open_clip's
-ids in any case.
+is open_clip's, with the vocabulary there or that of an installed open_clip_torch. Scores have the
+ids of open_clip in any case.
 """
 
 from absl import flags
