@@ -81,7 +81,7 @@ def default_config() -> ConfigDict:
             },
             # For data.name=prompts: what is distilled on (data/prompts.py).
             "prompts": {
-                # .txt, .jsonl, .parquet, a folder of these, or tfds:NAME:SPLIT (data.directory)
+                # .txt .jsonl .json .csv .tsv .parquet, a folder of these, or tfds:NAME:SPLIT
                 "path": "",
                 "texts": (),  # the prompts themselves, in place of a path
                 "field": "",  # of a record; empty: prompt, caption or text

@@ -89,14 +89,19 @@ flags.DEFINE_float("guidance", None, "of the teacher", flag_values=FLAGS)
 flags.DEFINE_integer(
     "seed", 0, "of the samples", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "prompts",
     None,
-    ["geneval", "hpsv2", "coco", "plain"],
-    "of a run with text",
+    "of a run with text: a list of prompts, or a benchmark: geneval, hpsv2, coco",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("metadata", None, "--prompts: the list of prompts", flag_values=FLAGS)
+flags.DEFINE_string("metadata", None, "--prompts: the benchmark's own list", flag_values=FLAGS)
+flags.DEFINE_string(
+    "prompt_field",
+    None,
+    "of a record of --prompts or --captions; default: prompt, caption or text",
+    flag_values=FLAGS,
+)
 flags.DEFINE_bool("speed", False, "time the samplers too", flag_values=FLAGS)
 FLAGS.group("Scores against prompts")
 flags.DEFINE_string("clip", None, "bundle: CLIP score of --samples", flag_values=FLAGS)
@@ -104,7 +109,10 @@ flags.DEFINE_enum(
     "clip_form", "dimo", ["dimo", "plain", "torchmetrics"], "which one", flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "captions", None, "a line for each image; default: captions.txt in --samples", flag_values=FLAGS
+    "captions",
+    None,
+    "a list, one for each image; default: captions.txt in --samples",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("hps", None, "bundle: HPS v2 of --samples", flag_values=FLAGS)
 flags.DEFINE_enum("hps_version", None, ["v2.0", "v2.1"], "of its weights", flag_values=FLAGS)

@@ -5,6 +5,7 @@ python -m dimo_jax.sample --generator=runs/digits/export --num=50000 --output=sa
 python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --output=folder/
 
 python -m dimo_jax.sample --generator=STUDENT --prompt="a red ball on a blue cube" --output=out.png
+python -m dimo_jax.sample --generator=STUDENT --prompts=prompts.csv --output=images/
 python -m dimo_jax.sample --generator=STUDENT --prompts=geneval \
     --metadata=evaluation_metadata.jsonl --output=geneval/
 
@@ -86,15 +87,21 @@ flags.DEFINE_string("negative_prompt", "", "what guidance leaves", flag_values=F
 flags.DEFINE_multi_string(
     "option", [], "any other setting of the sampler, as name=value", flag_values=FLAGS
 )
-FLAGS.group("Prompts of a benchmark")
-flags.DEFINE_enum(
+FLAGS.group("Prompts of a list")
+flags.DEFINE_string(
     "prompts",
     None,
-    ["geneval", "hpsv2", "coco", "plain"],
-    "a benchmark's folder layout",
+    "a .txt, .jsonl, .json, .csv, .tsv or .parquet of prompts; or the folder layout of a "
+    "benchmark: geneval, hpsv2, coco",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("metadata", None, "the benchmark's own list of prompts", flag_values=FLAGS)
+flags.DEFINE_string(
+    "prompt_field",
+    None,
+    "of a record of --prompts; default: prompt, caption or text",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "text_encoder", None, "its bundle; default: text_encoder/ beside GENERATOR", flag_values=FLAGS
 )

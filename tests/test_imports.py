@@ -65,7 +65,7 @@ SEAMS = {
         *("evaluation.image_files", "evaluation.page_pictures", "evaluation.resize"),
         "evaluation.showcase",
     ],
-    "pyarrow": ["data.prompts"],
+    "pyarrow": ["data.prompt_files"],
     "ml_collections": ["config", "main", "plan", "benchmark", "commands.benchmark"],
     "tensorflow": [],
     "torch": [],

@@ -167,8 +167,10 @@ def test_the_teacher_takes_steps_and_a_negative_prompt(run, tmp_path):
     ("flags", "complaint"),
     [
         (["--labels=1"], "--labels is not for"),
-        ([], "takes prompts: give --prompt=TEXT, or --prompts=LAYOUT"),
-        (["--prompt=x", "--prompts=plain"], "give --prompt=TEXT, or --prompts=LAYOUT"),
+        ([], "takes prompts: give --prompt=TEXT, or --prompts=FILE"),
+        (["--prompt=x", "--prompts=plain"], "give --prompt=TEXT, or --prompts=FILE"),
+        (["--prompts=nowhere.txt"], "--prompts=nowhere.txt is no file, and none of the benchmarks"),
+        (["--prompts={root}/vqvae/config.json", "--prompt_field=kind"], "--prompts fills a folder"),
         (["--prompts=plain"], "needs --metadata"),
         (["--prompt=x", "--text_encoder=nowhere"], "there is no bundle at nowhere"),
         (["--prompt=x", "--text_encoder={root}/vqvae"], "tokenizer"),
@@ -178,6 +180,28 @@ def test_flags_that_do_not_fit(run, place, tmp_path, flags, complaint):
     given = [x.format(root=place) for x in flags]
     assert complaint in run(*given, f"--output={tmp_path / 'x.png'}", status=2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+def test_a_list_of_prompts_fills_a_folder(place, tmp_path, monkeypatch, capsys, built, name):
+    """Whatever kind of file it is; the field, and what is cut, is said once."""
+    texts = ["a red ball", "a red and a blue ball", "blue"]
+    content = {
+        "x.txt": texts,
+        "x.csv": ["id,prompt", *(f"{i},{x}" for i, x in enumerate(texts))],
+        "x.jsonl": [json.dumps({"seed": 1, "prompt": x}) for x in texts],
+    }
+    (tmp_path / name).write_text("\n".join(content[name]))
+    flags = [f"--generator={place / 'student'}", "--batch_size=8"]
+    flags += [f"--prompts={tmp_path / name}", f"--output={tmp_path / 'out'}"]
+    status, _, err = run_command(sample, flags, monkeypatch, capsys)
+    assert status == 0, err
+    assert (tmp_path / "out" / "captions.txt").read_text().split("\n") == [*texts, ""]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    field = "" if name == "x.txt" else ", field prompt"
+    assert f"3 prompts of {tmp_path / name}{field}\n" in err
+    cut = "1 of 3 prompts is longer than 12 tokens and was cut: first number 2, 'a red and a blue"
+    assert err.count(cut) == 1
 
 
 def test_a_folder_is_for_lists(run, tmp_path):
@@ -259,7 +283,7 @@ def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, bui
 
 
 def test_a_run_with_text_needs_prompts(finished):
-    with pytest.raises(InputError, match="takes text; give --prompts=coco .or plain, hpsv2"):
+    with pytest.raises(InputError, match="takes text; give --prompts=FILE, or --prompts=coco"):
         run_samples.sets_of(finished, [1])
     config = json.loads((finished / "config.json").read_text())
     config["data"]["name"] = "labels"

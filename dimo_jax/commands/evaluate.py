@@ -110,8 +110,8 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
     if flags.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
     teacher = {} if flags.guidance is None else {"guidance": flags.guidance}
-    found = prompts.asked(flags.prompts, flags.metadata)
-    texts = found and [prompt.text for prompt in found]
+    found = prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
+    texts = found and [prompt.text for prompt in found.prompts]
     steps = cli.numbers(flags, "steps", int, [1])
     temperatures = cli.numbers(flags, "temperatures", float, [])
     asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts)
@@ -197,6 +197,7 @@ def _score_prompts(flags: FlagValues, output: Path, began: float) -> None:
         version=flags.hps_version,
         antialias=flags.hps_antialias,
         batch_size=_judged_at_once(flags),
+        field=flags.prompt_field or "",
     )
     print(text)
     seconds = time.monotonic() - began

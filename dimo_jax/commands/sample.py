@@ -27,6 +27,7 @@ _TEACHER_FLAGS = {
     "guidance": "guidance",
     "guidance_schedule": "guidance_schedule",
 }
+_TEXT_FLAGS = ("prompt", "prompts", "metadata", "prompt_field", "text_encoder")
 _ALL_FLAGS = ("temperature", "top_k", "top_p")
 
 
@@ -132,7 +133,7 @@ def run(flags: FlagValues) -> None:
         )
     model, tokenizer = drawing.open_pair(flags.generator, flags.tokenizer, flags.compute_dtype)
     with_text = text_drawing.takes_text(model)
-    foreign = ("labels", "num") if with_text else ("prompt", "prompts", "metadata", "text_encoder")
+    foreign = ("labels", "num") if with_text else _TEXT_FLAGS
     given = [name for name in foreign if flags[name].value]
     if given:
         what = "prompts" if with_text else "classes"
@@ -196,12 +197,15 @@ def _draw_prompts(
 ) -> int:
     """Images of prompts; returns how many."""
     if bool(flags.prompt) == bool(flags.prompts):
-        raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=LAYOUT")
-    found = prompts.asked(flags.prompts, flags.metadata)
+        raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=FILE")
+    found = prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
     if flags.prompt and output.suffix != ".png":
-        raise InputError(f"--output={output} must end in .png; --prompts=plain fills a folder")
+        raise InputError(f"--output={output} must end in .png; --prompts=FILE fills a folder")
+    if flags.prompts and output.suffix == ".png":
+        raise InputError(f"--output={output} is a picture's name, and --prompts fills a folder")
+    texts = [prompt.text for prompt in found.prompts] if found else flags.prompt
     per_prompt = flags.num_per_prompt or (4 if flags.prompts == "geneval" else 1)
-    num = per_prompt * len(found or flags.prompt)
+    num = per_prompt * len(texts)
     batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
     drawn = text_drawing.TextImages(
         model,
@@ -213,6 +217,10 @@ def _draw_prompts(
         negative_prompt=flags.negative_prompt,
     )
     banner.show(banner.machine_lines())
+    with Progress("sample", silent=not distributed.is_lead()) as progress:
+        for note in (found and found.note, drawn.describe_cut(texts)):
+            if note:
+                progress.note(note)
     if found is None:
         items = [(text, i, k) for i, text in enumerate(flags.prompt) for k in range(per_prompt)]
         if distributed.is_lead():
@@ -221,8 +229,8 @@ def _draw_prompts(
         return num
     with Progress("sample", silent=not distributed.is_lead()) as progress:
         benchmark_files.write_benchmark(
-            flags.prompts,
-            found,
+            found.layout,
+            found.prompts,
             drawn,
             files.local(output),
             per_prompt,

@@ -41,6 +41,9 @@ class ClipFeatures:
         batch_size: examples in one call. A smaller rest is filled up to it; a batch is spread over
             the devices where they divide it.
 
+    Attributes:
+        tokenizer: as given.
+
     Raises:
         InputError: the network has no image tower.
     """
@@ -51,7 +54,7 @@ class ClipFeatures:
         devices = mesh.of_this_process(batch_size)
         self._spread = NamedSharding(devices, PartitionSpec("data"))
         self._params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
-        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self.tokenizer, self._batch_size = tokenizer, batch_size
         self._size = network.image_size
 
         def unit(x: jax.Array) -> jax.Array:
@@ -68,7 +71,7 @@ class ClipFeatures:
             texts: prompts of any length.
             prefix: as ClipTokenizer's.
         """
-        return self._run(self._text, self._tokenizer(texts, prefix))
+        return self._run(self._text, self.tokenizer(texts, prefix))
 
     def images(self, images: Iterable[Picture], prepare: Prepare) -> Float[np.ndarray, "N P"]:
         """Unit vectors of images.

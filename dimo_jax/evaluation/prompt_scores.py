@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dimo_jax.data import prompt_files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_features, clip_score, hps, picture_folder, prompts
+from dimo_jax.training.progress import Progress
 
 CAPTIONS_FILE = "captions.txt"
 
@@ -20,15 +22,17 @@ def clip_of_folder(
     captions: Path | None = None,
     form: str = "dimo",
     batch_size: int = 64,
+    field: str = "",
 ) -> dict[str, Any]:
     """The CLIP score of a folder's images.
 
     Args:
         folder: images whose names begin with the number of their caption, from 0 on.
         bundle: of the kind "clip".
-        captions: a caption on each line; default: captions.txt in the folder.
+        captions: a list of them, as for prompt_files.Texts; default: captions.txt in the folder.
         form: a key of clip_score.FORMS.
         batch_size: examples in a call.
+        field: of the captions' records; empty: the first that is known.
 
     Returns:
         {"clip_score", "clip_form", "clip_images", "clip_weights"}, the last the hash of the
@@ -37,8 +41,10 @@ def clip_of_folder(
     Raises:
         InputError: images or captions are missing or damaged, or the bundle is another.
     """
-    files, texts = paired(folder, _captions(captions or folder / CAPTIONS_FILE))
+    files, texts = paired(folder, _captions(captions or folder / CAPTIONS_FILE, field))
     features, found = clip_features.load(bundle, batch_size)
+    if form in clip_score.FORMS:
+        _note(features.tokenizer.describe_cut(texts, clip_score.FORMS[form].prefix))
     scored = clip_score.score(features, files, texts, form)
     return {
         "clip_score": scored.value,
@@ -48,16 +54,21 @@ def clip_of_folder(
     }
 
 
-def _captions(path: Path) -> list[str]:
-    """The lines of a file; an empty one would be a caption that is lost, so it is refused."""
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the captions {path}: {error}") from error
-    empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+def _captions(path: Path, field: str) -> list[str]:
+    """The texts of a list; an empty one would be a caption that is lost, so it is refused."""
+    texts = list(prompt_files.Texts(str(path), field, "--prompt_field"))
+    while texts and not texts[-1].strip():
+        texts.pop()
+    empty = [number for number, text in enumerate(texts, start=1) if not text.strip()]
     if empty:
-        raise InputError(f"{path}, line {empty[0]}, is empty; give a caption on each line")
-    return [line.strip() for line in lines]
+        raise InputError(f"{path}: caption {empty[0]} is empty; give one for each image")
+    return [text.strip() for text in texts]
+
+
+def _note(text: str | None) -> None:
+    if text:
+        with Progress("evaluate") as progress:
+            progress.note(text)
 
 
 def paired(folder: Path, captions: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -122,6 +133,7 @@ def hps_of_folder(
     # All are looked for before the first is scored.
     images = {style: hps.benchmark_files(folder, style, len(x)) for style, x in texts.items()}
     features, found = clip_features.load(bundle, batch_size)
+    _note(features.tokenizer.describe_cut([text for some in texts.values() for text in some]))
     rows = hps.table(
         {style: hps.scores(features, images[style], x, antialias) for style, x in texts.items()}
     )
@@ -146,6 +158,7 @@ def scores_of(
     version: str | None,
     antialias: bool,
     batch_size: int,
+    field: str = "",
 ) -> tuple[str, dict[str, Any], str]:
     """One of the two scores.
 
@@ -159,6 +172,7 @@ def scores_of(
         version: of HPS.
         antialias: of HPS.
         batch_size: examples in a call.
+        field: of the CLIP score.
 
     Returns:
         (the score's name, its values, what is printed).
@@ -167,7 +181,7 @@ def scores_of(
         InputError: as those functions; HPS lacks version or prompts.
     """
     if clip is not None:
-        found = clip_of_folder(folder, clip, captions, form, batch_size)
+        found = clip_of_folder(folder, clip, captions, form, batch_size, field)
         return "CLIP score", found, f"CLIP score ({form}): {found['clip_score']:.4f}"
     if not version or benchmark is None:
         raise InputError("--hps needs --hps_version and --hps_prompts")

@@ -26,6 +26,7 @@ from dimo_jax.training.progress import Progress
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4
 _PROMPTS_IN_A_CALL = 64  # of the encoder on one device
+_COUNTED = 100_000  # of a long list the first ones are looked at, which takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +159,11 @@ def open_conditions(
     else:
         where = config["data"]["directory"] or "~/tensorflow_datasets"
         found = prompts.read(section["path"], section["field"], where)
-    with Progress("prompts", silent=not distributed.is_lead()) as progress:
-        progress.note(found.describe())
+    if distributed.is_lead():
+        with Progress("prompts") as progress:
+            progress.note(found.describe())
+            if cut := encoder.tokenizer.describe_cut(found.texts[:_COUNTED]):
+                progress.note(cut if len(found.texts) <= _COUNTED else f"of the first ones {cut}")
     text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
     conditions = PromptConditions(found, text, section["negative"])
     # Each process reads the list itself, and the path may mean another file on each machine.

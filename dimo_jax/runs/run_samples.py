@@ -13,8 +13,10 @@ from dimo_jax import bundle_places, bundles
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
+from dimo_jax.parallel import distributed
 from dimo_jax.runs import conditions, drawing, opening
 from dimo_jax.runs.text_drawing import TextImages
+from dimo_jax.training.progress import Progress
 
 
 class TextAsked(NamedTuple):
@@ -117,8 +119,8 @@ def _text_of(
 ) -> TextAsked:
     if not prompts:
         raise InputError(
-            f"the run in {workdir} takes text; give --prompts=coco (or plain, hpsv2, geneval) and "
-            "--metadata, the list of its prompts"
+            f"the run in {workdir} takes text; give --prompts=FILE, or --prompts=coco (or hpsv2, "
+            "geneval) with --metadata, the list of its prompts"
         )
     encoder = workdir / conditions.TEXT_ENCODER_FOLDER
     return TextAsked(prompts, encoder, config["prompts"]["negative"])
@@ -157,6 +159,7 @@ def draw(
     Raises:
         InputError: a bundle cannot be read, or its sampler does not take the settings.
     """
+    said: set[str | None] = {None}  # what is said of the prompts, once and not for each set
     for one in asked:
         model, tokenizer = drawing.open_pair(one.bundle, one.tokenizer)
         path = folder / f"{one.name}_{num}_{seed}.npz"
@@ -167,7 +170,11 @@ def draw(
             if one.text is None:
                 labels, more = balanced_labels(num, network.num_classes), {}
             else:
-                labels, more = _of_prompts(model, tokenizer, one.text, num, options)
+                labels, more, cut = _of_prompts(model, tokenizer, one.text, num, options)
+                if cut not in said and distributed.is_lead():
+                    with Progress("evaluate") as progress:
+                        progress.note(cut)
+                said.add(cut)
             drawing.draw_set(model, tokenizer, labels, path, **options, **more)
         yield Drawn(one, path, drawing.described(model, one.overrides))
 
@@ -178,8 +185,8 @@ def _of_prompts(
     asked: TextAsked,
     num: int,
     options: Mapping[str, Any],
-) -> tuple[Int[np.ndarray, "N"], dict[str, Any]]:
-    """The prompt of every image, and how drawing.draw_set draws it."""
+) -> tuple[Int[np.ndarray, "N"], dict[str, Any], str | None]:
+    """The prompt of every image, how drawing.draw_set draws it, and what to say of the prompts."""
     encoder = conditions.load_encoder(asked.encoder, None)
     text = TextImages(model, tokenizer, encoder, **options, negative_prompt=asked.negative)
     count = len(asked.prompts)
@@ -191,7 +198,7 @@ def _of_prompts(
     numbers = np.arange(num, dtype=np.int32) % np.int32(count)
     texts = "\0".join(asked.prompts).encode("utf-8", "surrogatepass")
     about = {**text.settings, "prompts": hashlib.sha256(texts).hexdigest()}
-    return numbers, {"tokens_of": tokens_of, "about": about}
+    return numbers, {"tokens_of": tokens_of, "about": about}, text.describe_cut(asked.prompts)
 
 
 def image_bytes(asked: SampleSet) -> int:

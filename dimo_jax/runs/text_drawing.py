@@ -60,6 +60,10 @@ class TextImages:
             "negative_prompt": negative_prompt,
         }
 
+    def describe_cut(self, texts: Sequence[str]) -> str | None:
+        """Says which prompts are too long; see ClipTokenizer.describe_cut."""
+        return self._conditions.tokenizer.describe_cut(texts)
+
     def tokens(self, items: Sequence[Item]) -> Int[np.ndarray, "B L"]:
         """The tokens of some (prompt, index, k), in their order."""
         condition = self._conditions([text for text, _, _ in items])

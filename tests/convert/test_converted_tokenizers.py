@@ -62,5 +62,5 @@ def test_a_folder_of_open_clip_keeps_its_ids_beside_the_files_of_the_other(tmp_p
         out.append(list(bundle.attachments))
         # Scores are of open_clip's ids in any case.
         features, _ = clip_features.load(bundle.path)
-        assert features._tokenizer.ids(["low!"]) == [[513, 256]]
+        assert features.tokenizer.ids(["low!"]) == [[513, 256]]
     assert out == [["merges.txt"], ["tokenizer.json"]]

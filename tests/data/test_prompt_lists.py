@@ -39,11 +39,17 @@ def test_a_text_file_with_blank_and_repeated_lines(tmp_path):
 def test_every_kind_of_file_gives_the_same_list(tmp_path):
     expected = prompts.unique("", TEXTS)
     assert expected.describe() == "3 prompts of "
+    quoted = [f'"{x.replace(chr(34), chr(34) * 2)}"' for x in TEXTS]
     places = [
         write(tmp_path / "a.txt", *TEXTS),
         write(tmp_path / "a.jsonl", *(json.dumps({"id": 1, "caption": x}) for x in TEXTS)),
         write(tmp_path / "b.jsonl", *(json.dumps(x) for x in TEXTS)),
         str(tmp_path / "a.parquet"),
+        write(tmp_path / "a.json", json.dumps(TEXTS)),
+        write(tmp_path / "b.json", json.dumps([{"Caption": x} for x in TEXTS])),
+        write(tmp_path / "a.CSV", "id,Text", *(f"1,{x}" for x in quoted)),
+        # As PartiPrompts.
+        write(tmp_path / "a.tsv", "Prompt\tCategory", *(f"{x}\tAnimals" for x in quoted)),
     ]
     table = pyarrow.table({"URL": ["x"] * 3, "TEXT": TEXTS})
     parquet.write_table(table, tmp_path / "a.parquet")
@@ -71,6 +77,7 @@ def test_a_field_inside_another(tmp_path):
     assert list(prompts.read(where, "captions/text").texts) == TEXTS[:2]
     table = pyarrow.table({"captions": [["x", "y"], None]})
     parquet.write_table(table, tmp_path / "a.parquet")
+    assert prompts.read(where, "captions/text").describe().endswith(", field captions/text")
     found = prompts.read(str(tmp_path / "a.parquet"), "captions")
     assert list(found.texts) == ["x", "y"] and found.blank == 1
 
@@ -119,25 +126,41 @@ def test_a_data_set(tmp_path):
             "a.jsonl",
             b'{"title": "x", "id": 3}\n',
             "",
-            "has title, id, but no prompt, caption, text",
+            "has title, id, but no prompt, caption or text",
         ),
         ("a.jsonl", b'{"text": "x"}\n', "title", "line 1, has text, but no title; name the"),
         ("a.jsonl", b'{"text": 3}\n', "", "line 1, has '3' where the prompt was expected"),
         ("a.jsonl", b'{"text": {"a": "b"}}\n', "", "which is no text"),
         ("a.jsonl", b"[1]\n", "", "is neither an object nor a text"),
         ("a.parquet", b"PAR1 cut off", "", "is damaged or no parquet file"),
-        ("a.csv", b"x\n", "", "is no list of prompts: expected .txt, .jsonl, .parquet"),
+        ("a.doc", b"x\n", "", "is no list of prompts: its name was expected to end in .txt, .j"),
+        ("a", b"x\n", "", "is no list of prompts: its name was expected to end in .txt, .jsonl"),
+        ("a.csv", b"id,a cat\n1,x\n", "", "line 2, has id, a cat, but no prompt, caption or text"),
+        ("a.csv", b"id,prompt\n1,a cat, a dog\n", "", "line 2, has more cells than the first"),
+        ("a.csv", b'id,prompt\n1,"x" y\n', "", "after line 1, is no CSV"),
+        ("a.tsv", b'id\tprompt\n1\t"x', "", "after line 1, is no TSV: unexpected end"),
+        ("a.csv", b"id,prompt\n1,\xff\n", "", "line 2, is not UTF-8"),
+        ("a.json", b'{"images": []}', "", "has images, but no prompt, caption or text"),
+        ("a.json", b"[[1]]", "", "record 0, is neither an object nor a text"),
+        ("a.txt", b'\n{"prompt": "x"}\n', "", "holds JSON, not a prompt .* rename it to a.jsonl"),
+        ("a.txt", b'["x", "y"]', "", "holds JSON, not a prompt on each line; rename it to a.json"),
+        ("a.txt", b'[\n"x",\n"y"]', "", "holds JSON, not a prompt on each line; rename it to a.j"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\n", "", "is a git-lfs pointer"),
+        ("a.jsonl", b"<!DOCTYPE html>\n", "", "is a web page"),
+        ("a.txt", b"x" * (1 << 24) + b"x", "", "line 1, has more than 16,777,216 bytes"),
+        ("a.jsonl", b'{"\x1b[31m": 1}\n', "", "is not JSON"),
+        ("a.jsonl", rb'{"\u001b[31m": 1}' + b"\n", "", r"has \\x1b\[31m, but no prompt"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, data, field, complaint):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=complaint) as error:
         prompts.read(str(tmp_path / name), field)
-    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    assert str(tmp_path / name) in str(error.value) and str(error.value).isprintable()
 
 
 def test_a_place_that_is_none(tmp_path):
-    with pytest.raises(InputError, match="there is no .*nowhere.txt; give a .txt"):
+    with pytest.raises(InputError, match="there is no .*nowhere.txt; give a list of prompts"):
         prompts.read(str(tmp_path / "nowhere.txt"))
     with pytest.raises(InputError, match="is no list of prompts"):
         prompts.read(str(tmp_path))

@@ -89,10 +89,10 @@ def test_pairs_go_by_the_number_in_the_name(tmp_path):
 
 
 def test_captions_that_cannot_be_read(bundle, tmp_path):
-    with pytest.raises(InputError, match="cannot read the captions .*captions.txt"):
+    with pytest.raises(InputError, match="there is no .*captions.txt; give a list"):
         prompt_scores.clip_of_folder(tmp_path, bundle)
     (tmp_path / "other.txt").write_text("a\n\nb\n")
-    with pytest.raises(InputError, match="other.txt, line 2, is empty"):
+    with pytest.raises(InputError, match="other.txt: caption 2 is empty; give one for each"):
         prompt_scores.clip_of_folder(tmp_path, bundle, tmp_path / "other.txt")
 
 

@@ -45,12 +45,52 @@ def test_coco(tmp_path):
     assert found[0].metadata == {"image_id": "391895"}
 
 
-def test_plain(tmp_path):
-    (tmp_path / "x.txt").write_text(" a cat \n\na/dog\n", encoding="utf-8")
-    assert prompts.read("plain", tmp_path / "x.txt") == [
-        prompts.Prompt("a cat"),
-        prompts.Prompt("a/dog"),
-    ]
+TWO = [prompts.Prompt("a cat"), prompts.Prompt("a/dog"), prompts.Prompt("a cat")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field", "said"),
+    [
+        ("x.txt", " a cat \n\na/dog\na cat\n", None, ""),
+        ("x.jsonl", '{"prompt": "a cat"}\n{"prompt": "a/dog"}\n"a cat"\n', None, ", field prompt"),
+        ("x.csv", "id,caption\n1,a cat\n2,a/dog\n3,a cat\n", None, ", field caption"),
+        ("x.csv", "id,text,was\n1,x,a cat\n2,y,a/dog\n3,z,a cat\n", "was", ", field was"),
+        ("x.json", '["a cat", "a/dog", "a cat"]', None, ""),
+    ],
+)
+def test_any_list_is_read_in_its_order_with_what_is_repeated(name, content, field, said, tmp_path):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    expected = prompts.Requested("plain", TWO, f"3 prompts of {path}{said}")
+    assert prompts.requested(str(path), None, field) == expected
+    assert prompts.requested("plain", str(path), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("plain", None, None), "--prompts=plain needs --metadata, the list of its prompts"),
+        (("coco", None, None), "--prompts=coco needs --metadata, the list of its prompts"),
+        (("genevel", None, None), "--prompts=genevel is no file, and none of the benchmarks gen"),
+        (("x.txt", "y.jsonl", None), "is the list of a benchmark .*--prompts=x.txt is none; leave"),
+        ((None, "y.jsonl", None), "--metadata goes with --prompts; give that too"),
+        ((None, None, "text"), "--prompt_field goes with --prompts; give that too"),
+        (("coco", "x.csv", "text"), "--prompt_field is for other lists than that of coco"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, complaint):
+    with pytest.raises(InputError, match=complaint):
+        prompts.requested(*flags)
+    assert prompts.requested(None, None, None) is None
+
+
+def test_a_missing_field_names_the_flag_of_the_command(tmp_path):
+    (tmp_path / "x.csv").write_text("id,title\n1,x\n")
+    with pytest.raises(InputError, match="has id, title, but no .*; name .* with --prompt_field"):
+        prompts.requested(str(tmp_path / "x.csv"), None, None)
+    (tmp_path / "x.txt").write_text("\n\n")
+    with pytest.raises(InputError, match="has no prompts; give a list with at least one"):
+        prompts.requested(str(tmp_path / "x.txt"), None, None)
 
 
 @pytest.mark.parametrize(
@@ -61,24 +101,22 @@ def test_plain(tmp_path):
             '{"tag": "colors", "prompt": "x"}\n{"tag": ',
             r"line 2, is not JSON \(.*: {\"t",
         ),
-        ("geneval", "[1]", "line 1, is no JSON object: .1."),
+        ("geneval", "[1]", "line 1, is not a JSON object but a list"),
         (
             "geneval",
             '{"tag": "color", "prompt": "x"}',
             "line 1, has the prompt 'x' and the tag 'co",
         ),
-        ("geneval", '\n{"tag": "colors"}', "line 2, has the prompt None and the tag 'colors'"),
+        ("geneval", '\n{"tag": "colors"}', "line 2, has the prompt 'None' and the tag 'colors'"),
         ("geneval", "", "has no prompts; give the benchmark's list"),
         ("hpsv2", "[", "is not JSON"),
         ("hpsv2", '{"a": 1}', "is no list of prompts, but a dict"),
-        ("hpsv2", '["a", 3]', "prompt 1 is 3, expected a text"),
-        ("coco", "id,caption\n1,x\n", r"has the columns \['id', 'caption'\], expected image_id"),
+        ("hpsv2", '["a", 3]', "prompt 1 is '3', expected a text"),
+        ("coco", "id,caption\n1,x\n", "has the columns id, caption, expected image_id"),
         ("coco", "image_id,text\n1,x\n2\n", "line 3, has no text or no image_id"),
         ("coco", 'image_id,text\n1,"x" y\n', "after line 1, is no CSV"),
         ("coco", 'image_id,text\n1,"x\n', "after line 1, is no CSV: unexpected end"),
         ("coco", "image_id,text\n", "has no prompts"),
-        ("plain", "\n\n", "has no prompts"),
-        ("drawbench", "x", "no prompt list 'drawbench'; there are geneval, hpsv2, coco, plain"),
     ],
 )
 def test_malformed_lists_are_refused_with_the_line(layout, text, complaint, tmp_path):
@@ -87,7 +125,7 @@ def test_malformed_lists_are_refused_with_the_line(layout, text, complaint, tmp_
         prompts.read(layout, tmp_path / "list")
 
 
-@pytest.mark.parametrize("layout", ["geneval", "hpsv2", "coco", "plain"])
+@pytest.mark.parametrize("layout", ["geneval", "hpsv2", "coco"])
 def test_files_that_cannot_be_read(layout, tmp_path):
     (tmp_path / "latin").write_bytes('image_id,text\xe9\n1,"x"'.encode("latin-1"))
     with pytest.raises(InputError, match="is not UTF-8"):
