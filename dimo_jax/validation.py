@@ -1,88 +1,25 @@
-"""The check at the door: every field of a config, and what fields say of each other."""
+"""What a config must satisfy: the rule of every field, and what fields say of each other.
 
+Only the config itself is looked at; what it names is opened by runs/opening.py and the runs.
+"""
+
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from dimo_jax.config import flat
+from dimo_jax.common.fields import LARGEST, written
+from dimo_jax.config import fields_of, flat, trains_teacher
 from dimo_jax.errors import InputError
 
-# The names that may stand in a field. They are also keys of dicts in method/, models/ and
-# tokenizers/, which import jax; a test holds both lists equal.
-CHOICES = {
-    "model.name": ("maskgit", "meissonic"),
-    "mask.schedule": ("arccos", "cosine", "linear", "square", "mage"),
-    "mask.kind": ("exact", "bernoulli"),
-    "optimizer.name": ("adam", "muon"),
-    "optimizer.schedule": ("constant", "cosine", "linear"),
-    "positions": ("masked", "all"),
-    "reduction": ("sum", "mean_masked", "mean_batch"),
-    "distill.sigma_schedule": ("fixed", "linear", "exponential", "cosine"),
-    "distill.divergence.name": (
-        "forward_kl",
-        "reverse_kl",
-        "jeffrey",
-        "jensen_shannon",
-        "squared_hellinger",
-        "alpha",
-    ),
-    "distill.jacobian": ("auxiliary", "generator"),
-    "distill.weighting": ("one", "paper"),
-    "distill.auxiliary.sample": ("fresh", "reuse"),
-    "tokenizer.name": ("gray_levels", "patches", "vqgan", "llamagen", "google_vqgan", "vq_model"),
-    "compute_dtype": ("float32", "bfloat16"),
-    "teacher.dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", "dots"),
-    "attention": ("xla", "cudnn"),
-    "data.name": ("digits", "joint", "labels", "prompts"),
-    "distill.timestep": ("", "zero", "ratio"),
-    "interim.protocol": ("dimo", "adm", "clean", "valeo"),
-}
-
-# (ending of a field's path, what it must satisfy, in words)
-_RANGES = (
-    ("num_steps", lambda x: x >= 1, "at least 1"),
-    ("batch_size", lambda x: x >= 1, "at least 1"),
-    ("images_every_steps", lambda x: x >= 0, "at least 0"),
-    ("picture_steps", lambda x: x >= 1, "at least 1"),
-    ("micro_conditions", lambda x: len(x) == 5, "five numbers"),
-    ("interim.every_steps", lambda x: x >= 0, "at least 0"),
-    ("save_every_steps", lambda x: x >= 1, "at least 1"),
-    ("log_every_steps", lambda x: x >= 1, "at least 1"),
-    ("keep", lambda x: x >= 1, "at least 1"),
-    ("parts", lambda x: x >= 1, "at least 1"),
-    ("max_skipped_in_a_row", lambda x: x >= 0, "at least 0"),
-    ("min_shard_elements", lambda x: x >= 0, "at least 0"),
-    ("mesh.data", lambda x: x == -1 or x >= 1, "at least 1, or -1 for all devices left"),
-    ("mesh.fsdp", lambda x: x == -1 or x >= 1, "at least 1, or -1 for all devices left"),
-    ("updates", lambda x: x >= 1, "at least 1"),
-    ("warmup_steps", lambda x: x >= 0, "at least 0"),
-    ("sigma_warmup_steps", lambda x: x >= 0, "at least 0"),
-    ("learning_rate", lambda x: x > 0, "above 0"),
-    ("temperature", lambda x: x > 0, "above 0"),
-    ("top_k", lambda x: x >= 0, "at least 0"),
-    ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    ("sigma", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("min_ratio", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("max_ratio", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("label_smoothing", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("condition_drop", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("soft_weight", lambda x: 0 <= x <= 1, "in [0, 1]"),
-    ("model.dropout", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("beta1", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("beta2", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("ema_decay", lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ("distill.guidance", lambda x: x >= 0, "at least 0"),
-    ("clip_norm", lambda x: x >= 0, "at least 0"),
-    ("seed", lambda x: 0 <= x < 2**31, "in [0, 2^31)"),
-)
+Config = Mapping[str, Any]
+_OPTIMIZERS = ("pretrain", "distill.generator", "distill.auxiliary")
+# Of data/digits.py, which imports tensorflow-datasets.
+NUM_TEST = 397
+_NUM_CLASSES = {"digits": 10, "joint": 1, "prompts": 0}
 
 
-def _ends(path: str, ending: str) -> bool:
-    return path == ending or path.endswith(f".{ending}")
-
-
-def validate(config: Mapping[str, Any], *, starts: bool = True) -> None:
-    """Checks every field that has a range or a list of names, and what fields say of each other.
+def validate(config: Config, *, starts: bool = True) -> None:
+    """Checks that every field is there and follows its rule, and what fields say of each other.
 
     Args:
         config: a complete config as plain dicts; a ConfigDict's to_dict().
@@ -92,32 +29,66 @@ def validate(config: Mapping[str, Any], *, starts: bool = True) -> None:
     Raises:
         InputError: one sentence on the first field that is wrong.
     """
-    fields = flat(config)
-    for path, value in fields.items():
-        for ending, choices in CHOICES.items():
-            if _ends(path, ending) and value not in choices:
-                shown = ", ".join(choice or "empty" for choice in choices)
-                raise InputError(f"config.{path} is {value!r}; it must be one of {shown}")
-        for ending, holds, words in _RANGES:
-            if _ends(path, ending) and not holds(value):
-                raise InputError(f"config.{path} is {value!r}; it must be {words}")
-    for path, low in fields.items():
-        if path.endswith("min_ratio") and low > fields[path.replace("min_", "max_")]:
-            raise InputError(f"config.{path} is {low}, above its max_ratio; lower it")
-    _validate_together(config)
+    _validate_fields(config)
+    _validate_method(config)
+    _validate_network(config)
+    _validate_data(config)
+    _validate_evaluation(config)
     if starts:
         _validate_teacher(config)
         _validate_prompts(config)
 
 
-def _validate_together(config: Mapping[str, Any]) -> None:
-    ratio = tuple(config["distill"]["ratio"])
-    if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= 1:
+def _validate_fields(config: Config) -> None:
+    """Every field of this config is there, known, and follows its rule."""
+    known, found = fields_of(config), flat(config)
+    # The names first: which sizes there are depends on them.
+    for path in sorted(known.keys() & found.keys(), key=lambda x: not x.endswith(".name")):
+        value, rule = found[path], known[path].rule
+        if not rule.holds(value):
+            raise InputError(f"config.{path} is {written(value)}; it must be {rule.words}")
+    for path in found:
+        inside = [x.removeprefix(f"{path}.") for x in known if x.startswith(f"{path}.")]
+        if inside:
+            raise InputError(
+                f"config.{path} is {written(found[path])}; it must be a section with "
+                f"{', '.join(inside)}"
+            )
+    for path, field in known.items():
+        # Sizes without a default are the network's own where they are not given.
+        if path not in found and field.default is not None:
+            raise InputError(
+                f"config.{path} is missing; it must be {field.rule.words} (by default "
+                f"{written(field.default)})"
+            )
+    for path in found:
+        if path not in known:
+            raise _unknown(config, path, known)
+
+
+def _unknown(config: Config, path: str, known: Mapping[str, Any]) -> InputError:
+    section, _, name = path.rpartition(".")
+    if section in ("model", "tokenizer"):
+        beside = [x.rpartition(".")[2] for x in known if x.startswith(f"{section}.")]
+        what = f"the {'network' if section == 'model' else section} {config[section].get('name')}"
+        return InputError(f"config.{path}: {what} has no {name}; it has {', '.join(beside)}")
+    near = ", ".join(f"config.{x}" for x in difflib.get_close_matches(path, known, n=3))
+    hint = f"nearest: {near}" if near else "no field is similar"
+    return InputError(f"there is no field config.{path}; {hint}")
+
+
+def _validate_method(config: Config) -> None:
+    fields = flat(config)
+    for path, low in fields.items():
+        if path.endswith("min_ratio") and low > fields[path.replace("min_", "max_")]:
+            raise InputError(f"config.{path} is {low}, above its max_ratio; lower it")
+    low, high = config["distill"]["ratio"]
+    if low > high:
         raise InputError(
-            f"config.distill.ratio is {ratio}; it must be a pair (low, high) in [0, 1], "
+            f"config.distill.ratio is {(low, high)}; it must be (low, high) with low at most high, "
             "twice the same number for a fixed ratio"
         )
-    auxiliary = config["distill"]["auxiliary"]
+    auxiliary, updates = config["distill"]["auxiliary"], config["distill"]["auxiliary"]["updates"]
     if auxiliary["sample"] == "reuse" and auxiliary["condition_drop"]:
         raise InputError(
             "config.distill.auxiliary.condition_drop needs sample=fresh: with sample=reuse the "
@@ -129,20 +100,123 @@ def _validate_together(config: Mapping[str, Any]) -> None:
             f"config.distill.divergence.parameter is {divergence['parameter']}; alpha needs "
             "another value than 0 (forward_kl) and 1 (reverse_kl)"
         )
-    model = config["model"]
-    if model["width"] % model["heads"]:
+    for section in _OPTIMIZERS:
+        stage = section.partition(".")[0]
+        if stage == "pretrain" and not trains_teacher(config):
+            continue
+        total = config[stage]["num_steps"] * (updates if section.endswith("auxiliary") else 1)
+        warmup, name = fields[f"{section}.optimizer.warmup_steps"], f"config.{stage}.num_steps"
+        if section.endswith("auxiliary") and updates > 1:
+            name += f" x {updates} updates"
+        if warmup > total:
+            raise InputError(
+                f"config.{section}.optimizer.warmup_steps is {warmup}, more than {name} = {total}; "
+                "lower it, or train longer"
+            )
+        if total > LARGEST:
+            raise InputError(f"{name} = {total} updates are more than {LARGEST:,}; lower one")
+    for stage in ("pretrain", "distill"):
+        parts, size = config[stage]["parts"], config[stage]["batch_size"]
+        if size % parts:
+            raise InputError(
+                f"config.{stage}.batch_size is {size}, not divisible by config.{stage}.parts "
+                f"{parts}; change one of them"
+            )
+
+
+def _validate_network(config: Config) -> None:
+    fields = flat(config)
+    for section in ("model", "text_encoder.text"):
+        width, heads = (fields.get(f"{section}.{name}") for name in ("width", "heads"))
+        if width and heads and width % heads:
+            raise InputError(
+                f"config.{section}.width is {width}, not divisible by config.{section}.heads "
+                f"{heads}; change one of them"
+            )
+    rope, model = fields.get("model.rope_dims"), config["model"]
+    if rope and (any(dim % 2 for dim in rope) or sum(rope) * model["heads"] != model["width"]):
         raise InputError(
-            f"config.model.width is {model['width']}, not divisible by config.model.heads "
-            f"{model['heads']}; change one of them"
+            f"config.model.rope_dims is {tuple(rope)}; it must be three even numbers that add up "
+            f"to width / heads = {model['width'] // model['heads']}"
         )
-    labels, num_classes = config["logging"]["picture_labels"], config["data"]["num_classes"]
-    if not set(labels) <= set(range(num_classes)):
+    takes_text, with_text = "rope_dims" in model, config["data"]["name"] == "prompts"
+    if takes_text != with_text and not config["teacher"]["bundle"]:
         raise InputError(
-            f"config.logging.picture_labels is {tuple(labels)}; labels are whole numbers from 0 to "
-            f"{num_classes - 1}"
+            f"config.model.name is {model['name']}, which takes "
+            f"{'text' if takes_text else 'classes'}, and config.data.name is "
+            f"{config['data']['name']}; change one of them"
         )
-    if config["data"]["name"] == "joint" and not config["data"]["joint"]:
+    if config["attention"] == "cudnn" and config["compute_dtype"] != "bfloat16":
+        raise InputError(
+            "config.attention=cudnn needs config.compute_dtype=bfloat16, which is "
+            f"{config['compute_dtype']}; change one of them"
+        )
+
+
+def _validate_data(config: Config) -> None:
+    data, logging = config["data"], config["logging"]
+    name, num_classes = data["name"], data["num_classes"]
+    expected = _NUM_CLASSES.get(name, num_classes)
+    if num_classes != expected or (name == "labels" and not num_classes):
+        raise InputError(
+            f"config.data.num_classes is {num_classes}; with config.data.name={name} it must be "
+            f"{'at least 1' if name == 'labels' else expected}"
+        )
+    if name == "joint" and not data["joint"]:
         raise InputError("config.data.joint is empty; name one of the joints in data/joints.py")
+    if name != "joint" and data["joint"]:
+        raise InputError(
+            f"config.data.joint is {data['joint']}, and config.data.name is {name}; leave it empty"
+        )
+    labels = logging["picture_labels"]
+    if not set(labels) <= set(range(num_classes)):
+        expected = f"whole numbers from 0 to {num_classes - 1}" if num_classes else "for classes"
+        raise InputError(
+            f"config.logging.picture_labels is {written(tuple(labels))}; labels are {expected}"
+        )
+    if logging["picture_prompts"] and name != "prompts":
+        raise InputError(
+            "config.logging.picture_prompts is given, and config.data.name is "
+            f"{name}; prompts are for config.data.name=prompts"
+        )
+    teacher = config["teacher"]
+    if name == "joint":
+        given = [f"config.teacher.{x}" for x in ("bundle", "random") if teacher[x]]
+        given += ["config.interim.every_steps"] if config["interim"]["every_steps"] else []
+        if given:
+            raise InputError(
+                f"{' and '.join(given)} given, and config.data.name=joint has an exact teacher and "
+                "its own distance; leave it away"
+            )
+
+
+def _validate_evaluation(config: Config) -> None:
+    section, num_classes = config["evaluation"], config["data"]["num_classes"]
+    if section["sweep_seed"] in section["seeds"]:
+        raise InputError(
+            f"config.evaluation.sweep_seed is {section['sweep_seed']}, one of "
+            f"config.evaluation.seeds {tuple(section['seeds'])}; it must be another"
+        )
+    if not section["choice_temperatures"] and not section["random_order"]:
+        raise InputError(
+            "config.evaluation.choice_temperatures is empty and config.evaluation.random_order is "
+            "False, which leaves no order to sample the teacher in; give one of them"
+        )
+    for name in ("num_samples", "sweep_num_samples"):
+        if section[name] < num_classes and config["data"]["name"] == "digits":
+            raise InputError(
+                f"config.evaluation.{name} is {section[name]}; it must be at least {num_classes}, "
+                "one image of each class"
+            )
+    # The test split is measured with as many neighbours.
+    others = [NUM_TEST] if config["data"]["name"] == "digits" else []
+    least = min([section["num_samples"], *others])
+    if section["num_neighbours"] >= least:
+        raise InputError(
+            f"config.evaluation.num_neighbours is {section['num_neighbours']}; it must be below "
+            f"{least}, the images of the smallest set that is measured (config.evaluation."
+            "num_samples, or the test split)"
+        )
 
 
 def _validate_prompts(config: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ PACKAGE = "dimo_jax"
 LINES = [
     ["errors"],
     ["common.*"],
-    ["files"],
+    ["files", "sizes"],
+    ["defaults"],
     [
         *("config", "overrides", "host_memory", "images", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),

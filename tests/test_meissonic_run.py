@@ -158,8 +158,11 @@ def test_processes_must_have_the_same_prompts(given, tmp_path, monkeypatch):
         ({"tokenizer.bundle": "nowhere"}, "there is no bundle at nowhere"),
         ({"distill.auxiliary.condition_drop": 0.1}, "condition_drop is for classes"),
         ({"distill.timestep": "step"}, "must be one of empty, zero, ratio"),
-        ({"prompts.micro_conditions": (1.0,)}, "micro_conditions is .1.0,.; it must be five"),
-        ({"logging.picture_steps": 0}, "picture_steps is 0; it must be at least 1"),
+        (
+            {"prompts.micro_conditions": (1.0,)},
+            "micro_conditions is .1.0,.; it must be a tuple of 5",
+        ),
+        ({"logging.picture_steps": 0}, "picture_steps is 0; it must be a whole number, at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(given, tmp_path, changes, complaint):
