@@ -42,6 +42,7 @@ flags.DEFINE_list(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("output", None, "a JSON file; default: standard output", flag_values=FLAGS)
+cli.define_print_config(FLAGS)
 FLAGS.group("What is timed")
 flags.DEFINE_list("steps", None, "teacher_sample: of its sampler; default 8,16", flag_values=FLAGS)
 flags.DEFINE_float(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from dimo_jax import host_memory, overrides
+from dimo_jax import config_text, host_memory, overrides
 from dimo_jax.common.command_flags import Flags
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.files import FULL_DISK
@@ -51,6 +51,9 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
             raise InputError(
                 f"unexpected argument {arguments[0]!r}; every flag is written --name=value"
             )
+        if "print_config" in flag_values and flag_values.print_config:
+            print(config_text.as_text(flag_values.config.to_dict()))
+            raise SystemExit(0)
         host_memory.keep_freed_memory()
         _finish(functools.partial(main, arguments) if takes_arguments else main)
     except InputError as error:
@@ -83,6 +86,21 @@ def first_example(described: str) -> str:
     """Returns the first command line of a docstring, in one line; empty if it has none."""
     found = re.search(r"^ *(python -m (?:.*\\\n)*.*)", described, re.MULTILINE)
     return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
+
+
+def define_print_config(flag_values: Flags) -> None:
+    """Defines --print_config, which `run` answers for every command that has it.
+
+    Args:
+        flag_values: the command's own, with a --config.
+    """
+    flags.DEFINE_bool(
+        "print_config",
+        False,
+        "print every field of the config with its meaning, mark what differs from the default, "
+        "and end",
+        flag_values=flag_values,
+    )
 
 
 def define_process_flags(flag_values: Flags) -> None:

@@ -30,12 +30,13 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Field]:
         config: whose model.name and tokenizer.name decide which sizes there are.
     """
     model, tokenizer = (str(_at(config, name, "name")) for name in ("model", "tokenizer"))
-    found = flat(FIELDS)
-    if model in MODEL_FIELDS:
-        found = {path: x for path, x in found.items() if not path.startswith("model.")}
-        found |= flat({"model": {"name": FIELDS["model"]["name"], **MODEL_FIELDS[model]}})
-    found |= flat({"tokenizer": TOKENIZER_FIELDS.get(tokenizer, {})})
-    return found | flat({"text_encoder": TEXT_ENCODER_FIELDS})
+    own = MODEL_FIELDS.get(model, MODEL_FIELDS["maskgit"])
+    more = {
+        "text_encoder": TEXT_ENCODER_FIELDS,
+        "tokenizer": TOKENIZER_FIELDS.get(tokenizer, {}),
+    }
+    tree = {name: {**x, **more[name]} if name in more else x for name, x in FIELDS.items()}
+    return flat({**tree, "model": {"name": FIELDS["model"]["name"], **own}})
 
 
 def _at(config: Mapping[str, Any], *names_: str) -> Any:

@@ -27,8 +27,9 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "workdir", None, "where the run lives; the same one continues it", flag_values=FLAGS
 )
+cli.define_print_config(FLAGS)
 cli.define_process_flags(FLAGS)
-FLAGS.require("config", "workdir")
+FLAGS.require("config", "workdir", print_config=["config"])
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ flags.DEFINE_integer("num_slices", 1, "TPU slices of that shape", lower_bound=1,
 flags.DEFINE_string(
     "output", None, "a JSON file for the plan; the text is printed in any case", flag_values=FLAGS
 )
+cli.define_print_config(FLAGS)
 FLAGS.group("What is planned")
 flags.DEFINE_enum(
     "what",
@@ -47,7 +48,7 @@ flags.DEFINE_float(
     "with --what=teacher_sample; default config.distill.guidance",
     flag_values=FLAGS,
 )
-FLAGS.require("config", "topology")
+FLAGS.require("config", "topology", print_config=["config"])
 
 
 def main() -> None:

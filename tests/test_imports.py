@@ -22,7 +22,7 @@ LINES = [
         *("config", "overrides", "host_memory", "images", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),
     ],
-    ["validation"],
+    ["validation", "config_text"],
     ["method.*", "models.*", "parallel.*", "data.*", "tokenizers.*"],
     [
         *("samplers.*", "conditions.*", "bundles", "convert.*", "parts"),

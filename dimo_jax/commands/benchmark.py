@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
         "process_count": jax.process_count(),
         "processor": _processor(),
         "processor_threads": os.cpu_count(),
-        "xla_flags": os.environ.get("XLA_flags", ""),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **found["versions"],
     }
 

@@ -3,7 +3,7 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -22,18 +22,25 @@ class Flags(flags.FlagValues):
         # absl takes an attribute for a flag, and keeps its own in __dict__ too.
         self.__dict__["_groups"] = {}
         self.__dict__["_required"] = ()
+        self.__dict__["_fewer"] = {}
 
     def group(self, title: str) -> None:
         """Begins a group of flags, as --help shows them."""
         self._groups[title] = len(self)
 
-    def require(self, *names: str) -> None:
-        """Makes flags required."""
-        self.__dict__["_required"] = names
+    def require(self, *names: str, **fewer: Sequence[str]) -> None:
+        """Makes flags required.
+
+        Args:
+            names: of the flags.
+            fewer: {a switch: the flags that are required where it is on}.
+        """
+        self.__dict__["_required"], self.__dict__["_fewer"] = names, fewer
 
     def missing(self) -> list[str]:
         """Returns the required flags that are not given, as --name."""
-        return [f"--{name}" for name in self._required if self[name].value is None]
+        fewer = (names for switch, names in self._fewer.items() if self[switch].value)
+        return [f"--{name}" for name in next(fewer, self._required) if self[name].value is None]
 
     def nearest(self, name: str) -> list[str]:
         """Returns the flags that an unknown name may mean, as --name, best first."""
