@@ -237,7 +237,11 @@ def _parse(flag_values: Flags, described: str) -> list[str]:
     except Exception as error:
         # ml_collections raises AttributeError, KeyError, TypeError and ValueError for overrides
         # (1.1), absl its own errors; for a misspelt field it names one neighbour at most.
-        raise InputError(overrides.unknown_fields(flag_values) or _last_line(error)) from error
+        raise InputError(
+            overrides.unknown_fields(flag_values)
+            or overrides.wrong_value(flag_values, str(error))
+            or _last_line(error)
+        ) from error
     if missing := flag_values.missing():
         verb = "is" if len(missing) == 1 else "are"
         raise InputError(

@@ -1,5 +1,8 @@
 """The exceptions that a user, not a programmer, is meant to read."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Bad input from outside: a flag, a config field, a file.
@@ -19,3 +22,21 @@ class Interrupted(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def about(field: str) -> Iterator[None]:
+    """Names the field that bad input came from, where its message does not name it already.
+
+    Args:
+        field: in full, e.g. "config.teacher.bundle".
+
+    Raises:
+        InputError: what was raised inside, with the field's name before it.
+    """
+    try:
+        yield
+    except InputError as error:
+        if field in str(error):
+            raise
+        raise InputError(f"{field}: {error}") from error

@@ -27,6 +27,12 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "workdir", None, "where the run lives; the same one continues it", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "check everything, say what would be done stage by stage, and write nothing",
+    flag_values=FLAGS,
+)
 cli.define_print_config(FLAGS)
 cli.define_process_flags(FLAGS)
 FLAGS.require("config", "workdir", print_config=["config"])

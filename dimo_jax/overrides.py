@@ -9,6 +9,9 @@ from typing import Any
 
 from absl import flags
 
+from dimo_jax.common.fields import written
+from dimo_jax.config import fields_of
+
 
 def unknown_fields(flag_values: flags.FlagValues) -> str:
     """One sentence about overrides like --config.lrr=1 that name no field; empty if all exist."""
@@ -24,6 +27,40 @@ def unknown_fields(flag_values: flags.FlagValues) -> str:
             hint = f"nearest: {shown}" if nearest else "no field is similar"
             complaints.append(f"there is no field {name}.{field}; {hint}")
     return "; ".join(complaints)
+
+
+def wrong_value(flag_values: flags.FlagValues, message: str) -> str:
+    """One sentence about the override that a parser's message is about; empty if there is none.
+
+    Args:
+        flag_values: the command's own.
+        message: of the error, which quotes the flag with its value.
+    """
+    for name, config in _config_files(flag_values).items():
+        known = fields_of(config)
+        for argument in sys.argv[1:]:
+            override = re.match(
+                rf"--?{re.escape(name)}\.([^=\[]+)(\[.*?\])?=(.*)", argument, re.DOTALL
+            )
+            if not override:
+                continue
+            path, index, value = override.groups()
+            if index and path in known:  # a tuple, of which ml_collections changes no entry
+                return (
+                    f"{name}.{path}{index}: one entry of a field cannot be given; give all of "
+                    f"{name}.{path}, {known[path].rule.words}"
+                )
+            if f"--{name}.{path}={value}" not in message:
+                continue
+            if path in known:
+                return f"{name}.{path} is {written(value)}; it must be {known[path].rule.words}"
+            inside = [x.removeprefix(f"{path}.") for x in known if x.startswith(f"{path}.")]
+            if inside:
+                return (
+                    f"{name}.{path} is a section; give one of its fields, e.g. "
+                    f"--{name}.{path}.{inside[0]}=..."
+                )
+    return ""
 
 
 def _nearest(field: str, known: Sequence[str]) -> list[str]:

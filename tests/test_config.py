@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import config_flags
 
+from dimo_jax import cli, validation
 from dimo_jax import config as configs
-from dimo_jax import validation
+from dimo_jax.common.command_flags import Flags
 
 VARIANTS = {
     "digits": ("gray", "patch"),
@@ -79,3 +81,41 @@ def test_main_answers_bad_flags_in_one_line(arguments, words, tmp_path):
     assert words in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.num_steps=abc", "config.distill.num_steps is 'abc'; it must be a whole number"),
+        ("distill.num_steps=1.5", "config.distill.num_steps is '1.5'; it must be a whole number"),
+        ("distill.num_steps=", "config.distill.num_steps is ''; it must be a whole number"),
+        ("distill.num_steps=99999999999999999999", "config.distill.num_steps is 9999"),
+        ("distill.sigma=None", "config.distill.sigma is 'None'; it must be a number in [0, 1]"),
+        ("distill.sigma=nan", "config.distill.sigma is nan; it must be a number in [0, 1]"),
+        ("distill.sigma=1e400", "config.distill.sigma is inf; it must be a number in [0, 1]"),
+        ("teacher.random=maybe", "config.teacher.random is 'maybe'; it must be True or False"),
+        ("distill=3", "config.distill is a section; give one of its fields"),
+        ("distill.mask=exact", "config.distill.mask is a section"),
+        ("mesh.rules=(('a','whole')", "config.mesh.rules is \"(('a','whole')\""),
+        ("mesh.rules=3", "config.mesh.rules is (3,); it must be pairs"),
+        ("evaluation.seeds=(0,'a')", "config.evaluation.seeds is (0, 'a'); it must be a tuple"),
+        ("evaluation.seeds=", "config.evaluation.seeds is ('',); it must be a tuple"),
+        ("evaluation.seeds[0]=a", "config.evaluation.seeds[0]: one entry"),
+        ("distill.ratio[0]=0.3", "give all of config.distill.ratio, a tuple of 2 entries"),
+        ("distill.ratio=0.5", "config.distill.ratio is (0.5,); it must be a tuple of 2"),
+        ("tokenizer.image_size=big", "config.tokenizer.image_size is 'big'; it must be a whole"),
+        ("model.name=meissonic", "config.model.dropout: the network meissonic has no dropout"),
+    ],
+)
+def test_an_override_of_the_wrong_type_is_named_with_what_is_expected(
+    override, words, monkeypatch, capsys
+):
+    values = Flags()
+    config_flags.DEFINE_config_file("config", None, "the config", flag_values=values)
+    arguments = ["command", "--config=configs/digits.py", f"--config.{override}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: validate(values.config), values)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and words in printed.err
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1

@@ -61,9 +61,9 @@ def test_a_field_that_does_not_exist_and_control_characters_are_shown_as_such():
 @pytest.mark.parametrize("command", ["main", "plan", "benchmark"])
 def test_the_commands_print_it_without_their_other_flags_and_without_jax(command, tmp_path):
     program = (
-        "import runpy, sys, atexit\n"
+        "import atexit, runpy, sys\n"
         "atexit.register(lambda: print('jax' in sys.modules))\n"
-        "runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=False)\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=False)\n"
     )
     arguments = ["--config=configs/digits.py", "--config.seed=7", "--print_config"]
     done = subprocess.run(

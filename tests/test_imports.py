@@ -19,10 +19,10 @@ LINES = [
     ["files", "sizes"],
     ["defaults"],
     [
-        *("config", "overrides", "host_memory", "images", "bundle_places"),
+        *("config", "host_memory", "images", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),
     ],
-    ["validation", "config_text"],
+    ["validation", "config_text", "overrides"],
     ["method.*", "models.*", "parallel.*", "data.*", "tokenizers.*"],
     [
         *("samplers.*", "conditions.*", "bundles", "convert.*", "parts"),

@@ -109,11 +109,7 @@ def smoke(**changes):
 
 def opened(config, workdir):
     validation.validate(config)
-    record = metrics.Metrics(files.path(workdir), False)
-    try:
-        return ImageRun(config, files.path(workdir), record, sharding.layout(config["mesh"]))
-    finally:
-        record.close()
+    return ImageRun(config, files.path(workdir), sharding.layout(config["mesh"]))
 
 
 @pytest.fixture
@@ -185,14 +181,15 @@ def test_a_missing_neighbour_is_named(given, place, tmp_path):  # noqa: F811
 
 
 def test_text_and_classes_are_not_taken_for_each_other(given, tmp_path):
-    other = {"data.name": "labels", "prompts.texts": (), "tokenizer.bundle": "x"}
+    other = {"data.name": "labels", "data.num_classes": 3, "prompts.texts": ()}
+    other |= {"tokenizer.bundle": "x"}
     with pytest.raises(InputError, match="takes text, and config.data.name is labels"):
         opened(smoke(**given, **other), tmp_path)
     classes = save_tiny(tmp_path / "classes", kind="teacher")
     with pytest.raises(InputError, match="takes classes, and config.data.name is prompts"):
         opened(smoke(**given | {"teacher.bundle": str(classes)}), tmp_path)
-    with pytest.raises(InputError, match="prompts are for config.data.name=prompts"):
-        opened(smoke(**other | {"prompts.texts": ("x",), "teacher.random": True}), tmp_path)
+    with pytest.raises(InputError, match="which takes text, and config.data.name is labels"):
+        opened(smoke(**other | {"teacher.random": True}), tmp_path)
     timed = {"model.name": "maskgit", "data.name": "labels", "prompts.texts": ()}
     config = configs.default_config()
     config.update_from_flattened_dict(

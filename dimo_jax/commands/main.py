@@ -12,7 +12,7 @@ from dimo_jax import config as configs
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs import banner, opening
+from dimo_jax.runs import banner, dry_run, opening
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
@@ -46,13 +46,17 @@ def run(flags: FlagValues) -> None:
     stages.refuse_other_settings(
         config, {name: stages.checkpoints_of(workdir, name) for name in trained}
     )
+    kind = JointRun if config["data"]["name"] == "joint" else ImageRun
+    # All that the config can get wrong is found here, before anything is computed or written.
+    described = kind(config, workdir, layout)
+    if flags.dry_run:
+        dry_run.show(described)
+        return
+    banner.show(banner.run_lines(config, described.network, layout, workdir))
     _write_config(config, workdir / "config.json")
     metrics = Metrics(workdir, config["logging"]["tensorboard"])
     try:
-        kind = JointRun if config["data"]["name"] == "joint" else ImageRun
-        started = kind(config, workdir, metrics, layout)
-        banner.show(banner.run_lines(config, started.network, layout, workdir))
-        what = started.run(began)
+        what = described.run(metrics, began)
     finally:
         metrics.close()
     if distributed.is_lead():

@@ -59,6 +59,9 @@ class LabelConditions:
         """What it is given for no condition."""
         return null(size, self.num)
 
+    def fill_cache(self) -> None:
+        """Does nothing: labels are their own features."""
+
     def batches(
         self, seed: int, size: int, updates: int, layout: Layout
     ) -> Callable[[int], tuple[Any, Any, Any]]:

@@ -36,26 +36,35 @@ class PromptConditions:
     def __init__(self, prompts: PromptList, encoder: TextConditions, negative: str):
         self._prompts, self._encoder, self._negative = prompts, encoder, negative
         self._cache: TextCache | None = None
+        self._unfilled: TextCache | None = None
         self.num = len(prompts.texts)
 
     def identity(self) -> dict[str, str]:
         """What a training depends on besides its settings."""
         return {"prompts": self._prompts.sha256, **self._encoder.identity}
 
-    def use_cache(self, folder: str, dtype: str) -> None:
-        """Takes the features from a folder from now on, which is filled first where it is not full.
+    def open_cache(self, folder: str, dtype: str) -> None:
+        """Chooses a folder for the features, and checks it; nothing is written.
 
         Args:
             folder: see TextCache.
             dtype: what the run computes in.
 
         Raises:
-            InputError: as TextCache and its `fill`.
+            InputError: as TextCache.
         """
-        cache = TextCache(folder, self.num, self._encoder.shapes, dtype, self.identity())
-        cache.fill(self.features)
-        self._encoder.release()
-        self._cache = cache
+        self._unfilled = TextCache(folder, self.num, self._encoder.shapes, dtype, self.identity())
+
+    def fill_cache(self) -> None:
+        """Takes the features from that folder from now on, which is filled first; if there is one.
+
+        Raises:
+            InputError: as TextCache.fill.
+        """
+        if self._unfilled is not None:
+            self._unfilled.fill(self.features)
+            self._encoder.release()
+            self._cache, self._unfilled = self._unfilled, None
 
     def features(self, numbers: Int[np.ndarray, "N"]) -> Features:
         """What the network is given for some prompts."""

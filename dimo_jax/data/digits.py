@@ -28,6 +28,7 @@ from dimo_jax.files import is_remote
 NUM_CLASSES = 10
 NUM_EXAMPLES = {"train": 1400, "test": 397}
 MAX_LEVEL = 16
+IMAGE_SHAPE = (8, 8, 1)
 
 _CITATION = """@misc{alpaydin1998optical,
   author = {Alpaydin, Ethem and Kaynak, Cenk},
@@ -67,7 +68,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "index": tfds.features.Scalar(dtype=np.int32),  # in scikit-learn's order
-                    "levels": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                    "levels": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8),
                     "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
                 }
             ),
@@ -136,7 +137,7 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
         with tempfile.TemporaryDirectory() as here:
             return load(split, here)
     data_dir = os.path.expanduser(os.fspath(data_dir))
-    files = os.path.join(data_dir, "digits", str(Digits.VERSION))
+    files = folder_of(data_dir)
     try:
         if os.path.isdir(files):
             try:
@@ -152,6 +153,26 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
             "directory that can be written"
         ) from error
     return _read(split, data_dir)
+
+
+def folder_of(data_dir: str | os.PathLike) -> str:
+    """Where the files of `load` lie, on a disk."""
+    data_dir = os.path.expanduser(os.fspath(data_dir))
+    return os.path.join(data_dir, "digits", str(Digits.VERSION))
+
+
+def in_memory(split: str) -> Images:
+    """The images of `load`, straight from scikit-learn: nothing is written.
+
+    Args:
+        split: "train" or "test".
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
+    levels, labels = _source()
+    chosen = split_indices(labels)[split]
+    return Images(levels[chosen].astype(np.float32) / MAX_LEVEL, labels[chosen].astype(np.int32))
 
 
 def _source() -> tuple[UInt8[np.ndarray, "N 8 8 1"], Int[np.ndarray, "N"]]:

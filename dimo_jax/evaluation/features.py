@@ -6,7 +6,7 @@ digits a small classifier of the same split takes the place that Inception has f
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def fit(
     Returns:
         The fitted network; the same inputs give the same parameters, bit for bit on one machine.
     """
-    classifier = models.build(_model_config(images, num_classes, settings))
+    classifier = models.build(model_config(images.shape[1:], num_classes, settings))
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
     batches = np.stack(
@@ -152,7 +152,9 @@ def load_or_fit(
         "training_data": trees.fingerprint({"images": images, "labels": labels}),
         "settings": asdict(settings) | {"channels": list(settings.channels)},
     }
-    if (kept := _load(path, _model_config(images, num_classes, settings), origin)) is not None:
+    if (
+        kept := _load(path, model_config(images.shape[1:], num_classes, settings), origin)
+    ) is not None:
         return kept
     network = fit(images, labels, num_classes, settings)
     bundles.save(
@@ -180,10 +182,19 @@ def _load(path: AnyPath, config: Mapping[str, Any], origin: Mapping) -> FeatureN
     return FeatureNetwork(bundle.build(), bundle.params)
 
 
-def _model_config(images: np.ndarray, num_classes: int, settings: FitSettings) -> dict[str, Any]:
+def model_config(
+    image_shape: Sequence[int], num_classes: int, settings: FitSettings
+) -> dict[str, Any]:
+    """What models.build makes the classifier of.
+
+    Args:
+        image_shape: (H, W, C).
+        num_classes: as in `fit`.
+        settings: as in `fit`.
+    """
     return {
         "name": "classifier",
-        "image_shape": list(images.shape[1:]),
+        "image_shape": list(image_shape),
         "channels": list(settings.channels),
         "num_features": settings.num_features,
         "num_classes": num_classes,

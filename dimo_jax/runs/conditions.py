@@ -16,7 +16,7 @@ from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, TextConditions
 from dimo_jax.data import prompts
-from dimo_jax.errors import InputError
+from dimo_jax.errors import InputError, about
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network, clip
 from dimo_jax.parallel import distributed
@@ -120,7 +120,8 @@ def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEnco
         InputError: as `load_encoder`, or the sizes of the section `text_encoder` are wrong.
     """
     if teacher is not None or config["text_encoder"]["bundle"]:
-        return load_encoder(config["text_encoder"]["bundle"], teacher)
+        with about("config.text_encoder.bundle"):
+            return load_encoder(config["text_encoder"]["bundle"], teacher)
     network = encoder_network(config)
     params = jax.device_get(jax.jit(network.init)(jax.random.key(config["seed"])))
     tokenizer = clip_tokenizer.open_clip([], network.context)
@@ -134,13 +135,14 @@ def encoder_network(config: Mapping[str, Any]) -> clip.Clip:
         InputError: they are wrong.
     """
     sizes = configs.without(config["text_encoder"], "bundle")
-    return clip.build({"name": "clip", "image": None, **sizes})
+    with about("config.text_encoder"):
+        return clip.build({"name": "clip", "image": None, **sizes})
 
 
 def open_conditions(
     config: Mapping[str, Any], network: Network, encoder: TextEncoder | None
 ) -> Conditions:
-    """What a run is conditioned on.
+    """What a run is conditioned on; nothing is computed or written before its `fill_cache`.
 
     Args:
         config: a complete config.
@@ -158,18 +160,21 @@ def open_conditions(
         found = prompts.unique("config.prompts.texts", section["texts"])
     else:
         where = config["data"]["directory"] or "~/tensorflow_datasets"
-        found = prompts.read(section["path"], section["field"], where)
+        with about("config.prompts.path"):
+            found = prompts.read(section["path"], section["field"], where)
     if distributed.is_lead():
         with Progress("prompts") as progress:
             progress.note(found.describe())
             if cut := encoder.tokenizer.describe_cut(found.texts[:_COUNTED]):
                 progress.note(cut if len(found.texts) <= _COUNTED else f"of the first ones {cut}")
-    text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
+    with about("config.text_encoder"):
+        text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
     conditions = PromptConditions(found, text, section["negative"])
     # Each process reads the list itself, and the path may mean another file on each machine.
     distributed.assert_same(conditions.identity())
     if section["cache"]:
-        conditions.use_cache(section["cache"], config["compute_dtype"])
+        with about("config.prompts.cache"):
+            conditions.open_cache(section["cache"], config["compute_dtype"])
     return conditions
 
 

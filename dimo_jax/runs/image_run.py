@@ -15,9 +15,8 @@ from dimo_jax.evaluation import features, page, protocol, report
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import conditions, interim, opening
+from dimo_jax.runs import checks, codebook, conditions, interim, opening
 from dimo_jax.samplers import one_step
-from dimo_jax.tokenizers import patches
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 from dimo_jax.training import settings, stages, trees
 from dimo_jax.training.metrics import Metrics
@@ -30,36 +29,65 @@ _PICTURES_OF_EACH = 4
 class ImageRun:
     """Everything that one config says about images; `run` goes the whole way."""
 
-    def __init__(
-        self, config: Mapping[str, Any], workdir: AnyPath, metrics: Metrics, layout: Layout
-    ):
-        self.config, self.workdir, self.metrics = config, workdir, metrics
-        self.layout = layout
-        self.train = self.test = None
-        if config["data"]["name"] == "digits":
-            where = config["data"]["directory"] or workdir / "data"
-            self.train, self.test = distributed.lead_first(
-                lambda: [digits.load(split, where) for split in ("train", "test")]
-            )
+    def __init__(self, config: Mapping[str, Any], workdir: AnyPath, layout: Layout):
+        """Opens what the config names and checks it all; nothing is written, and no step computed.
+
+        Args:
+            config: a complete config that validation.validate took.
+            workdir: of the run.
+            layout: the mesh and its rules.
+
+        Raises:
+            InputError: what the config names cannot be read, or does not fit.
+        """
+        self.config, self.workdir, self.layout = config, workdir, layout
+        self.has_data = config["data"]["name"] == "digits"
+        checks.check_places(config, workdir)
         self.bundle = opening.open_teacher(config)
-        self.tokenizer, self.tokenizer_params = self._open_tokenizer()
-        self.tokenizer_entry = {
-            "config": self.tokenizer.config,
-            "hash": tokenizers.fingerprint(self.tokenizer, self.tokenizer_params),
-        }
-        self.network = opening.open_network(
-            config, self.bundle, self.tokenizer, self.tokenizer_entry["hash"]
+        self.tokenizer, self.tokenizer_params = opening.open_tokenizer(config, self.bundle)
+        if self.has_data:
+            checks.check_digits(config, self.tokenizer, workdir)
+            checks.check_classifier(config, self.tokenizer.image_shape)
+        self._fitted = None
+        if self.tokenizer_params is None and self.tokenizer.config["name"] == "patches":
+            self._fitted = codebook.kept_or_fitted(
+                workdir / "tokenizer", self.tokenizer, config["seed"]
+            )
+        if self.tokenizer_params is None and self.tokenizer.config["name"] == "gray_levels":
+            self.tokenizer_params = {}
+        known = self._fitted if self.tokenizer_params is None else self.tokenizer_params
+        digest = None if known is None else tokenizers.fingerprint(self.tokenizer, known)
+        self.network = opening.open_network(config, self.bundle, self.tokenizer, digest)
+        checks.check_draws(config, self.network.codebook_size)
+        checks.check_attention(config, self.network)
+        self.protocol = checks.evaluation_settings(config, self.network) if self.has_data else None
+        self.programs = checks.stage_programs(
+            config,
+            self.network,
+            self.network,
+            jax.eval_shape(self.network.init, jax.random.key(0)),
+            layout,
+            configs.trains_teacher(config),
         )
+        self.judge = interim.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
         self.encoder = None
         if opening.is_text(config):
             where = None if self.bundle is None else self.bundle.path
             self.encoder = conditions.open_encoder(config, where)
         self.conditions = conditions.open_conditions(config, self.network, self.encoder)
-        # (condition, null condition) of the grids drawn in training.
-        self.pictured = conditions.pictured(config, self.conditions, _PICTURES_OF_EACH)
 
-    def run(self, began: float) -> str:
-        """The whole way; each part is skipped where its result is there already."""
+    def run(self, metrics: Metrics, began: float) -> str:
+        """The whole way; each part is skipped where its result is there already.
+
+        Args:
+            metrics: of the run.
+            began: time.monotonic() of the command's start.
+
+        Returns:
+            What was done and where it is.
+        """
+        self.metrics = metrics
+        self._prepare()
         teacher = self._teacher()
         generator = stages.run_distill(
             self.config,
@@ -80,7 +108,7 @@ class ImageRun:
             return "done"
         if self.encoder is not None:
             self.encoder.save(self.workdir / conditions.TEXT_ENCODER_FOLDER)
-        if self.test is None:
+        if not self.has_data:
             return f"done, the generator is {self.workdir / 'export'}"
         hashes = {
             "teacher": trees.fingerprint(teacher),
@@ -96,30 +124,32 @@ class ImageRun:
         self._evaluate(teacher, generator, folder, hashes, began)
         return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
-    def _open_tokenizer(self) -> tuple[tokenizers.Tokenizer, Any]:
-        """The tokenizer and its parameters: from its bundle, or made here."""
-        tokenizer, params = opening.open_tokenizer(self.config, self.bundle)
-        if params is not None:
-            return tokenizer, params
-        if tokenizer.config["name"] == "patches":
-            return tokenizer, distributed.lead_first(lambda: self._fit_patches(tokenizer))
-        # The gray levels have no parameters; those of a network are random, see config.teacher.
-        key = jax.random.key(self.config["seed"])
-        return tokenizer, jax.device_get(jax.jit(tokenizer.init)(key))
+    def _prepare(self) -> None:
+        """Makes what stages need and no file has yet: data, tokenizer, features of prompts."""
+        self.train = self.test = None
+        if self.has_data:
+            where = self.config["data"]["directory"] or self.workdir / "data"
+            self.train, self.test = distributed.lead_first(
+                lambda: [digits.load(split, where) for split in ("train", "test")]
+            )
+        if self._fitted is not None:
+            self.tokenizer_params = distributed.lead_first(
+                lambda: codebook.keep(self.workdir / "tokenizer", self.tokenizer, self._fitted)
+            )
+        elif self.tokenizer_params is None:
+            # Those of a network are random, see config.teacher.
+            key = jax.random.key(self.config["seed"])
+            self.tokenizer_params = jax.device_get(jax.jit(self.tokenizer.init)(key))
+        self.tokenizer_entry = {
+            "config": self.tokenizer.config,
+            "hash": tokenizers.fingerprint(self.tokenizer, self.tokenizer_params),
+        }
+        self.conditions.fill_cache()
 
-    def _fit_patches(self, tokenizer: tokenizers.Tokenizer) -> Any:
-        """The codebook: fitted once, and kept beside the run."""
-        path = self.workdir / "tokenizer"
-        if (path / bundles.CONFIG_FILE).exists():  # of a bundle in an object store the last file
-            bundle = bundles.load_tokenizer(path)
-            if bundle.model == tokenizer.config:
-                return jax.tree.map(np.asarray, bundle.params)
-        config = tokenizer.config
-        params = patches.fit(
-            self.train.images, config["codebook_size"], self.config["seed"], config["patch_size"]
-        )
-        bundles.save(path, kind="tokenizer", model=config, params=params)
-        return params
+    @functools.cached_property
+    def pictured(self) -> tuple[Any, Any]:
+        """(condition, null condition) of the grids drawn in training."""
+        return conditions.pictured(self.config, self.conditions, _PICTURES_OF_EACH)
 
     def _teacher(self) -> Any:
         """The teacher's parameters: from its bundle, random, or trained here."""
@@ -222,14 +252,12 @@ class ImageRun:
     def _interim(self) -> stages.Measure | None:
         """What config.interim asks to be measured of the generator in training."""
         section, size = self.config["interim"], self.config["evaluation"]["batch_size"]
-
-        def own() -> interim.Judge:
-            network = distributed.lead_first(self._classifier)
-            return interim.classifier_judge(network, self.train.images)
-
-        judge = interim.judge_of(self.config, None if self.train is None else own)
-        if judge is None:
+        if self.judge is None:
             return None
+        judge = self.judge
+        if judge == "own":
+            network = distributed.lead_first(self._classifier)
+            judge = interim.classifier_judge(network, self.train.images)
 
         def draw(params: Any, some: np.ndarray, start: int) -> np.ndarray:
             condition = self.conditions.features(some)
@@ -247,7 +275,7 @@ class ImageRun:
             self.train.images,
             self.train.labels,
             self.network.num_classes,
-            features.FitSettings(**self.config["classifier"]),
+            checks.classifier_settings(self.config),
         )
 
     def _judged_teacher(self, params: Any) -> Callable[..., np.ndarray]:
@@ -284,9 +312,7 @@ class ImageRun:
                     section["guidances"], section["choice_temperatures"], section["random_order"]
                 ),
                 generator_sampler=settings.sampler_of(self.config),
-                settings=protocol.ProtocolSettings(
-                    **{k: v for k, v in section.items() if k in protocol.SETTINGS}
-                ),
+                settings=self.protocol,
                 progress=progress.update,
             )
         report.write(

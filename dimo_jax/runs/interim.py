@@ -5,17 +5,18 @@ The samples are drawn and seen by all processes, each its share; their moments a
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from dimo_jax import bundles, images
-from dimo_jax.errors import InputError
+from dimo_jax.errors import InputError, about
 from dimo_jax.evaluation import measure, moments, protocols, references, statistics
 from dimo_jax.evaluation.features import FeatureNetwork
 from dimo_jax.evaluation.moments import Moments
+from dimo_jax.models import inception
 from dimo_jax.parallel import distributed
 
 Images = Float[np.ndarray, "N H W C"]
@@ -61,12 +62,21 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
         InputError: one of the two cannot serve.
     """
     chosen = protocols.PROTOCOLS[protocol]
-    extractor = measure.open_network(bundles.load(bundle, kind="features"), chosen, batch_size)
-    real = references.open_reference(reference)
+    with about("config.interim.features"):
+        found = bundles.load(bundle, kind="features")
+    extractor = measure.open_network(found, chosen, batch_size)
+    with about("config.interim.reference"):
+        real = references.open_reference(reference)
     if real.moments is None:
         raise InputError(
             f"config.interim.reference={reference} has no moments (mu and sigma); give a file of "
             "statistics, such as python -m dimo_jax.evaluate --make_reference writes"
+        )
+    dims = num_features(found)
+    if dims != len(real.moments.mean):
+        raise InputError(
+            f"config.interim.reference={reference} is of {len(real.moments.mean)} features, and "
+            f"config.interim.features={bundle} gives {dims}; give the reference of that network"
         )
     return Judge(
         "fid",
@@ -74,6 +84,13 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
         lambda one, other: statistics.frechet(one, other).distance,
         real.moments,
     )
+
+
+def num_features(bundle: bundles.Bundle) -> int:
+    """How many features the FID is of, by a bundle of kind "features"."""
+    side = inception.IMAGE_SIZE
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    return jax.eval_shape(bundle.build().apply, bundle.params, image)["2048"].shape[-1]
 
 
 def distance(
@@ -99,11 +116,7 @@ def distance(
         InputError: fewer samples than processes.
     """
     num, count = len(labels), jax.process_count()
-    if num < max(count, 2):
-        raise InputError(
-            f"config.interim.num_samples={num} is too few for {count} processes; give at least "
-            f"{max(count, 2)}"
-        )
+    check_number(num)
     first, last = (num * (jax.process_index() + more) // count for more in (0, 1))
     part = moments.Accumulator()
     for start in range(first, last, batch_size):
@@ -117,12 +130,32 @@ def distance(
     return {f"interim/{judge.name}_{short}": found}
 
 
-def judge_of(config: Mapping[str, Any], classifier: Callable[[], Judge] | None) -> Judge | None:
-    """The judge that config.interim asks for; None where it asks for none.
+def check_number(num: int) -> None:
+    """Refuses fewer samples than processes, or than a covariance needs.
+
+    Raises:
+        InputError: with the least number.
+    """
+    count = jax.process_count()
+    if num < max(count, 2):
+        raise InputError(
+            f"config.interim.num_samples={num} is too few for {count} processes; give at least "
+            f"{max(count, 2)}"
+        )
+
+
+def judge_of(
+    config: Mapping[str, Any], channels: int, has_own: bool
+) -> Judge | Literal["own"] | None:
+    """The judge that config.interim asks for, with its files read.
 
     Args:
         config: a complete config.
-        classifier: makes the data's own; None where there are no data to train one on.
+        channels: of the images.
+        has_own: whether there are data to train the data's own on.
+
+    Returns:
+        None where it asks for none; "own" for the data's own, which is trained when it is needed.
 
     Raises:
         InputError: only one of features and reference is given, or neither is and there are no
@@ -131,18 +164,24 @@ def judge_of(config: Mapping[str, Any], classifier: Callable[[], Judge] | None) 
     section = config["interim"]
     if not section["every_steps"]:
         return None
+    check_number(section["num_samples"])
     given = [name for name in ("features", "reference") if section[name]]
+    if len(given) == 2 and channels != 3:
+        raise InputError(
+            f"config.interim.features takes RGB, and these images have {channels} channels; leave "
+            "it and config.interim.reference empty for the data's own distance"
+        )
     if len(given) == 2:
         size = config["evaluation"]["batch_size"]
         return inception_judge(section["features"], section["reference"], section["protocol"], size)
-    if given or classifier is None:
+    if given or not has_own:
         missing = [name for name in ("features", "reference") if name not in given]
         raise InputError(
             f"config.interim.every_steps={section['every_steps']} needs "
             f"{' and '.join(f'config.interim.{name}' for name in missing)}; give a bundle of "
             "Inception and a file of statistics, or every_steps=0"
         )
-    return classifier()
+    return "own"
 
 
 def _packed(sums: moments.Sums) -> bytes:

@@ -10,11 +10,13 @@ import numpy as np
 from dimo_jax import bundles
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data import joints
+from dimo_jax.errors import about
 from dimo_jax.evaluation import report, total_variation
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
+from dimo_jax.runs import checks
 from dimo_jax.samplers import one_step
 from dimo_jax.training import settings, stages, trees
 from dimo_jax.training.metrics import Metrics
@@ -26,21 +28,43 @@ NUM_JOINT_SAMPLES = 100_000
 class JointRun:
     """A known joint distribution of a few tokens, and a teacher that needs no learning."""
 
-    def __init__(
-        self, config: Mapping[str, Any], workdir: AnyPath, metrics: Metrics, layout: Layout
-    ):
-        self.config, self.workdir, self.metrics = config, workdir, metrics
-        self.layout = layout
+    def __init__(self, config: Mapping[str, Any], workdir: AnyPath, layout: Layout):
+        """Builds what the config describes and checks it; nothing is written, no step computed.
+
+        Args:
+            config: a complete config that validation.validate took.
+            workdir: of the run.
+            layout: the mesh and its rules.
+
+        Raises:
+            InputError: something does not fit.
+        """
+        self.config, self.workdir, self.layout = config, workdir, layout
+        checks.check_places(config, workdir)
         self.joint = joints.load(config["data"]["joint"])
         num_tokens, codebook_size = self.joint.ndim, self.joint.shape[0]
-        self.network: Network = settings.network_of(config, num_tokens, codebook_size)
+        with about("config.model"):
+            self.network: Network = settings.network_of(config, num_tokens, codebook_size)
         self.teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
+        self.teacher_params = {"log_joint": np.log(self.joint).astype(np.float32)}
+        checks.check_draws(config, codebook_size)
+        checks.check_attention(config, self.network)
+        self.programs = checks.stage_programs(
+            config, self.network, self.teacher, self.teacher_params, layout, pretrains=True
+        )
 
-    def run(self, began: float) -> str:
+    def run(self, metrics: Metrics, began: float) -> str:
         """Distils from the exact posterior and compares the generator's joint with the true one.
 
         Generator and auxiliary cannot start as copies of such a teacher. What stands for that is a
         masked predictor of samples from the joint, as a learned teacher would be.
+
+        Args:
+            metrics: of the run.
+            began: time.monotonic() of the command's start.
+
+        Returns:
+            What was done and where it is.
         """
         seed = self.config["seed"]
         tokens = joints.sample(self.joint, NUM_JOINT_SAMPLES, seed)
@@ -51,18 +75,18 @@ class JointRun:
             np.zeros(len(tokens), np.int32),
             layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "pretrain"),
-            metrics=self.metrics,
+            metrics=metrics,
         )
         generator = stages.run_distill(
             self.config,
             self.network,
             start,
             self.teacher,
-            {"log_joint": np.log(self.joint).astype(np.float32)},
+            self.teacher_params,
             LabelConditions(self.network.num_classes),
             layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
-            metrics=self.metrics,
+            metrics=metrics,
         )
         sampler = settings.sampler_of(self.config)
         if not distributed.is_lead():

@@ -5,7 +5,7 @@ from typing import Any
 
 from dimo_jax import bundles, tokenizers
 from dimo_jax import config as configs
-from dimo_jax.errors import InputError
+from dimo_jax.errors import InputError, about
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.training import settings
@@ -29,7 +29,8 @@ def open_teacher(config: Config) -> bundles.Bundle | None:
     path = config["teacher"]["bundle"]
     if not path:
         return None
-    bundle = bundles.load(path, kind="teacher")
+    with about("config.teacher.bundle"):
+        bundle = bundles.load(path, kind="teacher")
     takes_text = isinstance(bundle.build().condition, dict)
     if takes_text != is_text(config):
         taken, name = ("text", "prompts") if takes_text else ("classes", "labels")
@@ -61,8 +62,10 @@ def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any,
     """
     path = tokenizer_bundle(config, teacher)
     if path is None:
-        return tokenizers.build(configs.without(config["tokenizer"], "bundle")), None
-    bundle = bundles.load(path, kind="tokenizer")
+        with about("config.tokenizer"):
+            return tokenizers.build(configs.without(config["tokenizer"], "bundle")), None
+    with about("config.tokenizer.bundle"):
+        bundle = bundles.load(path, kind="tokenizer")
     return bundle.build(), bundle.params
 
 
@@ -86,7 +89,8 @@ def open_network(
     """
     sizes = (tokenizer.num_tokens, tokenizer.codebook_size)
     if teacher is None:
-        network = settings.network_of(config, *sizes)
+        with about("config.model"):
+            network = settings.network_of(config, *sizes)
     else:
         found = tuple(teacher.model.get(name) for name in ("num_tokens", "codebook_size"))
         if found != sizes:

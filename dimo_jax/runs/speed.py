@@ -152,6 +152,7 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
     state, values = program.create(start), {}
     del start  # the training holds it no longer either
     given = conditions.open_conditions(with_prompts(config), network, models.encoder)
+    given.fill_cache()
     batch_of, number = programs.distill_batches(config, given, layout), 0
 
     def call() -> Any:

@@ -74,6 +74,7 @@ def build(
     clip_norm: float,
     frozen: Sequence[str],
     params: Any,
+    where: str = "",
 ) -> optax.GradientTransformation:
     """The optimizer of a parameter tree, some of whose leaves may be frozen.
 
@@ -97,6 +98,7 @@ def build(
         clip_norm: largest global norm of the trained leaves' gradient; 0 clips nothing.
         frozen: regular expressions searched in path names such as "token_embedding/embedding".
         params: the parameter tree, or its shapes.
+        where: what stands before a field's name in messages, e.g. "config.pretrain.optimizer.".
 
     Returns:
         The transformation; its `update` needs `params`.
@@ -127,7 +129,7 @@ def build(
     else:
         steps.append(optax.adam(rate, beta1, beta2, eps))
     trained = optax.chain(*steps)
-    _check_frozen(frozen, list(trees.named_leaves(params)))
+    _check_frozen(frozen, list(trees.named_leaves(params)), where)
     if not frozen:
         return trained
     labels = trees.map_named(
@@ -194,21 +196,22 @@ def _matrix_axes(stacked: dict[str, Any]) -> dict[str, Any]:
     return {name: axes if name.startswith("kernels_") else None for name in stacked}
 
 
-def _check_frozen(frozen: Sequence[str], names: list[str]) -> None:
+def _check_frozen(frozen: Sequence[str], names: list[str], where: str) -> None:
     """Raises InputError unless each expression matches a leaf and one leaf is left unmatched."""
     for pattern in frozen:
         try:
             found = any(re.search(pattern, name) for name in names)
         except re.error as error:
             raise InputError(
-                f"frozen: {pattern!r} is not a regular expression ({error})"
+                f"{where}frozen: {pattern!r} is not a regular expression ({error})"
             ) from error
         if not found:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise InputError(
-                f"frozen: {pattern!r} matches no parameter; the nearest names are {', '.join(near)}"
+                f"{where}frozen: {pattern!r} matches no parameter; the nearest names are "
+                f"{', '.join(near)}"
             )
     if names and all(trees.matches(frozen, name) for name in names):
         raise InputError(
-            f"frozen: {', '.join(frozen)} match every parameter; leave one to be trained"
+            f"{where}frozen: {', '.join(frozen)} match every parameter; leave one to be trained"
         )

@@ -72,7 +72,7 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
     mesh.check_batch("config.pretrain.batch_size", size, section["parts"], layout.mesh)
     network = settings.on_mesh(network, config, layout)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    optimizer, rate = settings.optimizer_of(section, section["num_steps"], params)
+    optimizer, rate = settings.optimizer_of(config, "pretrain", section["num_steps"], params)
     step = pretrain.make_step(
         _frozen(network.apply, section),
         optimizer,
@@ -122,8 +122,12 @@ def distill_program(
     network = settings.on_mesh(network, config, layout)
     teacher_network = settings.on_mesh(teacher_network, config, layout)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    generator, generator_rate = settings.optimizer_of(section["generator"], num_steps, params)
-    auxiliary, aux_rate = settings.optimizer_of(section["auxiliary"], num_steps * updates, params)
+    generator, generator_rate = settings.optimizer_of(
+        config, "distill.generator", num_steps, params
+    )
+    auxiliary, aux_rate = settings.optimizer_of(
+        config, "distill.auxiliary", num_steps * updates, params
+    )
     step = distill.make_step(
         _frozen(network.apply, section["generator"]),
         teacher_network.apply,

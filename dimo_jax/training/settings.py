@@ -134,15 +134,21 @@ def sampler_of(config: Config) -> dict[str, Any]:
     return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"]}
 
 
-def optimizer_of(section: Config, num_steps: int, params: Any) -> tuple[Any, Callable]:
+def optimizer_of(config: Config, name: str, num_steps: int, params: Any) -> tuple[Any, Callable]:
     """A section's optimizer, and its learning rate as a function of the update.
 
     Args:
-        section: with the fields of `optimizer` in it.
+        config: a complete config.
+        name: of the section with the fields of `optimizer` in it, e.g. "distill.generator".
         num_steps: updates in all.
         params: the tree it is for, or its shapes.
+
+    Raises:
+        InputError: as optimizers.build, with the full name of the field.
     """
-    fields = section["optimizer"]
+    fields, where = config, f"config.{name}.optimizer."
+    for part in (*name.split("."), "optimizer"):
+        fields = fields[part]
     names = ("learning_rate", "schedule", "warmup_steps")
     rate = optimizers.learning_rate_schedule(**{n: fields[n] for n in names}, num_steps=num_steps)
-    return optimizers.build(**fields, num_steps=num_steps, params=params), rate
+    return optimizers.build(**fields, num_steps=num_steps, params=params, where=where), rate

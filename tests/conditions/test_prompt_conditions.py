@@ -45,6 +45,11 @@ def encoder(config):
     return TextConditions(network, params, tokenizer, expected, 4, (512, 512, 0, 0, 5.5))
 
 
+def use_cache(conditions, folder, dtype):
+    conditions.open_cache(folder, dtype)
+    conditions.fill_cache()
+
+
 def conditions_of(encoder, texts=TEXTS):
     return PromptConditions(prompts.unique("a list", texts), encoder, NEGATIVE)
 
@@ -101,7 +106,7 @@ def test_every_prompt_comes_once_an_epoch():
 def test_a_cache_gives_what_the_encoder_gives(config, encoder, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(text_cache, "RANGE_SIZE", 4)
     cached, plain = conditions_of(encoder), conditions_of(encoder)
-    cached.use_cache(str(tmp_path / "cache"), dtype)
+    use_cache(cached, str(tmp_path / "cache"), dtype)
     asked = []
     monkeypatch.setattr(encoder, "ids", lambda texts: asked.append(texts))
     found = cached.features(np.array([10, 0, 5, 5]))
@@ -127,7 +132,7 @@ def test_a_cache_gives_what_the_encoder_gives(config, encoder, tmp_path, monkeyp
 def test_a_cache_says_its_size_and_goes_on_where_it_was(encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(text_cache, "RANGE_SIZE", 4)
     folder = tmp_path / "cache"
-    conditions_of(encoder).use_cache(str(folder), "float32")
+    use_cache(conditions_of(encoder), str(folder), "float32")
     # 16 states of 16 numbers, and 16 more, 4 bytes each.
     size = 11 * (16 * 16 + 16) * 4
     assert sum(len(np.load(x).ravel()) for x in folder.glob("*.npy")) == size
@@ -145,12 +150,12 @@ def test_a_cache_says_its_size_and_goes_on_where_it_was(encoder, tmp_path, monke
     monkeypatch.setattr(
         TextConditions, "__call__", lambda self, texts: calls.append(texts) or call(self, texts)
     )
-    conditions_of(encoder).use_cache(str(folder), "float32")
+    use_cache(conditions_of(encoder), str(folder), "float32")
     assert calls == [TEXTS[0:4], TEXTS[4:8]]
     assert {path: path.read_bytes() for path in files} == before
     files[2].unlink()
     conditions = conditions_of(encoder)
-    conditions.use_cache(str(folder), "float32")
+    use_cache(conditions, str(folder), "float32")
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="000000004.npy is damaged or gone"):
         conditions.features(np.array([4]))
@@ -158,24 +163,24 @@ def test_a_cache_says_its_size_and_goes_on_where_it_was(encoder, tmp_path, monke
 
 def test_a_cache_of_something_else_is_refused(encoder, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
-    conditions_of(encoder).use_cache(str(folder), "float32")
+    use_cache(conditions_of(encoder), str(folder), "float32")
     with pytest.raises(InputError, match="has features of other prompts; name a new folder"):
-        conditions_of(encoder, TEXTS[:5]).use_cache(str(folder), "float32")
+        use_cache(conditions_of(encoder, TEXTS[:5]), str(folder), "float32")
     with pytest.raises(InputError, match="has features of other dtype"):
-        conditions_of(encoder).use_cache(str(folder), "bfloat16")
+        use_cache(conditions_of(encoder), str(folder), "bfloat16")
     (folder / "cache.json").write_text("{")
     with pytest.raises(InputError, match="cache.json cannot be read"):
-        conditions_of(encoder).use_cache(str(folder), "float32")
+        use_cache(conditions_of(encoder), str(folder), "float32")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(InputError, match="holds other files; name a new folder"):
-        conditions_of(encoder).use_cache(str(tmp_path / "full"), "float32")
+        use_cache(conditions_of(encoder), str(tmp_path / "full"), "float32")
     with pytest.raises(InputError, match="is not on a disk"):
-        conditions_of(encoder).use_cache("gs://bucket/cache", "float32")
+        use_cache(conditions_of(encoder), "gs://bucket/cache", "float32")
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="where 1e-07 GB are free; give another"):
-        conditions_of(encoder).use_cache(str(tmp_path / "new"), "float32")
+        use_cache(conditions_of(encoder), str(tmp_path / "new"), "float32")
     assert not list((tmp_path / "new").glob("*"))
 
 

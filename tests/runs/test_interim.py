@@ -75,8 +75,8 @@ def section(**values):
 
 
 def test_what_judges():
-    assert interim.judge_of(section(every_steps=0), lambda: JUDGE) is None
-    assert interim.judge_of(section(), lambda: JUDGE) is JUDGE
+    assert interim.judge_of(section(every_steps=0), 1, True) is None
+    assert interim.judge_of(section(), 1, True) == "own"
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_what_judges():
 )
 def test_a_judge_that_is_not_whole_is_refused(values, words):
     with pytest.raises(InputError, match=words):
-        interim.judge_of(section(**values), None)
+        interim.judge_of(section(**values), 3, False)
     if values:
         with pytest.raises(InputError, match=words):
-            interim.judge_of(section(**values), lambda: JUDGE)
+            interim.judge_of(section(**values), 3, True)
 
 
 def test_the_fid_needs_moments(tmp_path, monkeypatch):
@@ -101,4 +101,4 @@ def test_the_fid_needs_moments(tmp_path, monkeypatch):
     monkeypatch.setattr(interim.bundles, "load", lambda *_, **__: None)
     monkeypatch.setattr(interim.measure, "open_network", lambda *_: None)
     with pytest.raises(InputError, match="images.npz has no moments"):
-        interim.judge_of(section(features="there", reference=str(path)), None)
+        interim.judge_of(section(features="there", reference=str(path)), 3, False)

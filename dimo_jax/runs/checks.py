@@ -1,0 +1,167 @@
+"""What a run finds out about its config before it computes or writes anything."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from dimo_jax import config as configs
+from dimo_jax import files, models
+from dimo_jax.data import digits
+from dimo_jax.errors import InputError, about
+from dimo_jax.evaluation import features, protocol
+from dimo_jax.files import AnyPath
+from dimo_jax.models import Network
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.tokenizers import Tokenizer
+from dimo_jax.training import programs
+
+Config = Mapping[str, Any]
+_FOLDERS = ("compilation_cache", "data.directory", "prompts.cache")
+_TOP_K = ("distill.top_k", "distill.teacher.top_k", "sampler.top_k")
+
+
+def check_places(config: Config, workdir: AnyPath) -> None:
+    """Refuses folders that are files, and places that cannot be written.
+
+    Args:
+        config: a complete config.
+        workdir: the run's.
+
+    Raises:
+        InputError: the first of them.
+        OSError: the disk is full.
+    """
+    files.check_writable(workdir / "config.json")
+    fields = configs.flat(config)
+    for path in _FOLDERS:
+        if not fields[path]:
+            continue
+        with about(f"config.{path}"):
+            place = files.path(os.path.expanduser(fields[path]))
+            if place.exists() and not place.is_dir():
+                raise InputError(f"config.{path}={place} is a file; name a folder")
+            if path != "data.directory":
+                files.check_writable(place / "new")
+
+
+def check_digits(config: Config, tokenizer: Tokenizer, workdir: AnyPath) -> None:
+    """Refuses a tokenizer that does not take the digits, and digits that cannot be had.
+
+    Args:
+        config: a complete config with data.name=digits.
+        tokenizer: the run's.
+        workdir: the run's.
+
+    Raises:
+        InputError: with the fields that are wrong.
+    """
+    if tokenizer.image_shape != digits.IMAGE_SHAPE:
+        raise InputError(
+            f"config.tokenizer takes images of {tokenizer.image_shape}, and those of "
+            f"config.data.name=digits are {digits.IMAGE_SHAPE}; set config.tokenizer to match, "
+            "e.g. name=gray_levels and image_size=8"
+        )
+    where = config["data"]["directory"] or workdir / "data"
+    kept = not files.is_remote(where) and os.path.isdir(digits.folder_of(where))
+    if not kept and not files.is_remote(where):
+        with about("config.data.directory"):
+            files.check_writable(digits.folder_of(where))
+    # k-means is scikit-learn's too.
+    fits = tokenizer.config["name"] == "patches" and not config["tokenizer"]["bundle"]
+    if (fits or not kept) and importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "config.data.name=digits needs scikit-learn, which is missing: run "
+            'pip install -e ".[digits]"'
+        )
+
+
+def check_draws(config: Config, codebook_size: int) -> None:
+    """Refuses a top-k of more codes than there are."""
+    fields = configs.flat(config)
+    for path in _TOP_K:
+        if fields[path] > codebook_size:
+            raise InputError(
+                f"config.{path} is {fields[path]}, more than the {codebook_size} codes of the "
+                "tokenizer; lower it, or 0 for all"
+            )
+
+
+def check_attention(config: Config, network: Network) -> None:
+    """Refuses NVIDIA's attention where it cannot run."""
+    if config["attention"] != "cudnn":
+        return
+    on = [
+        f"config.{path}"
+        for path, value in configs.flat(config).items()
+        if path.endswith(".dropout") and value is True
+    ]
+    if jax.default_backend() != "gpu":
+        raise InputError(
+            "config.attention=cudnn needs an NVIDIA GPU, and the devices are of the kind "
+            f"{jax.default_backend()}; give --config.attention=xla"
+        )
+    if network.config.get("dropout") and on:
+        raise InputError(
+            f"config.attention=cudnn has no dropout, and {on[0]} is on; turn it off, or give "
+            "--config.attention=xla"
+        )
+
+
+def stage_programs(
+    config: Config,
+    network: Network,
+    teacher_network: Network,
+    teacher_params: Any,
+    layout: Layout,
+    pretrains: bool,
+) -> dict[str, programs.Program]:
+    """The run's training steps: the mesh, the optimizers and the batches fit, or it raises.
+
+    Args:
+        config: a complete config.
+        network: of generator and auxiliary.
+        teacher_network: the teacher's.
+        teacher_params: its parameters, or their shapes.
+        layout: the mesh and its rules.
+        pretrains: whether there is a stage `pretrain`.
+
+    Returns:
+        {stage: program}, not compiled.
+
+    Raises:
+        InputError: as programs.pretrain_program and programs.distill_program.
+    """
+    found = {"pretrain": programs.pretrain_program(config, network, layout)} if pretrains else {}
+    distill = programs.distill_program(config, network, teacher_network, teacher_params, layout)
+    return found | {"distill": distill}
+
+
+def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSettings:
+    """The protocol's settings, with the fields' full names where they are refused."""
+    section = config["evaluation"]
+    if not network.has_null and set(section["guidances"]) != {1}:
+        raise InputError(
+            f"config.evaluation.guidances is {tuple(section['guidances'])}, and the network "
+            f"{network.config['name']} has no null class, which guidance needs; give (1.0,)"
+        )
+    with about("config.evaluation"):
+        return protocol.ProtocolSettings(
+            **{name: value for name, value in section.items() if name in protocol.SETTINGS}
+        )
+
+
+def check_classifier(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Refuses a classifier that does not fit the images."""
+    with about("config.classifier.channels"):
+        built = features.model_config(
+            image_shape, config["data"]["num_classes"], classifier_settings(config)
+        )
+        models.build(built)
+
+
+def classifier_settings(config: Config) -> features.FitSettings:
+    """How the data's own classifier is fitted."""
+    return features.FitSettings(**config["classifier"])

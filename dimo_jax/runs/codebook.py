@@ -1,0 +1,45 @@
+"""The codebook of the tokenizer `patches`: fitted to the digits once, and kept beside the run."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dimo_jax import bundles
+from dimo_jax.data import digits
+from dimo_jax.errors import about
+from dimo_jax.files import AnyPath
+from dimo_jax.tokenizers import Tokenizer, patches
+
+
+def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
+    """The parameters that lie in a bundle; None if there is none, or it is of other sizes."""
+    if not (path / bundles.CONFIG_FILE).exists():  # of a bundle in an object store the last file
+        return None
+    bundle = bundles.load_tokenizer(path)
+    same = bundle.model == tokenizer.config
+    return jax.tree.map(np.asarray, bundle.params) if same else None
+
+
+def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
+    """The kept parameters, or new ones, a second's work; nothing is written.
+
+    Raises:
+        InputError: as patches.fit.
+    """
+    if (found := kept(path, tokenizer)) is not None:
+        return found
+    size, patch_size = (tokenizer.config[name] for name in ("codebook_size", "patch_size"))
+    with about("config.tokenizer"):
+        return patches.fit(digits.in_memory("train").images, size, seed, patch_size)
+
+
+def keep(path: AnyPath, tokenizer: Tokenizer, params: Any) -> Any:
+    """The kept parameters; where there are none, the ones given, kept now.
+
+    Process 0 calls it first: another machine's k-means may differ in the last bits.
+    """
+    if (found := kept(path, tokenizer)) is not None:
+        return found
+    bundles.save(path, kind="tokenizer", model=tokenizer.config, params=params)
+    return params
