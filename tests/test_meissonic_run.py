@@ -103,7 +103,8 @@ def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finish
 
 def smoke(**changes):
     config = meissonic.get_config("smoke")
-    config.update_from_flattened_dict(changes)
+    # The tests have eight devices, and the batch two parts.
+    config.update_from_flattened_dict({"distill.batch_size": 16, **changes})
     return config.to_dict()
 
 

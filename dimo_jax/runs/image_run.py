@@ -61,6 +61,12 @@ class ImageRun:
         checks.check_draws(config, self.network.codebook_size)
         checks.check_attention(config, self.network)
         self.protocol = checks.evaluation_settings(config, self.network) if self.has_data else None
+        self.judge = interim.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
+        self.encoder = None
+        if opening.is_text(config):
+            where = None if self.bundle is None else self.bundle.path
+            self.encoder = conditions.open_encoder(config, where)
+        self.conditions = conditions.open_conditions(config, self.network, self.encoder)
         self.programs = checks.stage_programs(
             config,
             self.network,
@@ -69,12 +75,6 @@ class ImageRun:
             layout,
             configs.trains_teacher(config),
         )
-        self.judge = interim.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
-        self.encoder = None
-        if opening.is_text(config):
-            where = None if self.bundle is None else self.bundle.path
-            self.encoder = conditions.open_encoder(config, where)
-        self.conditions = conditions.open_conditions(config, self.network, self.encoder)
 
     def run(self, metrics: Metrics, began: float) -> str:
         """The whole way; each part is skipped where its result is there already.

