@@ -14,12 +14,15 @@ from numpy import ndarray
 from PIL import Image, ImageDraw
 
 from dimo_jax import files
+from dimo_jax.common import pictures
+from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 
 # A tile of a grid is enlarged, by a whole factor, to at least this height or width.
 MIN_TILE_PIXELS = 40
 GAP_PIXELS = 2
 BACKGROUND = 255
+MAX_SIDE_PIXELS = 32_767  # of Cairo and the browsers
 
 
 def to_uint8(images: Float[ndarray, "*N H W C"]) -> UInt8[ndarray, "*N H W C"]:
@@ -58,11 +61,10 @@ def grid(
     rows = math.ceil(num / columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"{len(row_labels)} row labels for {rows} rows")
-    scale = max(1, math.ceil(MIN_TILE_PIXELS / min(height, width)))
-    tile_height, tile_width = height * scale + GAP_PIXELS, width * scale + GAP_PIXELS
+    scale, tile_height, tile_width = _tile(height, width)
     margin = _margin(row_labels or ())
-    size = (rows * tile_height + GAP_PIXELS, margin + columns * tile_width + GAP_PIXELS, 3)
-    picture = np.full(size, BACKGROUND, np.uint8)
+    size = grid_size(num, columns, (height, width), row_labels)
+    picture = np.full((*size, 3), BACKGROUND, np.uint8)
     for i, image in enumerate(images):
         top = (i // columns) * tile_height + GAP_PIXELS
         left = margin + (i % columns) * tile_width + GAP_PIXELS
@@ -76,6 +78,47 @@ def grid(
         middle = row * tile_height + GAP_PIXELS + height * scale // 2
         draw.text((2 * GAP_PIXELS, middle), text, fill=0, anchor="lm")
     return np.asarray(canvas)
+
+
+def grid_size(
+    num: int, columns: int, size: tuple[int, int], row_labels: Sequence[str] | None = None
+) -> tuple[int, int]:
+    """Computes the height and width of a grid.
+
+    Args:
+        num: tiles.
+        columns: as for `grid`.
+        size: height and width of a tile.
+        row_labels: as for `grid`.
+    """
+    _, tile_height, tile_width = _tile(*size)
+    rows, margin = math.ceil(num / columns), _margin(row_labels or ())
+    return rows * tile_height + GAP_PIXELS, margin + columns * tile_width + GAP_PIXELS
+
+
+def check_grid(height: int, width: int, advice: str) -> None:
+    """Refuses a grid that no program would show, before its images are drawn.
+
+    Args:
+        height: of `grid_size`.
+        width: likewise.
+        advice: what to do instead.
+
+    Raises:
+        InputError: it has more than pictures.MAX_PIXELS, or MAX_SIDE_PIXELS along a side.
+    """
+    if max(height, width) > MAX_SIDE_PIXELS or height * width > pictures.MAX_PIXELS:
+        raise InputError(
+            f"a picture of all images would have {width:,} x {height:,} pixels, more than most "
+            f"programs show ({MAX_SIDE_PIXELS:,} along a side, {pictures.MAX_PIXELS:,} in all); "
+            f"{advice}"
+        )
+
+
+def _tile(height: int, width: int) -> tuple[int, int, int]:
+    """How much a tile is enlarged, and its height and width then, with its gap."""
+    scale = max(1, math.ceil(MIN_TILE_PIXELS / min(height, width)))
+    return scale, height * scale + GAP_PIXELS, width * scale + GAP_PIXELS
 
 
 def _margin(row_labels: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dimo_jax import images
+from dimo_jax.errors import InputError
 
 
 def test_pixels_are_rounded_half_up_and_clipped():
@@ -20,6 +21,19 @@ def test_pixels_are_those_of_the_vqgan_reference():
     x = np.linspace(-1.2, 1.2, 1001).reshape(1, 1, -1, 1)
     reference = np.clip(x * 127.5 + 128, 0, 255).astype(np.uint8)
     np.testing.assert_array_equal(images.to_uint8((x + 1) / 2), reference)
+
+
+def test_a_grid_that_nothing_shows_is_refused_before_it_is_made():
+    shown = tiles(5, 64, 3)
+    labels = ["first", "second"]
+    assert images.grid_size(5, 3, (64, 64), labels) == images.grid(shown, 3, labels).shape[:2]
+    assert images.grid_size(5, 3, (8, 8)) == images.grid(tiles(5, 8, 1), 3).shape[:2]
+    images.check_grid(32_767, 2_000, "so")
+    for height, width in ((32_768, 100), (100, 32_768), (9_000, 9_000)):
+        with pytest.raises(
+            InputError, match=rf"{width:,} x {height:,} pixels, .*; do this instead"
+        ):
+            images.check_grid(height, width, "do this instead")
 
 
 def tiles(num, size, channels):

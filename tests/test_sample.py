@@ -202,6 +202,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         (["--seed=-1"], "flag --seed=-1"),
         (["--batch_size=0"], "flag --batch_size=0"),
         (["--output=x.jpg"], "must end in .png or .npz"),
+        (["--num_per_label=1000"], "more than most programs show (32,767 along a side"),
         (["--output="], "--output= names nothing"),
         (["--temperature=0"], "temperature is 0.0; it must be above 0"),
         (["--steps=4"], "--steps is for a teacher"),

@@ -165,7 +165,14 @@ def _draw_labels(
             overrides=overrides,
             named_labels=flags.labels,
         )
-    elif distributed.is_lead():
+        return len(labels)
+    columns = math.ceil(math.sqrt(len(labels))) if flags.num else flags.num_per_label
+    names = None if flags.num else [str(x) for x in labels[::columns]]
+    images.check_grid(
+        *images.grid_size(len(labels), columns, drawing.image_size(tokenizer), names),
+        "give fewer --labels or --num_per_label, or an --output that is an .npz or a folder",
+    )
+    if distributed.is_lead():
 
         def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
             some = labels[start:stop]
@@ -173,8 +180,6 @@ def _draw_labels(
             return images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
 
         pixels = _batch_by_batch(draw, len(labels), batch_size)
-        columns = math.ceil(math.sqrt(len(pixels))) if flags.num else flags.num_per_label
-        names = None if flags.num else [str(x) for x in labels[::columns]]
         images.save_png(output, images.grid(pixels, columns, names))
     return len(labels)
 
@@ -206,6 +211,11 @@ def _draw_prompts(
     texts = [prompt.text for prompt in found.prompts] if found else flags.prompt
     per_prompt = flags.num_per_prompt or (4 if flags.prompts == "geneval" else 1)
     num = per_prompt * len(texts)
+    if found is None:
+        images.check_grid(
+            *images.grid_size(num, per_prompt, drawing.image_size(tokenizer)),
+            "give fewer --prompt or --num_per_prompt, or --prompts=FILE, which fills a folder",
+        )
     batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
     drawn = text_drawing.TextImages(
         model,

@@ -182,10 +182,13 @@ def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, 
     if not output.name:
         raise InputError(f"{output} names nothing; give a new folder")
     path = output.with_name(f"{output.name}.settings.json")
+    # Looked at before the settings are read: process 0 writes those first, then images. Settings
+    # of images that were deleted bind nobody.
+    is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     wanted = json.loads(json.dumps(settings, sort_keys=True, default=dict))
-    if not path.exists():
+    if is_new or not path.exists():
         # With several processes, one may have written images already.
-        if shard[1] == 1 and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if shard[1] == 1 and not is_new:
             raise InputError(f"{output} holds other files than these; name a new folder")
         if shard[0] == 0:
             files.write_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())

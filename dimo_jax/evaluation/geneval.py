@@ -1,23 +1,26 @@
 """GenEval's table, from the results file that its own detector script writes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import prompts
 
-_COLUMNS = {
-    "single_object": "single",
-    "two_object": "two",
-    "counting": "counting",
-    "colors": "colors",
-    "position": "position",
-    "color_attr": "attribution",
+# Tag -> (its column, its prompts in evaluation_metadata.jsonl, 553 in all).
+_TAGS = {
+    "single_object": ("single", 80),
+    "two_object": ("two", 99),
+    "counting": ("counting", 80),
+    "colors": ("colors", 94),
+    "position": ("position", 100),
+    "color_attr": ("attribution", 100),
 }
+_IMAGES_OF_PROMPT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Summary:
         num_prompts: different ones.
         images: share of all images that are correct.
         prompts: share of the prompts with at least one correct image.
+        partial: what differs from GenEval's 553 prompts with four images each, in words; with any
+            of it the scores are not comparable with published ones.
     """
 
     tags: Mapping[str, tuple[int, int]]
@@ -40,6 +45,7 @@ class Summary:
     num_prompts: int
     images: float
     prompts: float
+    partial: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for results.json; shares in 0..1."""
@@ -51,6 +57,7 @@ class Summary:
             "geneval_prompts": self.num_prompts,
             "geneval_correct_images": self.images,
             "geneval_correct_prompts": self.prompts,
+            "geneval_partial": list(self.partial),
         }
 
 
@@ -67,7 +74,7 @@ def summarise(path: Path) -> Summary:
     Source: Ghosh et al., arXiv 2310.11513; summary_scores.py of its repository.
     """
     tags: dict[str, list[bool]] = {tag: [] for tag in prompts.GENEVAL_TAGS}
-    by_prompt: dict[str, bool] = {}
+    by_prompt: dict[tuple[str, str], list[bool]] = {}
     seen: set[str] = set()
     try:
         for where, found in prompts.json_lines(path):
@@ -76,7 +83,7 @@ def summarise(path: Path) -> Summary:
                 raise InputError(f"{where} repeats {name}; give the file of one evaluation")
             seen.add(name)
             tags[tag].append(correct)
-            by_prompt[prompt] = by_prompt.get(prompt, False) or correct
+            by_prompt.setdefault((tag, prompt), []).append(correct)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}") from error
     except OSError as error:
@@ -91,8 +98,23 @@ def summarise(path: Path) -> Summary:
         len(every),
         len(by_prompt),
         float(np.mean(every)),
-        float(np.mean(list(by_prompt.values()))),
+        float(np.mean([any(found) for found in by_prompt.values()])),
+        tuple(_differences(by_prompt)),
     )
+
+
+def _differences(by_prompt: Mapping[tuple[str, str], Sequence[bool]]) -> Iterator[str]:
+    """What differs from the benchmark: a line that is lost moves the mean unseen."""
+    for tag, (_, expected) in _TAGS.items():
+        found = sum(of_tag == tag for of_tag, _ in by_prompt)
+        if found != expected:
+            yield f"{found} of {expected} prompts of {tag}"
+    other = {key[1]: len(x) for key, x in by_prompt.items() if len(x) != _IMAGES_OF_PROMPT}
+    if other:
+        prompt, num = next(iter(other.items()))
+        yield (
+            f"{len(other)} prompts without {_IMAGES_OF_PROMPT} images ({shown(prompt)!r} has {num})"
+        )
 
 
 def _fields(where: str, found: Mapping[str, Any]) -> tuple[str, str, str, bool]:
@@ -110,16 +132,21 @@ def _fields(where: str, found: Mapping[str, Any]) -> tuple[str, str, str, bool]:
 
 
 def in_words(summary: Summary) -> str:
-    """The table as papers print it, two lines, and a third with the counts."""
+    """The table as papers print it, two lines; then the counts, and what is missing of it."""
     cells = {"overall": "-" if summary.overall is None else f"{summary.overall:.2f}"}
-    for tag, column in _COLUMNS.items():
+    for tag, (column, _) in _TAGS.items():
         right, num = summary.tags.get(tag, (0, 0))
         cells[column] = f"{right / num:.2f}" if num else "-"
-    missing = [tag for tag in _COLUMNS if tag not in summary.tags]
+    missing = [tag for tag in _TAGS if tag not in summary.tags]
     notes = [
         f"{summary.num_images} images of {summary.num_prompts} prompts; correct images "
         f"{summary.images:.2%}, prompts with a correct image {summary.prompts:.2%}"
     ]
+    if summary.partial:
+        notes.append(
+            "PARTIAL, not comparable with published scores, which are of 553 prompts with 4 images "
+            f"each; the file has {', '.join(summary.partial)}"
+        )
     if missing:
         notes.append(f"no overall score: the file has no {', '.join(missing)}")
     widths = {name: max(len(name), 5) for name in cells}

@@ -209,6 +209,13 @@ def draw_conditions(
     )
 
 
+def image_size(tokenizer: bundles.Bundle) -> tuple[int, int]:
+    """Height and width of the images of a tokenizer's bundle; none is decoded."""
+    network = tokenizer.build()
+    tokens = jax.ShapeDtypeStruct((1, network.num_tokens), np.int32)
+    return jax.eval_shape(network.decode, tokenizer.params, tokens).shape[1:3]
+
+
 def decode_images(
     tokenizer: bundles.Bundle, tokens: Int[ndarray, "N L"], batch_size: int
 ) -> Float[ndarray, "N H W C"]:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -203,8 +202,5 @@ def _of_prompts(
 
 def image_bytes(asked: SampleSet) -> int:
     """Bytes of one sample in an .npz, where gray stands in all three channels."""
-    bundle = bundles.load_tokenizer(asked.tokenizer)
-    tokenizer = bundle.build()
-    grid = jax.ShapeDtypeStruct((1, tokenizer.num_tokens), np.int32)
-    _, height, width, _ = jax.eval_shape(tokenizer.decode, bundle.params, grid).shape
+    height, width = drawing.image_size(bundles.load_tokenizer(asked.tokenizer))
     return 3 * height * width

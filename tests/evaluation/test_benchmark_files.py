@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -159,6 +160,22 @@ def test_other_settings_are_refused(change, complaint, tmp_path):
     write_benchmark(**arguments)
     with pytest.raises(InputError, match=complaint):
         write_benchmark(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("left", [[], ["x"]])
+def test_a_deleted_folder_can_be_drawn_anew_with_other_settings(tmp_path, left):
+    arguments = {"layout": "geneval", "prompts": PROMPTS, "output": tmp_path / "x"}
+    write_benchmark(**arguments, draw=Drawer(), images_per_prompt=4, seed=3)
+    shutil.rmtree(tmp_path / "x")
+    for name in left:
+        (tmp_path / name).mkdir()
+    for rank in (0, 1):
+        write_benchmark(**arguments, draw=Drawer(), images_per_prompt=2, shard=(rank, 2))
+    arguments["output"] = tmp_path / "y"
+    write_benchmark(**arguments, draw=Drawer(), images_per_prompt=2)
+    assert read(tmp_path / "x") == read(tmp_path / "y")
+    settings = [(tmp_path / f"{name}.settings.json").read_text() for name in ("x", "y")]
+    assert settings[0] == settings[1]
 
 
 def test_wrong_requests_are_refused(tmp_path):

@@ -53,6 +53,8 @@ def test_the_overall_score_is_the_mean_of_the_tags(tmp_path):
     assert table[1].split() == ["0.45", "1.00", "0.50", "0.25", "0.83", "0.00", "0.12"]
     assert len(set(map(len, table[:2]))) == 1
     assert table[2].startswith("52 images of 13 prompts; correct images 48.08%")
+    assert table[3].startswith("PARTIAL, not comparable with published scores")
+    assert "the file has 2 of 80 prompts of single_object, 2 of 99 prompts of two_o" in table[3]
     plain = found.as_dict()
     assert plain["geneval_overall"] == found.overall and plain["geneval_colors"] == 10 / 12
     json.dumps(plain)
@@ -64,7 +66,33 @@ def test_a_missing_tag_has_no_overall_score(tmp_path):
     assert found.overall is None and list(found.tags) == ["single_object", "counting"]
     table = geneval.in_words(found).splitlines()
     assert table[1].split() == ["-", "1.00", "-", "0.25", "-", "-", "-"]
-    assert table[3] == "no overall score: the file has no two_object, colors, position, color_attr"
+    assert table[4] == "no overall score: the file has no two_object, colors, position, color_attr"
+    assert "0 of 99 prompts of two_object" in table[3]
+
+
+# Prompts of each tag in GenEval's evaluation_metadata.jsonl, counted there.
+PROMPTS = {
+    **{"single_object": 80, "two_object": 99, "counting": 80},
+    **{"colors": 94, "position": 100, "color_attr": 100},
+}
+
+
+def test_a_file_that_lacks_lines_says_so(tmp_path):
+    path = write(tmp_path / "results.jsonl", {tag: (2,) * num for tag, num in PROMPTS.items()})
+    found = geneval.summarise(path)
+    assert (found.num_images, found.num_prompts, found.partial) == (2212, 553, ())
+    assert found.overall == 0.5 and len(geneval.in_words(found).splitlines()) == 3
+    lines = path.read_text().splitlines()
+    del lines[4 * 85 : 4 * 86], lines[1]
+    path.write_text("\n".join(lines))
+    found = geneval.summarise(path)
+    assert found.partial == (
+        "98 of 99 prompts of two_object",
+        "1 prompts without 4 images ('single_object 0' has 3)",
+    )
+    text = geneval.in_words(found).splitlines()[3]
+    assert text.startswith("PARTIAL") and all(x in text for x in found.partial)
+    assert found.as_dict()["geneval_partial"] == list(found.partial)
 
 
 GOOD = {"filename": "a", "tag": "colors", "prompt": "x", "correct": True}
