@@ -167,8 +167,8 @@ def save(
     Raises:
         ValueError: the parameters are not those of the model, the tokenizer not that of the hash,
             or a generator has no sampler.
-        InputError: the path cannot be written or is a folder of something else, or the model's
-            config is not valid.
+        InputError: the path cannot be written or is a folder of something else, the model's
+            config is not valid, or parameters are not finite.
     """
     path = files.path(path)
     if attachments:
@@ -204,6 +204,7 @@ def _content(
     wrong = trees.differences(params, _expected_params(kind, model))
     if wrong:
         raise ValueError(f"the parameters do not fit the {kind}: {'; '.join(wrong)}")
+    trees.check_finite(params, f"the {kind}")
     digest = hashlib.sha256()
     for piece in params_pieces(params):
         digest.update(piece)
@@ -238,7 +239,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
     Raises:
         InputError: a file is missing, cut off or not the one that was written; config.json has
             unknown, missing or wrong fields; or the parameters are not exactly those of the model,
-            in which case every difference is listed.
+            or not finite, in which case each is listed.
     """
     path = bundle_places.find(path, kind)
     config = _load_config(path)
@@ -267,6 +268,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
         raise InputError(f"{path / PARAMS_FILE} is not a tree of arrays: {error}") from error
     if wrong:
         raise InputError(f"{path} has parameters unlike its model's: {'; '.join(wrong)}")
+    trees.check_finite(params, str(path))
     fields = {name: config[name] for name in ("kind", "model", "sampler", "tokenizer")}
     return Bundle(
         **fields,

