@@ -153,6 +153,13 @@ def _draw_labels(
     batch_size = drawing.images_at_once(network.num_tokens, flags.batch_size, len(labels))
     overrides = _overrides(flags, model)
     drawing.sampler_of(model, overrides)  # refuses them before anything is drawn
+    columns = math.ceil(math.sqrt(len(labels))) if flags.num else flags.num_per_label
+    names = None if flags.num else [str(x) for x in labels[::columns]]
+    if output.suffix == ".png":
+        images.check_grid(
+            *images.grid_size(len(labels), columns, drawing.image_size(tokenizer), names),
+            "give fewer --labels or --num_per_label, or an --output that is an .npz or a folder",
+        )
     banner.show(banner.machine_lines())
     if output.suffix != ".png":
         drawing.draw_set(
@@ -165,14 +172,7 @@ def _draw_labels(
             overrides=overrides,
             named_labels=flags.labels,
         )
-        return len(labels)
-    columns = math.ceil(math.sqrt(len(labels))) if flags.num else flags.num_per_label
-    names = None if flags.num else [str(x) for x in labels[::columns]]
-    images.check_grid(
-        *images.grid_size(len(labels), columns, drawing.image_size(tokenizer), names),
-        "give fewer --labels or --num_per_label, or an --output that is an .npz or a folder",
-    )
-    if distributed.is_lead():
+    elif distributed.is_lead():
 
         def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
             some = labels[start:stop]
