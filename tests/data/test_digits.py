@@ -51,6 +51,16 @@ def places(images):
     return [index[image.tobytes()] for image in (images[..., 0].astype(np.float64) * 16)]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_in_memory_they_are_the_same_bits_and_nothing_is_written(data_dir, split):
+    before = snapshot(data_dir)
+    found, wanted = digits.in_memory(split), digits.load(split, data_dir)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        np.testing.assert_array_equal(one, other)
+    assert found.images.shape[1:] == digits.IMAGE_SHAPE and snapshot(data_dir) == before
+
+
 def test_both_splits_together_are_the_digits_of_scikit_learn(data_dir):
     source = load_digits()
     found = []
