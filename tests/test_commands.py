@@ -80,8 +80,6 @@ def test_the_package_lists_its_commands_with_examples():
     ("module", "flag", "names"),
     [
         (sample, "sampler", SAMPLERS),
-        (sample, "prompts", prompts.READERS),
-        (evaluate, "prompts", prompts.READERS),
         (evaluate, "protocol", PROTOCOLS),
         (evaluate, "clip_form", clip_score.FORMS),
         (evaluate, "hps_version", hps.VERSIONS),
@@ -95,5 +93,13 @@ def test_choices_are_those_of_the_dicts_that_define_them(module, flag, names):
     assert module.FLAGS[flag].parser.enum_values == list(names)
 
 
-def test_the_metrics_are_in_their_flags_help():
-    assert ", ".join(METRICS) in evaluate.FLAGS["metrics"].help
+@pytest.mark.parametrize(
+    ("module", "flag", "names"),
+    [
+        (evaluate, "metrics", METRICS),
+        (sample, "prompts", prompts.READERS),
+        (evaluate, "prompts", prompts.READERS),
+    ],
+)
+def test_names_that_are_no_choices_alone_are_in_the_help(module, flag, names):
+    assert ", ".join(names) in module.FLAGS[flag].help
