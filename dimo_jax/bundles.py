@@ -16,16 +16,18 @@ from typing import Any
 
 import jax
 import msgpack
+import numpy as np
 from flax import serialization
 
-from dimo_jax import bundle_places, files, models, tokenizers
+from dimo_jax import bundle_config, bundle_places, files, models, tokenizers
 from dimo_jax.bundle_places import CONFIG_FILE, PARAMS_FILE
+from dimo_jax.common import limits
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.models import clip
 from dimo_jax.training import trees
 
-FORMAT_VERSION = 1
 TOKENIZER_FOLDER = "tokenizer"
 
 BUILDERS = {
@@ -35,15 +37,6 @@ BUILDERS = {
     "features": models.build,
     "clip": clip.build,
     "tokenizer": tokenizers.build,
-}
-_FIELDS = {
-    "format_version": int,
-    "kind": str,
-    "model": dict,
-    "sampler": (dict, type(None)),
-    "tokenizer": (dict, type(None)),
-    "provenance": dict,
-    "params_sha256": str,
 }
 
 
@@ -94,7 +87,8 @@ class Bundle:
         Raises:
             InputError: the bundle has no such file, or it is not the one that was saved.
         """
-        expected = self.provenance.get("attachments", {}).get(name)
+        attachments = self.provenance.get("attachments")
+        expected = attachments.get(name) if isinstance(attachments, dict) else None
         if expected is None:
             raise InputError(f"{self.path} has no {name}; convert the checkpoint again")
         data = _read(self.path, name)
@@ -209,7 +203,7 @@ def _content(
     for piece in params_pieces(params):
         digest.update(piece)
     config = {
-        "format_version": FORMAT_VERSION,
+        "format_version": bundle_config.FORMAT_VERSION,
         "kind": kind,
         "model": model,
         "sampler": sampler,
@@ -242,7 +236,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
             or not finite, in which case each is listed.
     """
     path = bundle_places.find(path, kind)
-    config = _load_config(path)
+    config = bundle_config.read(_read(path, CONFIG_FILE), path / CONFIG_FILE, BUILDERS)
     if kind is not None and config["kind"] != kind:
         raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")
     data = _read(path, PARAMS_FILE)
@@ -254,18 +248,26 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
             "bundle, so copy the bundle again"
         )
     try:
-        expected = _expected_params(config["kind"], config["model"])
-    except InputError:
-        raise
-    except Exception as error:  # sizes of the wrong type or sign fail anywhere inside the network
+        params = serialization.msgpack_restore(data)
+        found = trees.named_leaves(params)
+        if other := next((x for x in found.values() if not isinstance(x, np.ndarray)), None):
+            raise ValueError(f"it holds a {type(other).__name__}")
+    except Exception as error:  # msgpack, flax and NumPy raise whatever they stumble over
         raise InputError(
-            f"{path / CONFIG_FILE} describes no model that can be built: {error}"
+            f"{path / PARAMS_FILE} is not a tree of arrays: {shown(error)}; copy the bundle again"
         ) from error
     try:
-        params = serialization.msgpack_restore(data)
-        wrong = trees.differences(params, expected)
-    except Exception as error:  # msgpack and NumPy raise whatever they stumble over
-        raise InputError(f"{path / PARAMS_FILE} is not a tree of arrays: {error}") from error
+        # Before anything is built: the sizes decide how long that takes.
+        limits.check_sizes(config["model"], len(found))
+        limits.check_sizes(config["sampler"] or {})
+        expected = _expected_params(config["kind"], config["model"])
+    except InputError as error:
+        raise InputError(f"{path / CONFIG_FILE}: {error}") from error
+    except Exception as error:  # sizes of the wrong type or sign fail anywhere inside the network
+        raise InputError(
+            f"{path / CONFIG_FILE} describes no model that can be built: {shown(error)}"
+        ) from error
+    wrong = trees.differences(params, expected)
     if wrong:
         raise InputError(f"{path} has parameters unlike its model's: {'; '.join(wrong)}")
     trees.check_finite(params, str(path))
@@ -291,40 +293,6 @@ def _read(path: AnyPath, name: str) -> bytes:
             f"cannot read {path / name} ({error.strerror or error}); a bundle has {CONFIG_FILE} "
             f"and {PARAMS_FILE}"
         ) from error
-
-
-def _load_config(path: AnyPath) -> dict[str, Any]:
-    """config.json with exactly the known fields, of their types."""
-    where = path / CONFIG_FILE
-    try:
-        config = json.loads(_read(path, CONFIG_FILE))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{where} is not a JSON object")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{where} has format_version {config.get('format_version')!r}; this program reads "
-            f"{FORMAT_VERSION}"
-        )
-    wrong = [f"unknown field {name}" for name in config if name not in _FIELDS]
-    wrong += [f"missing field {name}" for name in _FIELDS if name not in config]
-    wrong += [
-        f"{name} is of type {type(config[name]).__name__}"
-        for name, types in _FIELDS.items()
-        if name in config and not isinstance(config[name], types)
-    ]
-    if not wrong and config["kind"] not in BUILDERS:
-        wrong = [f"kind is {config['kind']!r}, not one of {', '.join(BUILDERS)}"]
-    if config.get("kind") == "generator" and config.get("sampler") is None:
-        wrong.append("a generator needs a sampler")
-    if config.get("tokenizer") and set(config["tokenizer"]) != {"config", "hash"}:
-        wrong.append("tokenizer must hold config and hash")
-    if wrong:
-        raise InputError(f"{where} is not a bundle's: {'; '.join(wrong)}")
-    return config
 
 
 def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:

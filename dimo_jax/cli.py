@@ -16,6 +16,7 @@ from absl import flags
 
 from dimo_jax import config_text, host_memory, overrides
 from dimo_jax.common.command_flags import Flags
+from dimo_jax.common.shown import printable
 from dimo_jax.errors import InputError, Interrupted
 from dimo_jax.files import FULL_DISK
 
@@ -194,13 +195,13 @@ def _finish(main: Callable[[], None]) -> None:
     except Interrupted as error:
         if error.exit_code:
             raise
-        print(error, file=sys.stderr, flush=True)
+        print(printable(str(error)), file=sys.stderr, flush=True)
     if distributed := _joined():
         distributed.finish()
 
 
 def _stop(status: int, message: str) -> NoReturn:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(printable(" ".join(message.split())), file=sys.stderr, flush=True)
     if distributed := _joined():
         distributed.leave(status)
     raise SystemExit(status)

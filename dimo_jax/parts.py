@@ -7,7 +7,7 @@ files, which appears whole, and the ranges go. Axes: N images, H, W, C, L tokens
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from dimo_jax import files, images
+from dimo_jax.common import archives, readers
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 
@@ -56,7 +57,7 @@ class Parts:
         path = self.folder / SETTINGS_FILE
         if not path.exists():
             files.write_file(path, text.encode())
-        elif path.read_text(encoding="utf-8") != text:
+        elif readers.text(path) != text:
             raise InputError(
                 f"{self.folder} was begun with other settings than these; give those again to go "
                 "on, or remove it"
@@ -77,8 +78,13 @@ class Parts:
         np.savez(buffer, pixels=pixels, tokens=tokens)
         files.write_file(self.path(start), buffer.getvalue())
 
-    def finish(self) -> None:
-        """Joins the ranges into the output and removes them."""
+    def finish(self, redraw: Callable[[int, int], None]) -> None:
+        """Joins the ranges into the output and removes them.
+
+        Args:
+            redraw: draws and saves a range [start, stop) anew, where its file is damaged.
+        """
+        self._redraw = redraw
         if self.output.suffix == ".npz":
             self._write_npz()
         else:
@@ -86,8 +92,19 @@ class Parts:
         files.remove_folder(self.folder)
 
     def _load(self, start: int) -> tuple[ndarray, ndarray]:
-        with np.load(io.BytesIO(self.path(start).read_bytes())) as data:
-            return data["pixels"], data["tokens"]
+        stop = min(start + RANGE_SIZE, len(self.labels))
+        try:
+            return self._read(start, stop)
+        except InputError:
+            self._redraw(start, stop)
+            return self._read(start, stop)
+
+    def _read(self, start: int, stop: int) -> tuple[ndarray, ndarray]:
+        with archives.open_npz(self.path(start)) as data:
+            pixels, tokens = data["pixels"], data["tokens"]
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != stop - start:
+            raise InputError(f"{self.path(start)} is not of the images {start} to {stop}")
+        return pixels, tokens
 
     def _write_npz(self) -> None:
         starts = [start for start, _ in self.ranges()]

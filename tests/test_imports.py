@@ -19,7 +19,7 @@ LINES = [
     ["files", "sizes"],
     ["defaults"],
     [
-        *("config", "host_memory", "images", "bundle_places"),
+        *("config", "host_memory", "images", "bundle_config", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),
     ],
     ["validation", "config_text", "overrides"],

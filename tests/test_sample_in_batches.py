@@ -103,6 +103,33 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
                 np.testing.assert_array_equal(one[key], other[key])
 
 
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    flags = [f"--generator={generator}", "--num=12", "--batch_size=8"]
+    whole, output = tmp_path / "whole" / name, tmp_path / "again" / name
+    run(*flags, f"--output={whole}")
+    finish = parts.Parts.finish
+
+    def damaged(self, *arguments):
+        path = self.path(0)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        finish(self, *arguments)
+
+    monkeypatch.setattr(parts.Parts, "finish", damaged)
+    run(*flags, f"--output={output}")
+    files = [whole] if whole.is_file() else list(whole.iterdir())
+    for file in files:
+        found = output / file.relative_to(whole) if whole.is_dir() else output
+        if file.suffix == ".npz":
+            with np.load(file) as one, np.load(found) as other:
+                assert all(np.array_equal(one[key], other[key]) for key in one)
+        else:
+            assert file.read_bytes() == found.read_bytes()
+
+
 def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once):
     monkeypatch.setattr(parts, "RANGE_SIZE", 8)
     model, tokenizer = drawing.open_pair(generator)

@@ -8,6 +8,7 @@ import numpy as np
 from absl.flags import FlagValues
 
 from dimo_jax import bundle_places, bundles, files
+from dimo_jax.common import readers
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import clip, folders, sources, text_to_image
@@ -26,7 +27,7 @@ def _model_yaml(flags: FlagValues, path: Path) -> str | None:
         if flags.yaml:
             raise InputError(f"there is no file {place}; give --yaml the path of a model.yaml")
         return None
-    return place.read_text(encoding="utf-8")
+    return readers.text(place, readers.MAX_YAML_BYTES)
 
 
 def _tokenizer(
@@ -120,7 +121,7 @@ def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
 
 def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
     """One model whose keys tell its sizes."""
-    state = sources.read(path)
+    state = sources.read(path, flags.key)
     with Progress("convert") as progress:
         if name is None:
             name = sources.recognise(state)

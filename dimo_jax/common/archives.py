@@ -9,9 +9,10 @@ import io
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from dimo_jax.errors import InputError
 # Deflate makes 258 bytes of 2 bits at most; the rest is for members of a few bytes.
 _DEFLATE_RATIO, _SMALL_BYTES = 1032, 1024
 MAX_STORE_BYTES = 1 << 34  # of an archive in an object store, which is read whole
+_SUM_BYTES = 4
 _KINDS = "biufcUSV"  # of dtypes; V: bfloat16, which NumPy's format does not know
 _AGAIN = "copy or make it again"
 
@@ -38,7 +40,7 @@ def open_zip(place: Any, where: str | None = None) -> zipfile.ZipFile:
             than can be, are encrypted, or compressed otherwise than by deflate.
     """
     where = where or str(place)
-    with _explained(where, place):
+    with explained(where, place):
         if not isinstance(place, bytes | Path):  # in an object store
             place = readers.content(place, MAX_STORE_BYTES)
         if isinstance(place, Path):
@@ -88,7 +90,7 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> b
     Raises:
         InputError: it is missing, damaged or larger.
     """
-    with _explained(f"{shown(name)} in {where}"):
+    with explained(f"{shown(name)} in {where}"):
         info = archive.getinfo(name)
         if info.file_size > most:
             raise ValueError(f"it has {info.file_size:,} bytes, expected {most:,} at most")
@@ -126,7 +128,7 @@ class Arrays(Mapping[str, np.ndarray]):
                 f"{self._where} has {shown(', '.join(self._names)) or 'nothing'}, but no {name}; "
                 f"{_AGAIN}"
             )
-        with _explained(f"{name} of {self._where}"):
+        with explained(f"{name} of {self._where}"):
             info = self._archive.getinfo(f"{name}.npy")
             with self._archive.open(info) as stream:
                 shape, fortran, dtype = read_npy_header(stream, info.file_size)
@@ -153,24 +155,47 @@ def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
         yield Arrays(archive, where or str(place))
 
 
-def map_npy(path: Path) -> np.ndarray:
+def write_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """Writes an array in NumPy's format, and the CRC-32 of its values behind it.
+
+    NumPy's own readers take no notice of what follows the values.
+    """
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array(file, array)
+    file.write(zlib.crc32(array).to_bytes(_SUM_BYTES, "little"))
+
+
+def map_npy(path: Path, check: bool = False) -> np.ndarray:
     """Maps an .npy file, read-only.
 
+    Args:
+        path: with a checksum as `write_npy` leaves it, or without.
+        check: compare the checksum, if there is one; it reads all of the file.
+
     Raises:
-        InputError: it is missing, something else, or has another size than it says.
+        InputError: it is missing, something else, damaged, or has another size than it says.
     """
-    with _explained(str(path), path), open(path, "rb") as file:
-        shape, fortran, dtype = read_npy_header(file, os.fstat(file.fileno()).st_size)
-        order = "F" if fortran else "C"
-        return np.memmap(file, dtype, "r", file.tell(), shape, order)
+    with explained(str(path), path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        shape, fortran, dtype = read_npy_header(file, size, _SUM_BYTES)
+        start = file.tell()
+        mapped = np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+        file.seek(start + mapped.nbytes)
+        expected = file.read()
+        if check and expected and zlib.crc32(mapped).to_bytes(_SUM_BYTES, "little") != expected:
+            raise ValueError("its values are not those that were written")
+        return mapped
 
 
-def read_npy_header(stream: Any, num_bytes: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_npy_header(
+    stream: Any, num_bytes: int, behind: int = 0
+) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Reads the head of an array in NumPy's format; the stream is left at its first value.
 
     Args:
         stream: at the beginning.
         num_bytes: of head and values together.
+        behind: of these, bytes that may follow the values, or not.
 
     Returns:
         (shape, whether in Fortran's order, dtype).
@@ -189,7 +214,7 @@ def read_npy_header(stream: Any, num_bytes: int) -> tuple[tuple[int, ...], bool,
     if dtype.kind not in _KINDS or dtype.names or dtype.subdtype or not dtype.itemsize:
         raise ValueError(f"it has the dtype {shown(dtype)}, expected numbers")
     said, found = math.prod(shape) * dtype.itemsize, num_bytes - stream.tell()
-    if min(shape, default=0) < 0 or said != found:
+    if min(shape, default=0) < 0 or said not in (found, found - behind):
         raise ValueError(
             f"its shape {shown(list(shape))} is {said:,} bytes and {found:,} are there"
         )
@@ -197,7 +222,16 @@ def read_npy_header(stream: Any, num_bytes: int) -> tuple[tuple[int, ...], bool,
 
 
 @contextlib.contextmanager
-def _explained(where: str, place: Any = None) -> Iterator[None]:
+def explained(where: str, place: Any = None) -> Iterator[None]:
+    """Turns whatever reading raises, inside the block, into one sentence.
+
+    Args:
+        where: what is read, for the message.
+        place: its path or bytes, from whose beginning another kind of file is recognised.
+
+    Raises:
+        InputError: the sentence.
+    """
     try:
         yield
     except InputError:

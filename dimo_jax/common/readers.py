@@ -4,14 +4,16 @@ Files come from strangers and from broken downloads. Nothing here believes a siz
 as the file says, or lets an error of a library through.
 """
 
+import contextlib
 import gzip
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
-from dimo_jax.common.shown import shown
+from dimo_jax.common.shown import quoted, shown
 from dimo_jax.errors import InputError
 
 # Text and JSON that this program reads are far smaller: COCO's captions take 91 MB.
@@ -126,6 +128,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
             raise InputError(f"{where} is {what}") from error
         deep = isinstance(error, RecursionError)
         reason = _too_deep() if deep else shown(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason += f", at {quoted(found[max(error.pos - 10, 0) : error.pos + 20])}"
         raise InputError(f"{where} is not JSON ({reason}); copy or download it again") from error
     if found.count("[") + found.count("{") > MAX_DEPTH:
         _check_depth(value, where)
@@ -156,6 +160,27 @@ def as_object(value: Any, where: str) -> dict[str, Any]:
         kind = type(value).__name__
         raise InputError(f"{where} is not a JSON object but a {kind}; give the file it should be")
     return value
+
+
+@contextlib.contextmanager
+def well_typed(where: str) -> Iterator[None]:
+    """Turns what fields of the wrong type raise, inside the block, into one sentence.
+
+    Args:
+        where: what the fields are of, for the message.
+
+    Raises:
+        InputError: naming the error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, IndexError) as error:
+        reason = f"{type(error).__name__}: {shown(error)}"
+        raise InputError(
+            f"{where} has a field that is missing or of another type ({reason}); download it again"
+        ) from error
 
 
 def parse_yaml(found: str, where: str) -> Any:

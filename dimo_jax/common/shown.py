@@ -14,6 +14,15 @@ def shown(value: Any) -> str:
     return ascii(text if len(text) <= _MOST else f"{text[:_MOST]}...")[1:-1]
 
 
+def quoted(value: Any) -> str:
+    """Gives a value out of a file as Python writes it: short, in ASCII, without controls."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
 def printable(text: str) -> str:
     r"""Writes out whatever a terminal does not show as a character, ESC as \x1b.
 

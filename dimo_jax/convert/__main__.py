@@ -66,6 +66,12 @@ flags.DEFINE_integer(
     "image_size", None, "tokenizer: pixels along a side (256)", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_string(
+    "key",
+    None,
+    "where in the file the weights are: ema, or model for keys model.*; default: the first known",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
     "yaml", None, "vqgan: its model.yaml; default: the one beside the file", flag_values=FLAGS
 )
 flags.DEFINE_enum(

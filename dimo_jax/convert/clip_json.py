@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dimo_jax.common import limits, readers
+from dimo_jax.common.shown import quoted
 from dimo_jax.errors import InputError
 from dimo_jax.models.clip import ACTIVATIONS, MEAN, STD
 
@@ -33,6 +35,7 @@ _TEXT_FIELDS = {
 }
 
 
+@readers.well_typed("the JSON beside the weights")
 def told(described: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON in our words.
 
@@ -46,17 +49,18 @@ def told(described: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: it is of another kind, damaged, or of a network that is not plain CLIP.
     """
-    try:
-        if "text_cfg" in described or "model_cfg" in described:
-            return _told_by_open_clip(described)
-        if str(described.get("model_type", "")).startswith("clip"):
-            return _told_by_hugging_face(described)
-    except (TypeError, AttributeError, ValueError, KeyError) as error:
-        raise InputError(f"the JSON beside the weights is damaged: {error!r}") from error
-    raise InputError(
-        f"the JSON beside the weights is of {described.get('model_type', 'no model_type')!r}; "
-        "expected open_clip's, or Hugging Face's of a model_type clip or clip_text_model"
-    )
+    kind = described.get("model_type", "no model_type")
+    if "text_cfg" in described or "model_cfg" in described:
+        found = _told_by_open_clip(described)
+    elif str(kind).startswith("clip"):
+        found = _told_by_hugging_face(described)
+    else:
+        raise InputError(
+            f"the JSON beside the weights is of {quoted(kind)}; expected open_clip's, or Hugging "
+            "Face's of a model_type clip or clip_text_model"
+        )
+    limits.check_sizes(found)
+    return found
 
 
 def text_config_json(config: Mapping[str, Any]) -> dict[str, Any]:

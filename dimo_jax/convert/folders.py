@@ -3,13 +3,14 @@
 The layout of Hugging Face's libraries, and of open_clip's files on its hub.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dimo_jax.common import readers
+from dimo_jax.common.shown import quoted, shown
 from dimo_jax.convert import torch_files
 from dimo_jax.errors import InputError
 
@@ -63,29 +64,30 @@ def parts(path: Path) -> list[Path]:
         return [path]
     names = sorted(set(_weight_map(path).values()))
     # A name with a folder in it would read files that are none of this checkpoint.
-    if strange := [name for name in names if Path(name).name != name]:
-        raise InputError(f"{path} lists {strange[0]!r}, expected a file beside it")
+    if strange := [name for name in names if Path(name).name != name or len(name) > 200]:
+        raise InputError(f"{path} lists {quoted(strange[0])}, expected a file beside it")
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise InputError(
-            f"{path} lists {len(names)} parts, of which {', '.join(missing)} "
+            f"{path} lists {len(names)} parts, of which {shown(', '.join(missing))} "
             f"{'is' if len(missing) == 1 else 'are'} missing; download the rest"
         )
     return [path.parent / name for name in names]
 
 
 def _weight_map(path: Path) -> Mapping[str, str]:
-    found = read_json(path).get("weight_map")
+    found = readers.json_object(path).get("weight_map")
     texts = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
     if not texts or not found:
         raise InputError(f"{path} has no weight_map of file names; download it again")
     return found
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, at: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint.
 
     Args:
         path: as `weights` gives it.
+        at: as for torch_files.state_dict.
 
     Returns:
         {key: array}, as torch_files.state_dict.
@@ -95,18 +97,20 @@ def read(path: Path) -> dict[str, np.ndarray]:
             says it has.
     """
     if _INDEX not in path.name:
-        return torch_files.state_dict(path)
+        return torch_files.state_dict(path, at)
     state: dict[str, np.ndarray] = {}
     for part in parts(path):
-        found = torch_files.state_dict(part)
+        found = torch_files.state_dict(part, at)
         if repeated := state.keys() & found.keys():
-            raise InputError(f"{part} repeats {min(repeated)} of another part; download it again")
+            raise InputError(
+                f"{part} repeats {shown(min(repeated))} of another part; download it again"
+            )
         state |= found
     lacking = [key for key in _weight_map(path) if key not in state]
     if lacking:
         raise InputError(
-            f"{path} lists {len(lacking)} tensors that its parts do not have, {lacking[0]} for "
-            "one; download index and parts again"
+            f"{path} lists {len(lacking)} tensors that its parts do not have, "
+            f"{shown(lacking[0])} for one; download index and parts again"
         )
     return state
 
@@ -126,21 +130,4 @@ def description(path: Path) -> dict[str, Any] | None:
     name = _DESCRIBED_BY.get(path.name)
     if name is None or not (path.parent / name).is_file():
         return None
-    return read_json(path.parent / name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}; download it again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not a JSON object; download it again")
-    return found
+    return readers.json_object(path.parent / name)

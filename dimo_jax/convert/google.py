@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from flax import serialization, traverse_util
 
-from dimo_jax.convert.layouts import Entry, conv, norm, same, shape_of
+from dimo_jax.common.shown import shown
+from dimo_jax.convert.layouts import Entry, conv, count_numbered, norm, same, shape_of
 from dimo_jax.errors import InputError
 from dimo_jax.training import trees
 
@@ -45,16 +46,20 @@ def from_bytes(data: bytes) -> dict[str, np.ndarray]:
         variables = serialization.msgpack_restore(data)
     except Exception as error:  # msgpack, flax and NumPy each have their own for bytes they dislike
         raise InputError(
-            f"the file is not Flax's msgpack ({type(error).__name__}: {error}); it may be cut off: "
-            "fetch it again"
+            f"the file is not Flax's msgpack ({type(error).__name__}: {shown(error)}); it may be "
+            "cut off: fetch it again"
         ) from error
-    found = sorted(map(str, variables)) if isinstance(variables, dict) else type(variables).__name__
+    found = (
+        sorted(map(shown, variables)) if isinstance(variables, dict) else type(variables).__name__
+    )
     if found != ["params"] or not isinstance(variables["params"], dict):
-        raise InputError(f"the file holds {found}, expected a dict with 'params' and nothing else")
+        raise InputError(
+            f"the file holds {shown(found)}, expected a dict with 'params' and nothing else"
+        )
     state = trees.named_leaves(variables["params"])
     wrong = [key for key, value in state.items() if not isinstance(value, np.ndarray)]
     if wrong:
-        raise InputError(f"{', '.join(wrong)} in the file should be arrays and are not")
+        raise InputError(f"{shown(', '.join(wrong))} in the file should be arrays and are not")
     return state
 
 
@@ -261,7 +266,7 @@ def tokenizer_config_from(state: Mapping[str, Any], image_size: int = 256) -> di
 
 
 def _count(pattern: re.Pattern, keys: Mapping[str, Any]) -> int:
-    return 1 + max((int(m[1]) for m in map(pattern.match, keys) if m), default=-1)
+    return count_numbered((m[1] for m in map(pattern.match, keys) if m), len(keys), pattern.pattern)
 
 
 def _flax(prefix: str, path: str, first: str = "kernel", bias: bool = True) -> list[Entry]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 from dimo_jax.training.trees import Tree
 
@@ -129,15 +130,37 @@ def shape_of(state: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
     if key not in state:
         raise InputError(f"{key} is missing; the sizes of the network are read from it")
     shape = tuple(state[key].shape)
-    if len(shape) != rank:
-        raise InputError(f"{key} is {shape}, expected {rank} axes")
+    if len(shape) != rank or 0 in shape:
+        raise InputError(f"{key} is {shape}, expected {rank} axes, none of them empty")
     return shape
 
 
 def count_layers(state: Iterable[str], prefix: str) -> int:
-    """How many layers a state dict has: one more than the greatest number after `prefix`."""
-    numbers = [key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)]
-    return 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
+    """Counts the layers of a state dict: one more than the greatest number after `prefix`.
+
+    Raises:
+        InputError: that number is greater than there are keys.
+    """
+    keys = list(state)
+    numbers = [key[len(prefix) :].partition(".")[0] for key in keys if key.startswith(prefix)]
+    return count_numbered((x for x in numbers if x.isdecimal()), len(keys), prefix)
+
+
+def count_numbered(numbers: Iterable[str], num_keys: int, what: str) -> int:
+    """Counts what is numbered from 0 in a file's keys.
+
+    Args:
+        numbers: decimal digits out of the keys.
+        num_keys: of the file, which cannot have more layers.
+        what: for the message.
+
+    Raises:
+        InputError: a number is greater than that.
+    """
+    most = max(numbers, key=lambda x: (len(x), x), default="-1")
+    if len(most) > 9 or int(most) >= num_keys:
+        raise InputError(f"{what} is numbered up to {shown(most)} in {num_keys} tensors")
+    return 1 + int(most)
 
 
 def _path(path: str) -> Path:
@@ -194,11 +217,17 @@ def to_params(
     entries = list(entries)
     expected = state_shapes(entries, like)
     wrong = [f"{key} is missing" for key in expected if key not in state]
-    wrong += [f"{key} is unknown" for key in state if key not in expected]
+    wrong += [f"{shown(key)} is unknown" for key in state if key not in expected]
     wrong += [
         f"{key} is {tuple(state[key].shape)}, expected {shape}"
         for key, shape in expected.items()
         if key in state and tuple(state[key].shape) != shape
+    ]
+    # NumPy would drop the imaginary part, and read text as numbers. "V" are bfloat16 and float8.
+    wrong += [
+        f"{key} is of {state[key].dtype}, expected real numbers"
+        for key in expected
+        if key in state and (state[key].dtype.kind not in "biufV" or state[key].dtype.names)
     ]
     if not wrong:
         wrong = [

@@ -6,6 +6,8 @@ Source: viiika/Meissonic; Di[M]O's released text-to-image generator has the same
 from collections.abc import Mapping
 from typing import Any
 
+from dimo_jax.common import readers
+from dimo_jax.common.shown import quoted
 from dimo_jax.convert.layouts import Entry, conv, linear, norm, permuted, same
 from dimo_jax.errors import InputError
 
@@ -112,6 +114,7 @@ def _pointwise(prefix: str, path: str) -> Entry:
     )
 
 
+@readers.well_typed("its config.json")
 def config_from(
     fields: Mapping[str, Any], num_tokens: int = 4096, text_length: int = 77
 ) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def config_from(
     if missing:
         raise InputError(f"its config.json says nothing of {', '.join(missing)}")
     wrong = [
-        f"{name} {fields[name]!r} (expected {value!r})"
+        f"{name} {quoted(fields[name])} (expected {value!r})"
         for name, value in {**_FIXED, "upsample": fields["downsample"]}.items()
         if fields.get(name, value) != value
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dimo_jax.common.shown import shown
 from dimo_jax.convert import torch_files, torch_pickle
 from dimo_jax.errors import InputError
 
@@ -52,13 +53,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever breaks in here breaks on what the file says
         raise InputError(
             f"{path} is cut off or damaged: its pickle fails at byte {position} "
-            f"({type(error).__name__}: {torch_pickle.shown(error)}); download or copy it again"
+            f"({type(error).__name__}: {shown(error)}); download or copy it again"
         ) from error
     state: dict[str, np.ndarray] = {}
     wrong = _flatten(tree, "", state, set())
     if wrong or not state:
         raise InputError(
-            f"{path} is a pickle with {torch_pickle.shown(wrong or 'no array')}, expected dicts of "
+            f"{path} is a pickle with {shown(wrong or 'no array')}, expected dicts of "
             "arrays and nothing else; give a checkpoint file"
         )
     return state

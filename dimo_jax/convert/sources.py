@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dimo_jax import models, tokenizers
+from dimo_jax.common.shown import shown
 from dimo_jax.convert import (
     clip,
     folders,
@@ -193,15 +194,18 @@ TORCH_TABLES: dict[str, Callable[[Mapping[str, Any]], list[Entry]]] = {
 }
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def read(path: str | Path, at: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of any file that a source publishes; nothing in it is executed.
 
     Args:
         path: .pth, .ckpt, .bin (both containers), .safetensors, the index of several of these,
             Flax's msgpack, or a pickled dict of NumPy arrays.
+        at: where in a file of PyTorch or of safetensors the weights are: a key, or what their keys
+            begin with before a dot.
 
     Returns:
-        {key: array}, views of the mapped file where it can be.
+        {key: array}, views of the mapped file where it can be. Of a training program's file that
+        has one known model inside another's keys, such as model.*, that model.
 
     Raises:
         InputError: the file is missing, damaged, hostile, or of no such format.
@@ -215,7 +219,31 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             return google.from_bytes(path.read_bytes())
         if numpy_pickle.recognised(head):
             return numpy_pickle.read(path)
-    return folders.read(path)
+    state = folders.read(path, at)
+    return state if at is not None or _is_known(state) else _inner(state, path)
+
+
+def _is_known(state: State) -> bool:
+    try:
+        recognise(state)
+    except InputError:
+        return False
+    return True
+
+
+def _inner(state: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The one part of a state dict that is of a known source; the state dict if there is none."""
+    inside: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in state.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            inside.setdefault(first, {})[rest] = value
+    known = [first for first, part in inside.items() if _is_known(part)]
+    if len(known) > 1:
+        raise InputError(
+            f"{path} holds a model under each of {shown(', '.join(known))}; choose with --key"
+        )
+    return inside[known[0]] if known else state
 
 
 def recognise(state: State) -> str:
@@ -240,8 +268,9 @@ def recognise(state: State) -> str:
         return "inception"
     if clip.is_hugging_face(state):
         return "clip"
+    first = shown(", ".join(list(state)[:4]))
     raise InputError(
-        f"its {len(state)} tensors ({', '.join(list(state)[:4])}, ...) are of no known source; "
+        f"its {len(state)} tensors ({first}, ...) are of no known source; "
         f"known are {', '.join(SOURCES)}"
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from dimo_jax import bundles, models, tokenizers
+from dimo_jax.common import readers
 from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import (
@@ -104,7 +105,7 @@ def from_folder(
     # The tokenizer first: the transformer's bundle says which one its tokens belong to.
     for name in sorted(found, key=lambda name: name != "vqvae"):
         folder = found[name]
-        fields = folders.read_json(folder / diffusers_folder.CONFIG_FILE)
+        fields = readers.json_object(folder / diffusers_folder.CONFIG_FILE)
         if name == "vqvae":
             config = vq_model.config_from(fields, size)
         else:
@@ -241,7 +242,7 @@ def _models_in(path: Path) -> dict[str, Path]:
     """The folders of PARTS."""
     found = {name: path / name for name in PARTS if (path / name).is_dir()}
     if not found and (path / diffusers_folder.CONFIG_FILE).is_file():
-        fields = folders.read_json(path / diffusers_folder.CONFIG_FILE)
+        fields = readers.json_object(path / diffusers_folder.CONFIG_FILE)
         # Their class names are those of many others too.
         if "num_single_layers" in fields:
             found = {"transformer": path}
@@ -258,14 +259,14 @@ def _models_in(path: Path) -> dict[str, Path]:
 def _image_size(found: Mapping[str, Path]) -> int:
     if "transformer" not in found:
         return 1024
-    fields = folders.read_json(found["transformer"] / diffusers_folder.CONFIG_FILE)
+    fields = readers.json_object(found["transformer"] / diffusers_folder.CONFIG_FILE)
     return 1024 if fields.get("downsample") else 512
 
 
 def _text_length(encoder: Path) -> int:
     """Ids of a prompt: those of the text encoder beside the transformer, or of CLIP."""
     place = encoder / diffusers_folder.CONFIG_FILE
-    fields = folders.read_json(place) if place.is_file() else {"model_type": "clip_text_model"}
+    fields = readers.json_object(place) if place.is_file() else {"model_type": "clip_text_model"}
     return clip_json.told(fields)["text"]["context"]
 
 

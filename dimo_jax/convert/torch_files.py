@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
-from dimo_jax.convert import torch_pickle
+from dimo_jax.common import readers
+from dimo_jax.common.shown import shown
+from dimo_jax.convert import safetensors_files, torch_pickle
 from dimo_jax.errors import InputError
 
 # Where training programs put the weights, in the order they are looked for.
-STATE_DICT_NAMES = ("model_state_dict", "state_dict", "model", "module")
+STATE_DICT_NAMES = (
+    *("model_state_dict", "state_dict", "model", "module"),
+    *("ema", "model_ema", "ema_model", "params_ema", "params", "generator"),
+)
 # Of DistributedDataParallel and torch.compile.
 WRAPPERS = ("module.", "_orig_mod.")
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -28,15 +32,6 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # shrink; something that unpacks to far more than its file is a trap.
 MAX_UNPACKED_RATIO, MAX_UNPACKED_BYTES = 16, 1 << 26
 MAX_LISTED = 8
-
-# What a download gone wrong begins with.
-_OTHERS = {
-    b"version https://git-lfs": "a git-lfs pointer; run `git lfs pull` to get the file itself",
-    b"<": "a web page; download the file itself",
-    b"\x1f\x8b": "compressed with gzip; unpack it",
-    b"\x89HDF": "an HDF5 file; this reads files of torch.save",
-    b"\x93NUMPY": "a NumPy file; this reads files of torch.save",
-}
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -68,7 +63,7 @@ def read(path: str | os.PathLike) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # zipfile and NumPy raise whatever they stumble over
         raise InputError(
-            f"{path} is cut off or damaged ({type(error).__name__}: {torch_pickle.shown(error)}); "
+            f"{path} is cut off or damaged ({type(error).__name__}: {shown(error)}); "
             "download or copy it again"
         ) from error
     raise InputError(f"{path} is no PyTorch checkpoint: {_recognised(head)}")
@@ -108,9 +103,8 @@ def _recognised(head: bytes) -> str:
         )
     if _is_safetensors(head):
         return "it is a safetensors file; give it the suffix .safetensors"
-    for start, what in _OTHERS.items():
-        if head.lstrip().startswith(start):
-            return f"it is {what}"
+    if what := readers.recognised(head):
+        return f"it is {what}"
     return f"it begins with {head[:8]!r}; expected a file of torch.save"
 
 
@@ -246,8 +240,9 @@ def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.n
 
     Args:
         path: the file.
-        at: the key of the state dict in the file; None for the file's object itself if all of it
-            is tensors, else the first of STATE_DICT_NAMES that it has.
+        at: the key of the state dict in the file, or what its keys begin with before a dot; None
+            for the file's object itself if all of it is tensors, else the first of
+            STATE_DICT_NAMES that it has.
 
     Returns:
         {key: array} in the file's order, with the WRAPPERS stripped off the front of every key.
@@ -257,7 +252,7 @@ def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.n
         InputError: as `read`, or there is no state dict.
     """
     path = Path(path)
-    content = _read_safetensors(path) if _holds_safetensors(path) else read(path)
+    content = safetensors_files.read(_map(path), path) if _holds_safetensors(path) else read(path)
     state: dict[str, np.ndarray] = {}
     for key, value in _find(content, at, path).items():
         short = key
@@ -265,11 +260,16 @@ def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.n
             short = short.removeprefix(WRAPPERS[0]).removeprefix(WRAPPERS[1])
         if short in state:
             raise InputError(
-                f"{path} holds {torch_pickle.shown(short)} both with and without the prefix "
+                f"{path} holds {shown(short)} both with and without the prefix "
                 f"{' or '.join(WRAPPERS)}; rename one of them"
             )
         state[short] = value
-    return state
+    if at is None or at in content:
+        return state
+    inner = {key[len(at) + 1 :]: x for key, x in state.items() if key.startswith(f"{at}.")}
+    if not inner:
+        raise InputError(f"{path} holds {_listed(content)}, but nothing under --key={at}")
+    return inner
 
 
 def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
@@ -279,8 +279,8 @@ def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
             f"{path} holds a {type(content).__name__}, expected a dict of tensors; save the "
             "model's state_dict()"
         )
-    if at is not None:
-        found = content.get(at)
+    if at is not None and at in content:
+        found = content[at]
     elif content and all(isinstance(x, np.ndarray) for x in content.values()):
         found = content
     else:
@@ -289,7 +289,7 @@ def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
         places = STATE_DICT_NAMES if at is None else (at,)
         raise InputError(
             f"{path} holds {_listed(content)}, expected a dict of tensors under "
-            f"{' or '.join(places)}; name the key it is under"
+            f"{' or '.join(places)}; name the key it is under with --key"
         )
     wrong = [k for k, v in found.items() if type(k) is not str or not isinstance(v, np.ndarray)]
     if wrong:
@@ -301,7 +301,7 @@ def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
 
 
 def _listed(keys: Collection) -> str:
-    names = [torch_pickle.shown(x) for x in itertools.islice(keys, MAX_LISTED)]
+    names = [shown(x) for x in itertools.islice(keys, MAX_LISTED)]
     more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
     return f"{', '.join(names) or 'nothing'}{more}"
 
@@ -314,19 +314,3 @@ def _holds_safetensors(path: Path) -> bool:
             return _is_safetensors(file.read(16))
     except OSError:
         return False  # `read` says why
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
-    except (AttributeError, TypeError) as error:
-        # float8, for one: the package looks it up in NumPy itself (0.8.0).
-        raise InputError(
-            f"{path} holds a dtype that NumPy lacks ({error}); save it as float32"
-        ) from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({torch_pickle.shown(error)}); download or copy "
-            "it again"
-        ) from error

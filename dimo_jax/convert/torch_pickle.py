@@ -7,6 +7,7 @@ would still set attributes, grow its memo to any index, and crash on a deep tupl
 """
 
 import dataclasses
+import math
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 
 # Of torch.dtype, by name. The containers refuse files of the other byte order.
@@ -40,6 +42,9 @@ STORAGES = {
     "ComplexFloatStorage": DTYPES["complex64"],
     "ComplexDoubleStorage": DTYPES["complex128"],
 }
+
+# Elements of a tensor that `expand` made larger than its storage; positions of a text, for one.
+_MAX_REPEATED = 1 << 20
 
 # Training programs keep objects of these beside the weights; each becomes an `Inert`.
 INERT_MODULES = (
@@ -122,12 +127,6 @@ def interpret(
         ) from error
 
 
-def shown(text: Any) -> str:
-    """Text out of a file as a message may show it: short, without control characters."""
-    text = str(text)
-    return ascii(text if len(text) <= 120 else f"{text[:120]}...")[1:-1]
-
-
 @dataclasses.dataclass(frozen=True)
 class _StorageType:
     dtype: np.dtype
@@ -177,6 +176,9 @@ def _tensor(loaded: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> n
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if (last + 1) * size > loaded.storage.nbytes:
         raise ValueError(f"a tensor reaches past the end of storage {loaded.storage.key}")
+    # With a stride of 0, or overlapping rows, a few bytes stand for any number of elements.
+    if math.prod(shape) > max(loaded.storage.numel, _MAX_REPEATED):
+        raise ValueError(f"a tensor repeats storage {loaded.storage.key} to {shape}")
     return np.ndarray(shape, dtype, loaded.content, offset * size, [s * size for s in strides])
 
 

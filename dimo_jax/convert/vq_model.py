@@ -7,6 +7,8 @@ the finest.
 from collections.abc import Mapping
 from typing import Any
 
+from dimo_jax.common import readers
+from dimo_jax.common.shown import quoted
 from dimo_jax.convert.layouts import Entry, conv, norm, same
 from dimo_jax.errors import InputError
 
@@ -74,6 +76,7 @@ def _residual(prefix: str, path: str, shortcut: bool) -> list[Entry]:
     return table + (conv(f"{prefix}.conv_shortcut", f"{path}/shortcut_conv") if shortcut else [])
 
 
+@readers.well_typed("its config.json")
 def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, Any]:
     """The tokenizer's config.
 
@@ -89,7 +92,7 @@ def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, 
     """
     channels, latent = fields.get("block_out_channels"), fields.get("latent_channels")
     wrong = [
-        f"{name} {fields[name]!r} (expected {value!r})"
+        f"{name} {quoted(fields[name])} (expected {value!r})"
         for name, value in _FIXED.items()
         if fields.get(name, value) != value
     ]
@@ -99,9 +102,9 @@ def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, 
     for name, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         types = fields.get(f"{name}_block_types", [kind] * len(channels or ()))
         if set(types) - {kind} or len(types) != len(channels or ()):
-            wrong.append(f"{name}_block_types {types!r} (expected {kind} for each level)")
+            wrong.append(f"{name}_block_types {quoted(types)} (expected {kind} for each level)")
     if not channels or any(c % channels[0] for c in channels):
-        wrong.append(f"block_out_channels {channels!r} (expected multiples of the first)")
+        wrong.append(f"block_out_channels {quoted(channels)} (expected multiples of the first)")
     if wrong:
         raise InputError(f"this is another VQModel than Meissonic's: {', '.join(wrong)}")
     return {

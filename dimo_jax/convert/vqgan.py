@@ -8,8 +8,8 @@ order in which they run.
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from dimo_jax.common import readers
+from dimo_jax.common.shown import shown
 from dimo_jax.convert.layouts import Entry, conv, count_layers, norm, same, shape_of
 from dimo_jax.errors import InputError
 
@@ -132,7 +132,7 @@ def config_from(
     resolution = 256
     if model_yaml is not None:
         stated, resolution = _read_yaml(model_yaml)
-        wrong = [f"{k} {stated[k]} and not {v}" for k, v in sizes.items() if stated[k] != v]
+        wrong = [f"{k} {shown(stated[k])} and not {v}" for k, v in sizes.items() if stated[k] != v]
         if wrong:
             raise InputError(
                 f"model.yaml says {', '.join(wrong)} as the checkpoint's shapes do: take the "
@@ -149,7 +149,7 @@ def config_from(
 def _read_yaml(text: str) -> tuple[dict[str, Any], int]:
     """The sizes in model.yaml under our names, and the resolution it was trained at."""
     try:
-        params = yaml.safe_load(text)["model"]["params"]
+        params = readers.parse_yaml(text, "model.yaml")["model"]["params"]
         inner = params["ddconfig"]
         resolution = inner["resolution"]
         stated = {k: inner[k] for k in ("ch", "num_res_blocks", "z_channels")}
@@ -157,8 +157,8 @@ def _read_yaml(text: str) -> tuple[dict[str, Any], int]:
         stated["ch_mult"] = list(inner["ch_mult"])
         sides = [resolution // 2**level for level in range(len(stated["ch_mult"]))]
         stated["attn_levels"] = [i for i, s in enumerate(sides) if s in inner["attn_resolutions"]]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {shown(error)}"
         raise InputError(
             f"model.yaml cannot be read ({reason}), expected model.params with embed_dim, n_embed "
             "and ddconfig: take the file that belongs to the checkpoint, or none"

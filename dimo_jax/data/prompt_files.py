@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 from pyarrow import parquet
 
 from dimo_jax import files
@@ -280,8 +279,14 @@ def _parquet(
                 for record in batch.to_pylist():
                     yield f"{path}, row {row},", record
                     row += 1
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} is damaged or no parquet file: {shown(error)}") from error
+    except InputError:
+        raise
+    # Beside its own errors pyarrow raises OSError, ValueError, MemoryError, NotImplementedError ...
+    except Exception as error:
+        what = f"damaged or no parquet file ({shown(error)}); copy it again"
+        with open(path, "rb") as file:
+            what = readers.recognised(file.read(64)) or what
+        raise InputError(f"{path} is {what}") from error
 
 
 # Ending of a file's name -> its records, each with its place in words.

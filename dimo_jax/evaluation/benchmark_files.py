@@ -20,6 +20,8 @@ from jaxtyping import Array, Key, UInt8
 from PIL import Image
 
 from dimo_jax import files, images
+from dimo_jax.common import readers
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_images
 from dimo_jax.evaluation.prompts import HPS_STYLES, Prompt
@@ -193,11 +195,8 @@ def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, 
         if shard[0] == 0:
             files.write_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it with {output}") from error
+    found = readers.json_object(path)
+    names = sorted(shown(k) for k in {*found, *wanted} if found.get(k) != wanted.get(k))
     if names:
         raise InputError(
             f"{output} was begun with other settings: {', '.join(names)}; give those of {path} "

@@ -8,7 +8,6 @@ Axes: N images, D features.
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dimo_jax import files
-from dimo_jax.common import pictures
+from dimo_jax.common import archives, pictures
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.image_set import Batch, ImageSet, listed
 from dimo_jax.evaluation.moments import Accumulator, Moments
@@ -28,6 +27,7 @@ from dimo_jax.training.progress import Progress
 
 # All that any metric needs, whatever is asked for today: they come out of one pass.
 OUTPUTS = ("2048", "logits_unbiased", "spatial")
+_SAVED = (*OUTPUTS, "digests", "kinds", "constant")
 RANGE_SIZE = 256  # images of a range: what a kill may cost, and 5 MB of features
 RANGE_BYTES = 1 << 28  # of pixels; three ranges are in memory
 _DECODING = 2  # raised when a file's pixels become others, so that no features of before are used
@@ -86,7 +86,7 @@ class FeatureStore:
             InputError: naming the images that cannot be used, after all the rest was kept.
         """
         mine = self.ranges[jax.process_index() :: jax.process_count()]
-        left = [part for part in mine if not self._paths[part].exists()]
+        left = [part for part in mine if not self._is_whole(part)]
         total = sum(stop - start for start, stop in mine)
         before = done = total - sum(stop - start for start, stop in left)
         errors = []
@@ -97,6 +97,8 @@ class FeatureStore:
                 progress.note(text)
             if before:
                 progress.note(f"goes on: {before} of {total} images are there already")
+            if damaged := [self._paths[part] for part in left if self._paths[part].exists()]:
+                progress.note(f"{len(damaged)} damaged files, {damaged[0]} for one, are made again")
             progress.update(done, total, "images")
             for part, batch in self._read_ahead(left):
                 if isinstance(batch, InputError):
@@ -162,6 +164,15 @@ class FeatureStore:
         )
         files.write_file(self._paths[part], buffer.getvalue())
 
+    def _is_whole(self, part: tuple[int, int]) -> bool:
+        """Whether a range is there and every array of it as it was written."""
+        try:
+            with archives.open_npz(self._paths[part]) as data:
+                num = part[1] - part[0]
+                return all(data[name].shape[:1] == (num,) for name in _SAVED)
+        except InputError:
+            return False
+
     def parts(self, name: str) -> Iterator[np.ndarray]:
         """One of OUTPUTS, "digests", "kinds" or "constant", range by range in order.
 
@@ -169,12 +180,8 @@ class FeatureStore:
             InputError: a file is damaged.
         """
         for path in self._paths.values():
-            try:
-                # Opened here: np.load forgets to close a file that is no archive (NumPy 2.4).
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                    yield data[name]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"{path} is damaged ({error}); remove it and go on") from error
+            with archives.open_npz(path) as data:
+                yield data[name]
 
     def load(self, name: str) -> np.ndarray:
         """The same as one array; 50,000 x 2048 are 0.4 GB."""

@@ -4,13 +4,13 @@ Axes: N images, H height, W width.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from dimo_jax.common import readers
 from dimo_jax.errors import InputError
 
 _MAX_LISTED = 5
@@ -84,7 +84,5 @@ def digest(*lines: str) -> str:
 
 def read_settings(text: str, path: Path) -> dict[str, Any]:
     """What dimo_jax.sample says of the samples."""
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the settings in {path} are not a JSON object: {error}") from error
+    where = f"the record of settings in {path}"
+    return readers.as_object(readers.parse_json(text, where), where)

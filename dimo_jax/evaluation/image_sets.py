@@ -11,13 +11,13 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from dimo_jax import files, parts
-from dimo_jax.common import pictures
+from dimo_jax.common import archives, pictures, readers
+from dimo_jax.common.shown import shown
 from dimo_jax.data import splits
 from dimo_jax.data.pictures import open_source
 from dimo_jax.errors import InputError
@@ -36,7 +36,7 @@ class _Files(ImageSet):
         self.names = sorted(names, key=_natural)
         super().__init__(where, len(names))
         self._image_size = image_size
-        found = [re.search(r"_label(\d+)\.\w+$", name) for name in self.names]
+        found = [re.search(r"_label(\d{1,9})\.\w+$", name) for name in self.names]
         if all(found):  # as dimo_jax.sample writes them
             self.labels = np.array([int(match[1]) for match in found])
         self._first, pixels = self._first_readable()
@@ -95,7 +95,7 @@ class _Folder(_Files):
         self.notes += notes
         settings = path / parts.SETTINGS_FILE
         if settings.is_file():
-            self.facts = read_settings(settings.read_text(encoding="utf-8"), path)
+            self.facts = read_settings(readers.text(settings), path)
 
     def name(self, index: int) -> str:
         return str(self._root / self.names[index])
@@ -113,7 +113,7 @@ class _Folder(_Files):
 
 class _Zip(_Files):
     def __init__(self, path: Path, image_size: int | None):
-        self._archive = _open_zip(path)
+        self._archive = archives.open_zip(path)
         members = {x.filename: x for x in self._archive.infolist() if not x.is_dir()}
         self._infos = {k: x for k, x in members.items() if picture_folder.is_picture(k)}
         if not self._infos:
@@ -126,11 +126,9 @@ class _Zip(_Files):
         return f"{self.names[index]} in {self.where}"
 
     def content(self, index: int) -> bytes:
-        pictures.check_bytes(self._infos[self.names[index]].file_size, self.name(index))
-        try:
-            return self._archive.read(self.names[index])
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{self.name(index)} is damaged or encrypted: {error}") from error
+        name = self.names[index]
+        pictures.check_bytes(self._infos[name].file_size, self.name(index))
+        return archives.read_member(self._archive, name, self.where, self._infos[name].file_size)
 
     def identity(self, start: int, stop: int) -> str:
         infos = [self._infos[name] for name in self.names[start:stop]]
@@ -143,10 +141,10 @@ class _Npz(ImageSet):
     """arr_0 of an .npz, uint8 [N, H, W, 3]: ADM's form, and dimo_jax.sample's."""
 
     def __init__(self, path: Path):
-        self._path, self._archive, self._whole = path, _open_zip(path), None
+        self._path, self._archive, self._whole = path, archives.open_zip(path), None
         members = {info.filename: info for info in self._archive.infolist()}
         if "arr_0.npy" not in members:
-            names = ", ".join(name.removesuffix(".npy") for name in members) or "nothing"
+            names = shown(", ".join(name.removesuffix(".npy") for name in members)) or "nothing"
             raise InputError(
                 f"{path} has {names}, but no arr_0; images are expected there, uint8 [N, H, W, 3]"
             )
@@ -154,7 +152,7 @@ class _Npz(ImageSet):
         shape = self._open()
         super().__init__(str(path), shape[0])
         self.height, self.width, self._channels = shape[1:]
-        self._read_facts(members)
+        self._read_facts()
 
     def __del__(self):
         # An archive does not close its file while a member is open, and Python then complains.
@@ -165,9 +163,10 @@ class _Npz(ImageSet):
         """Goes to the first image; returns the array's shape."""
         if hasattr(self, "_stream"):
             self._stream.close()
-        self._stream, self._at = self._archive.open(self._info), 0
-        shape, fortran, dtype = _npy_header(self._stream, f"arr_0 of {self._path}")
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        with archives.explained(f"arr_0 of {self._path}"):
+            self._stream, self._at = self._archive.open(self._info), 0
+            shape, fortran, dtype = archives.read_npy_header(self._stream, self._info.file_size)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
             raise InputError(
                 f"arr_0 of {self._path} is {dtype} {list(shape)}, expected uint8 [N, H, W, 3]"
             )
@@ -186,11 +185,12 @@ class _Npz(ImageSet):
         data = self._read_bytes(num_bytes, shape[0])
         return np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(shape, order="F"))
 
-    def _read_facts(self, members: dict[str, zipfile.ZipInfo]) -> None:
-        with np.load(self._path, allow_pickle=False) as data:
-            if "labels.npy" in members and data["labels"].shape == (self.num,):
-                self.labels = data["labels"]
-            if "settings.npy" in members:
+    def _read_facts(self) -> None:
+        with archives.open_npz(self._path) as data:
+            labels = data["labels"] if "labels" in data else np.empty(0, int)
+            if labels.shape == (self.num,) and labels.dtype.kind in "iu":
+                self.labels = labels
+            if "settings" in data:
                 self.facts = read_settings(str(data["settings"]), self._path)
 
     def identity(self, start: int, stop: int) -> str:
@@ -296,22 +296,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts numbers inside names by their value."""
     # 1000 digits: int() refuses a name of more than 4300, which an archive may have.
     return [(int(x[:1000]), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is cut off or no zip archive ({error}); copy it again") from error
-
-
-def _npy_header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        return read(stream)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{name} has no readable header ({error})") from error

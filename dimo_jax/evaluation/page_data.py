@@ -6,13 +6,13 @@ there: [{"model", "steps", "metrics": {name: {"mean", "std"}}, "sampler"}]. What
 "per_class", "extremes" and "pictures" as `report.write` makes them, and any provenance.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dimo_jax import bundle_places, files
+from dimo_jax.common import readers
 from dimo_jax.config import flat
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import naming, words
@@ -183,11 +183,8 @@ def load(path: AnyPath | str) -> Results:
         InputError: if there is none, it is not JSON, or its rows are not as described above.
     """
     path = find(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable {FILE_NAME}: {error}") from error
-    rows = raw.get("rows") if isinstance(raw, dict) else None
+    raw = readers.json_object(path)
+    rows = raw.get("rows")
     if not isinstance(rows, list):
         raise InputError(f'{path} has no list "rows"; expected a {FILE_NAME} of an evaluation')
     return Results(path, raw, [_row(path, i, row) for i, row in enumerate(rows)])

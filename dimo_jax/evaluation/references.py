@@ -6,7 +6,6 @@ D features (2048, and 2023 of the spatial ones), N real images.
 import dataclasses
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from dimo_jax import files
+from dimo_jax.common import archives
+from dimo_jax.common.shown import shown
 from dimo_jax.convert import torch_files
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import image_sets
 from dimo_jax.evaluation.feature_store import FeatureStore
-from dimo_jax.evaluation.image_set import ImageSet, listed
+from dimo_jax.evaluation.image_set import ImageSet, listed, read_settings
 from dimo_jax.evaluation.moments import ROUNDING, Moments, covariance_fault
 from dimo_jax.evaluation.protocols import METRICS, Protocol
 
@@ -139,14 +140,8 @@ def open_reference(where: str, **options: Any) -> Reference:
         return Reference(where, file_hash(path), moments)
     if path.suffix != ".npz" or not path.is_file():
         return Reference(where, images=image_sets.open_set(where, **options))
-    try:
-        # Opened here: np.load forgets to close a file that is no archive (NumPy 2.4).
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            return _from_npz(path, data)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read ({error}); copy it again") from error
+    with archives.open_npz(path) as data:
+        return _from_npz(path, data)
 
 
 def _from_npz(path: Path, data: Mapping[str, Any]) -> Reference:
@@ -167,7 +162,9 @@ def _from_npz(path: Path, data: Mapping[str, Any]) -> Reference:
         _moments(path, data, SPATIAL_MOMENTS),
         features,
         image_sets.open_set(path) if IMAGES in data else None,
-        json.loads(str(data[SETTINGS])) if SETTINGS in data and features is not None else None,
+        read_settings(str(data[SETTINGS]), path)
+        if SETTINGS in data and features is not None
+        else None,
     )
 
 
@@ -204,7 +201,7 @@ def _shape(array: np.ndarray) -> str:
 
 
 def _names(content: Mapping[str, Any]) -> str:
-    return listed([str(name) for name in content]) or "nothing"
+    return listed([shown(name) for name in content]) or "nothing"
 
 
 def file_hash(path: Path) -> str:

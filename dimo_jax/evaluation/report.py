@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from dimo_jax import files
 from dimo_jax import images as pictures
-from dimo_jax.common import versions
+from dimo_jax.common import readers, versions
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import by_class, naming, protocol, words
 from dimo_jax.evaluation.by_class import Extreme, Extremes
@@ -87,9 +87,8 @@ def hashes_of(folder: AnyPath | str) -> dict[str, str]:
         folder: of the report.
     """
     try:
-        text = (files.path(folder) / "results.json").read_text(encoding="utf-8")
-        return dict(json.loads(text)["hashes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(readers.json_object(files.path(folder) / "results.json")["hashes"])
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
@@ -99,10 +98,10 @@ def read_rows(path: AnyPath | str) -> list[dict]:
     Raises:
         InputError: if it cannot be read or has no rows.
     """
-    try:
-        return json.loads(files.path(path).read_text(encoding="utf-8"))["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a readable results.json: {error}") from error
+    rows = readers.json_object(files.path(path)).get("rows")
+    if not isinstance(rows, list):
+        raise InputError(f'{path} has no list "rows"; expected a results.json of an evaluation')
+    return rows
 
 
 def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) -> str:

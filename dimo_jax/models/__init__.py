@@ -7,6 +7,7 @@ logits`; teacher, auxiliary and generator are one `apply` with three parameter t
 from collections.abc import Mapping
 from typing import Any
 
+from dimo_jax.common import limits
 from dimo_jax.errors import InputError
 from dimo_jax.models import (
     classifier,
@@ -48,6 +49,7 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     Raises:
         InputError: on an unknown name or on sizes the network does not take.
     """
+    limits.check_sizes(config)
     fields = dict(config)
     name = fields.pop("name", None)
     if name not in NETWORKS:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dimo_jax.common import limits
 from dimo_jax.errors import InputError
 from dimo_jax.models import blocks
 from dimo_jax.models.network import Compute
@@ -191,6 +192,7 @@ def build(config: Mapping[str, Any]) -> Clip:
     Raises:
         InputError: a field is missing, unknown or of a size that cannot be.
     """
+    limits.check_sizes(config)
     config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     _check(config)
     common = {name: config[name] for name in ("activation", "projection")}

@@ -287,6 +287,11 @@ def draw_set(
         def tokens_of(start: int, stop: int) -> Int[ndarray, "n L"]:
             return draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
 
+    def draw(start: int, stop: int) -> None:
+        tokens = tokens_of(start, stop)
+        pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))
+        parts.save(start, pixels, tokens)
+
     # Each process of a run on many takes every n-th range; the folder is shared between them.
     mine = parts.ranges()[jax.process_index() :: jax.process_count()]
     left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
@@ -297,14 +302,17 @@ def draw_set(
             progress.note(f"goes on: {before} of {total} images are there already")
         progress.update(done, total, "images")
         for start, stop in left:
-            tokens = tokens_of(start, stop)
-            pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))
-            parts.save(start, pixels, tokens)
+            draw(start, stop)
             done += stop - start
             progress.update(done, total, "images")
-    distributed.barrier("sampled")
-    if distributed.is_lead():
-        parts.finish()
+        distributed.barrier("sampled")
+        if distributed.is_lead():
+
+            def redraw(start: int, stop: int) -> None:
+                progress.note(f"{parts.path(start)} is damaged; its images are drawn again")
+                draw(start, stop)
+
+            parts.finish(redraw)
     # No process may look for the output before it is there.
     distributed.barrier("joined")
     return before

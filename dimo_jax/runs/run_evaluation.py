@@ -1,11 +1,11 @@
 """A finished run judged: samples of generator and teacher, their figures, pictures and speed."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dimo_jax.common import readers
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import image_sets, measure, showcase
 from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
@@ -193,7 +193,7 @@ def timed_config(workdir: AnyPath) -> dict[str, Any]:
     Args:
         workdir: of the run.
     """
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    config = readers.json_object(workdir / "config.json")
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")
     config["tokenizer"]["bundle"] = str(workdir / "export" / "tokenizer")
     config["text_encoder"] = {"bundle": str(workdir / conditions.TEXT_ENCODER_FOLDER)}

@@ -1,7 +1,6 @@
 """What a finished run is judged by: sets of samples of its generator and of its teacher."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import bundle_places, bundles
+from dimo_jax.common import readers
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
@@ -81,11 +81,11 @@ def sets_of(
     """
     path = workdir / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = readers.json_object(path)
         named = config["teacher"]["bundle"]
         teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
         with_text = opening.is_text(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--workdir={workdir} is no run: {path} cannot be read ({error}); give the folder "
             "that dimo_jax.main was given"

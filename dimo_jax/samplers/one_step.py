@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Int, Key
 from numpy import ndarray
 
+from dimo_jax.common.shown import quoted
 from dimo_jax.errors import InputError
 from dimo_jax.method.generate import Apply, GeneratorSettings, generate
 from dimo_jax.samplers.batches import in_batches
@@ -37,7 +38,14 @@ def settings_from(sampler: Mapping[str, Any], network: Any) -> GeneratorSettings
             f"it must have {', '.join(SAMPLER_FIELDS)}"
         )
     ratio = sampler["ratio"]
-    low, high = ratio if isinstance(ratio, (list, tuple)) else (ratio, ratio)
+    pair = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
+    for value in (*pair, *(sampler[name] for name in SAMPLER_FIELDS if name != "ratio")):
+        if type(value) not in (int, float):
+            raise InputError(
+                f"the sampler of a generator has {quoted(value)}, expected numbers in "
+                f"{', '.join(SAMPLER_FIELDS)}"
+            )
+    low, high = pair if len(pair) == 2 else (1, 0)
     for name, holds, range_ in (
         ("ratio", 0 <= low <= high <= 1, "one number or an ascending pair in [0, 1]"),
         ("sigma", 0 <= sampler["sigma"] <= 1, "in [0, 1]"),
@@ -46,7 +54,7 @@ def settings_from(sampler: Mapping[str, Any], network: Any) -> GeneratorSettings
         ("top_p", 0 < sampler["top_p"] <= 1, "above 0 and at most 1"),
     ):
         if not holds:
-            raise InputError(f"{name} is {sampler[name]}; it must be {range_}")
+            raise InputError(f"{name} is {quoted(sampler[name])}; it must be {range_}")
     return GeneratorSettings(
         num_tokens=network.num_tokens,
         codebook_size=network.codebook_size,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dimo_jax.common import limits
 from dimo_jax.errors import InputError
 from dimo_jax.tokenizers import google_vqgan, gray_levels, patches, vq_model, vqgan
 from dimo_jax.tokenizers.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def build(config: Mapping[str, Any]) -> Tokenizer:
     Raises:
         InputError: if the name or a field is unknown, or a value is out of range.
     """
+    limits.check_sizes(config)
     name = config.get("name")
     if name not in TOKENIZERS:
         raise InputError(f"the tokenizer's name is {name!r}, expected one of {sorted(TOKENIZERS)}")

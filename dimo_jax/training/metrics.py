@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from dimo_jax import files
+from dimo_jax.common import readers
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.images import save_png
@@ -45,8 +46,8 @@ def read(workdir: str | AnyPath) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = readers.parse_json(line, "")
+        except InputError:
             record = None
         if not isinstance(record, dict):
             raise InputError(

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from dimo_jax.common.shown import printable
+
 
 def format_seconds(seconds: float | int) -> str:
     """'7 s', '3:07 min' or '2:05 h', rounded down."""
@@ -75,7 +77,7 @@ class Progress:
             left = format_seconds((total - done) * seconds / units)
             line += f"  {units / seconds:.3g}/s  ETA {left}"
         if text:
-            line += f"  {text}"
+            line += f"  {printable(text)}"
         if terminal:
             # A line longer than the terminal would wrap, and \r would no longer rewrite it whole.
             line = line[: shutil.get_terminal_size().columns - 1]
@@ -89,7 +91,7 @@ class Progress:
         """Prints '<name>: <text>' on a line of its own."""
         self.close()
         if not self._silent:
-            self._stream.write(f"{self._name}: {text}\n")
+            self._stream.write(f"{self._name}: {printable(text)}\n")
             self._stream.flush()
 
     def close(self) -> None:

@@ -115,6 +115,20 @@ def test_npy_is_mapped(tmp_path):
     assert "no file" in refused(lambda: archives.map_npy(tmp_path / "b.npy"))
 
 
+def test_a_wrong_bit_of_a_mapped_array_is_noticed(tmp_path):
+    path, array = tmp_path / "a.npy", np.arange(100, dtype=np.uint8).reshape(4, 25)
+    with open(path, "wb") as file:
+        archives.write_npy(file, array)
+    np.testing.assert_array_equal(archives.map_npy(path, check=True), array)
+    np.testing.assert_array_equal(np.load(path), array)
+    data = path.read_bytes()
+    for position in range(len(data) - 104, len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 4
+        path.write_bytes(flipped)
+        assert "not those that were written" in refused(lambda: archives.map_npy(path, True))
+
+
 def declared(data, size):
     """The archive with another size of its one member, in the list at its end."""
     at = data.rindex(b"PK\x01\x02") + 24

@@ -153,11 +153,24 @@ def test_a_cache_says_its_size_and_goes_on_where_it_was(encoder, tmp_path, monke
     use_cache(conditions_of(encoder), str(folder), "float32")
     assert calls == [TEXTS[0:4], TEXTS[4:8]]
     assert {path: path.read_bytes() for path in files} == before
+    # One wrong bit of a value, which no size tells.
+    flipped = bytearray(before[files[2]])
+    flipped[-100] ^= 1
+    files[2].write_bytes(flipped)
+    capsys.readouterr()
+    use_cache(conditions_of(encoder), str(folder), "float32")
+    assert calls[2:] == [TEXTS[8:]]
+    assert {path: path.read_bytes() for path in files} == before
+    assert f"1 damaged files, {files[2]} for one, are made again" in capsys.readouterr().err
+    # A cache of before there were checksums has nothing behind its values, and serves.
+    files[1].write_bytes(before[files[1]][:-4])
+    use_cache(conditions_of(encoder), str(folder), "float32")
+    assert len(calls) == 3
     files[2].unlink()
     conditions = conditions_of(encoder)
     use_cache(conditions, str(folder), "float32")
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="000000004.npy is damaged or gone"):
+    with pytest.raises(InputError, match="no file .*000000004.npy.*start the run again"):
         conditions.features(np.array([4]))
 
 
@@ -169,7 +182,7 @@ def test_a_cache_of_something_else_is_refused(encoder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="has features of other dtype"):
         use_cache(conditions_of(encoder), str(folder), "bfloat16")
     (folder / "cache.json").write_text("{")
-    with pytest.raises(InputError, match="cache.json cannot be read"):
+    with pytest.raises(InputError, match="cache.json is not JSON"):
         use_cache(conditions_of(encoder), str(folder), "float32")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")

@@ -148,7 +148,7 @@ def test_the_oldest_files_of_hugging_face():
         ({"text_config": {**HF_TEXT, "hidden_size": 16}}, "text_width 16 (the weights have 8)"),
         ({"projection_dim": 7}, "tells projection 7 (the weights have 6)"),
         ({"model_type": "siglip"}, "is of 'siglip'; expected open_clip's, or Hugging Face's"),
-        ({"text_config": [3]}, "the JSON beside the weights is damaged"),
+        ({"text_config": [3]}, "the JSON beside the weights has a field"),
     ],
 )
 def test_a_json_of_something_else_is_refused(change, complaint):

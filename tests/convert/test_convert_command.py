@@ -138,6 +138,18 @@ def test_the_keys_decide_where_no_source_is_given(convert, tmp_path):
     assert "has the keys of maskgit" in out and bundle.model["heads"] == 8
 
 
+def test_a_model_inside_another_is_found_or_chosen_with_key(convert, tmp_path):
+    _, state = maskgit_state()
+    inner = {f"model.{k}": v for k, v in state.items()}
+    both = as_torch({**inner, **{f"ema.{k}": v + 1 for k, v in state.items()}})
+    path = published(tmp_path / "x.pth", both)
+    assert "choose with --key" in convert(path, status=2)
+    found, chosen = (convert(path, f"--key={key}")[1].params for key in ("model", "ema"))
+    assert_same(chosen, jax.tree.map(lambda x: x + 1, found))
+    path = published(tmp_path / "x.pth", as_torch({**inner, "loss.weight": np.ones(2, "f4")}))
+    assert_same(convert(path)[1].params, found)
+
+
 def test_a_lightning_checkpoint_of_the_vqgan(convert, tmp_path):
     tokenizer = tokenizers.build(TOKENIZER)
     params = random_params(tokenizer)

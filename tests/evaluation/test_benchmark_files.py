@@ -194,7 +194,7 @@ def test_wrong_requests_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds other files than these; name a new folder"):
         write_benchmark("coco", PROMPTS, Drawer(), output)
     (tmp_path / "x.settings.json").write_text("[")
-    with pytest.raises(InputError, match="x.settings.json is damaged"):
+    with pytest.raises(InputError, match="x.settings.json is not JSON"):
         write_benchmark("coco", PROMPTS, Drawer(), output)
 
 

@@ -172,7 +172,7 @@ def test_a_missing_file_is_one_clear_error(runs, tmp_path):
         compare.compare([runs[0], tmp_path / "gone"])
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "results.json").write_text("{")
-    with pytest.raises(InputError, match="torn.results.json is not a readable"):
+    with pytest.raises(InputError, match="torn.results.json is not JSON"):
         compare.compare([runs[0], tmp_path / "torn"])
 
 

@@ -117,8 +117,23 @@ def test_a_damaged_range_is_named(folder, tmp_path):
     store.fill()
     path = sorted(store.folder.iterdir())[1]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"00000008-\w+\.npz is damaged"):
+    with pytest.raises(InputError, match=r"00000008-\w+\.npz cannot be read"):
         store.load("2048")
+
+
+def test_a_damaged_range_is_made_again(folder, tmp_path, capsys):
+    open_store(folder, tmp_path).fill()
+    seen = Counting()
+    store = open_store(folder, tmp_path, seen)
+    first, second, _ = paths = sorted(store.folder.iterdir())
+    before = [path.read_bytes() for path in paths]
+    first.write_bytes(before[0][:200])
+    flipped = bytearray(before[1])
+    flipped[len(flipped) // 2] ^= 16
+    second.write_bytes(flipped)
+    assert (store.fill(), seen.calls) == (16, [8, 8])
+    assert [path.read_bytes() for path in paths] == before
+    assert f"2 damaged files, {first} for one, are made again" in capsys.readouterr().err
 
 
 def test_the_hash_is_of_the_pixels_in_any_file(folder, tmp_path):

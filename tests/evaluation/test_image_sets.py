@@ -93,7 +93,7 @@ def test_what_samples_say_of_themselves(folder, tmp_path):
     assert images.labels.tolist() == [i // 2 for i in range(12)]
     assert images.facts == settings
     (folder / "settings.json").write_text("[1")
-    with pytest.raises(InputError, match="settings in .* are not a JSON object"):
+    with pytest.raises(InputError, match="record of settings in .* is not JSON"):
         image_sets.open_set(folder)
 
 
@@ -263,7 +263,7 @@ def test_a_damaged_npz_is_named(tmp_path, compressed):
         for start in range(0, 40, 4):
             images.read(start, start + 4)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(InputError, match="x.npz is cut off or no zip archive"):
+    with pytest.raises(InputError, match="x.npz cannot be read"):
         image_sets.open_set(path)
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_member_of_a_zip_is_named(folder, tmp_path):
     path = picture_files.write_zip(tmp_path / "x.zip", folder)
     picture_files.damage(path, at=len((folder / "0.png").read_bytes()) + 400)
     images = image_sets.open_set(path)
-    with pytest.raises(InputError, match=r"inside/\d+\.png in .*x.zip is damaged"):
+    with pytest.raises(InputError, match=r"inside/\d+\.png in .*x.zip cannot be read"):
         images.read(0, 12)
 
 

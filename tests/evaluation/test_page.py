@@ -274,8 +274,8 @@ def test_what_is_no_picture_of_the_evaluation_is_left_out(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a readable results.json"),
-        ("[]", 'no list "rows"'),
+        ("{", "results.json is not JSON"),
+        ("[]", "results.json is not a JSON object"),
         ('{"rows": 3}', 'no list "rows"'),
         ('{"rows": [{"model": "teacher"}]}', 'row 0 has no "metrics"'),
     ],

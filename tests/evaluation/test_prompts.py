@@ -99,7 +99,7 @@ def test_a_missing_field_names_the_flag_of_the_command(tmp_path):
         (
             "geneval",
             '{"tag": "colors", "prompt": "x"}\n{"tag": ',
-            r"line 2, is not JSON \(.*: {\"t",
+            r"line 2, is not JSON \(.*at '{\"tag",
         ),
         ("geneval", "[1]", "line 1, is not a JSON object but a list"),
         (

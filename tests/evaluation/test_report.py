@@ -213,5 +213,5 @@ def test_environment_names_versions_and_the_device():
 
 def test_unreadable_results_are_explained(tmp_path):
     (tmp_path / "results.json").write_text('{"rows": [')
-    with pytest.raises(InputError, match="not a readable results.json"):
+    with pytest.raises(InputError, match="results.json is not JSON"):
         report.read_rows(tmp_path / "results.json")

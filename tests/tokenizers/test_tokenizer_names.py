@@ -85,10 +85,10 @@ def test_other_sizes_are_refused(name):
         ({"name": "gray"}, r"name is 'gray', expected one of \[.*'gray_levels'.*\]"),
         ({}, "name is None"),
         ({"name": "gray_levels", "patch_size": 2}, r"'gray_levels' has no fields \['patch_size'\]"),
-        ({"name": "gray_levels", "image_size": -8}, "image_size .* is -8, expected an int >= 1"),
+        ({"name": "gray_levels", "image_size": -8}, "image_size is -8, expected 0 to"),
         ({"name": "gray_levels", "num_levels": 1}, "expected at least 2"),
         ({"name": "patches", "codebook_size": 0}, "codebook_size .* is 0, expected an int >= 1"),
-        ({"name": "patches", "channels": True}, "channels .* is True"),
+        ({"name": "patches", "channels": True}, "channels is True"),
         ({"name": "patches", "patch_size": 3}, "expected a divisor of image_size 8"),
     ],
 )
