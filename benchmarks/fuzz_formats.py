@@ -22,7 +22,7 @@ from pyarrow import parquet
 
 from dimo_jax import bundles, models, tokenizers
 from dimo_jax.common import readers
-from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text_cache import TextCache
 from dimo_jax.convert import (
     clip_json,
@@ -273,6 +273,37 @@ def _open_reference(path: Path) -> None:
     references.open_reference(str(path))
 
 
+def _vocabulary(folder: Path) -> None:
+    pieces = [*clip_vocabulary.tokens(_MERGES), clip_vocabulary.START, clip_vocabulary.END]
+    (folder / "merges.txt").write_bytes(clip_vocabulary.to_text(_MERGES))
+    _write_json({piece: i for i, piece in enumerate(pieces)})(folder / "vocab.json")
+
+
+def _tokenizer_folder(folder: Path) -> None:
+    _vocabulary(folder)
+    special = {"bos_token": clip_vocabulary.START, "eos_token": clip_vocabulary.END}
+    special |= {"unk_token": clip_vocabulary.END, "pad_token": "!"}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 8, **special}
+    _write_json(config)(folder / "tokenizer_config.json")
+    _write_json(special)(folder / "special_tokens_map.json")
+
+
+def _read_tokenizer(path: Path) -> None:
+    data = transformers_tokenizer.read(path.parent, _MERGES, 8, 517)
+    transformers_tokenizer.from_json(data)
+
+
+def _words(folder: Path) -> None:
+    data = transformers_tokenizer.from_merges(_MERGES, 8)
+    (folder / "tokenizer.json").write_bytes(data)
+
+
+def _read_words(path: Path) -> None:
+    transformers_tokenizer.from_json(path.read_bytes())
+    transformers_tokenizer.merges_of(path.read_bytes())
+    transformers_tokenizer.to_folder(path.read_bytes())
+
+
 def _told(path: Path) -> None:
     clip_json.told(readers.json_object(path))
 
@@ -392,14 +423,10 @@ FORMATS: dict[str, Format] = {
     "merges": _text_file(
         "merges.txt", clip_vocabulary.to_text(_MERGES), lambda p: clip_vocabulary.read(p, 517)
     ),
-    "vocab_json": Format(
-        "vocab.json",
-        lambda folder: [
-            (folder / name).write_bytes(data)
-            for name, data in clip_vocabulary.hugging_face_files(_MERGES, 8).items()
-        ],
-        lambda path: clip_vocabulary.read(path.parent, 517),
-    ),
+    "vocab_json": Format("vocab.json", _vocabulary, lambda p: clip_vocabulary.read(p.parent, 517)),
+    "tokenizer_config": Format("tokenizer_config.json", _tokenizer_folder, _read_tokenizer),
+    "special_tokens": Format("special_tokens_map.json", _tokenizer_folder, _read_tokenizer),
+    "bundle_words": Format("tokenizer.json", _words, _read_words),
     "tokenizer_json": _json_file(
         "tokenizer.json", {"model": {"merges": _MERGES}}, lambda p: clip_vocabulary.read(p, 517)
     ),
@@ -455,6 +482,12 @@ FORMATS: dict[str, Format] = {
         "x.jsonl",
         _lines({"prompt": "a cat"}, {"prompt": ["a", "b"]}, "text"),
         lambda p: prompt_lists.read(str(p)),
+    ),
+    "prompts_csv": _text_file(
+        "x.csv", b'id,caption\n1,a cat\n2,"a, dog"\n', lambda p: prompt_lists.read(str(p))
+    ),
+    "prompts_json": _json_file(
+        "x.json", [{"prompt": "a cat"}, {"prompt": "a dog"}], lambda p: prompt_lists.read(str(p))
     ),
     "prompts_parquet": Format(
         "x.parquet",

@@ -47,6 +47,7 @@ def is_folder(path: Path) -> bool:
     return any((path / name).is_file() for name in _MARKS)
 
 
+@readers.well_typed("the tokenizer beside the text encoder")
 def read(folder: Path, merges: Sequence[str], context: int, vocabulary: int) -> bytes:
     """The tokenizer of a folder.
 
@@ -136,11 +137,11 @@ def _tokens(
     numbered: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         for number, fields in config["added_tokens_decoder"].items():
-            numbered[int(number)] = AddedToken(**fields)
+            numbered[int(number)] = _from_fields(fields)
     else:
         for name, value in _object(folder / _SPECIAL_FILE).items():
             if isinstance(value, dict):
-                value = AddedToken(**{**value, "special": True})
+                value = _from_fields({**value, "special": True})
             config[name] = value
         named = {str(_as_token(config[x])) for x in _role_names(config)}
         named |= set(map(str, _extra(config)))
@@ -148,8 +149,7 @@ def _tokens(
             special = text in named
             numbered[int(number)] = AddedToken(text, normalized=not special, special=special)
         for fields in whole.get("added_tokens", []):
-            rest = {key: value for key, value in fields.items() if key != "id"}
-            numbered[fields["id"]] = AddedToken(**rest)
+            numbered[fields["id"]] = _from_fields(fields)
     by_text = {str(token): token for token in numbered.values()}
     roles = {name: _as_token(config[name]) for name in _role_names(config)}
     roles = {name: by_text.get(str(token), token) for name, token in roles.items()}
@@ -180,9 +180,12 @@ def _extra(config: Mapping[str, Any]) -> list[str | AddedToken]:
 
 
 def _as_token(value: Any) -> str | AddedToken:
-    if isinstance(value, dict):
-        return AddedToken(**{key: x for key, x in value.items() if key != "__type"})
-    return value
+    return _from_fields(value) if isinstance(value, dict) else value
+
+
+def _from_fields(fields: Mapping[str, Any]) -> AddedToken:
+    # The package prints the names of others to the terminal, whatever characters they are of.
+    return AddedToken(**{name: fields[name] for name in ("content", *_FLAGS) if name in fields})
 
 
 def _added(token: str | AddedToken, special: bool) -> AddedToken:
@@ -252,6 +255,9 @@ def from_json(data: bytes) -> tuple[Tokenizer, tuple[int, int, int]]:
     found = readers.as_object(readers.parse_json(data, TOKENIZER_FILE), TOKENIZER_FILE)
     try:
         model, frame = found["model"], found["post_processor"]
+        # The package goes through all numbers up to the largest, and ends the process without memory.
+        if sorted(model["vocab"].values()) != list(range(len(model["vocab"]))):
+            raise ValueError("the ids of its vocabulary are not 0, 1, 2, ...")
         tokens = sorted(found["added_tokens"], key=lambda token: token["id"])
         added = [AddedToken(token["content"], **{x: token[x] for x in _FLAGS}) for token in tokens]
         made = _build(model["vocab"], merges_of(data), {"unk_token": model["unk_token"]}, added)
