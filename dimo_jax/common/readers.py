@@ -7,6 +7,7 @@ as the file says, or lets an error of a library through.
 import contextlib
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from dimo_jax.errors import InputError
 
 # Text and JSON that this program reads are far smaller: COCO's captions take 91 MB.
 MAX_BYTES = 1 << 28
-MAX_YAML_BYTES = 1 << 20  # its parser is written in Python: a second for each MB
+MAX_YAML_BYTES = 1 << 16  # its parser is written in Python, and slow on brackets in brackets
 # Levels of lists and objects inside each other; what walks them later recurses.
 MAX_DEPTH = 64
 # Above 2^64 there is only transformers' model_max_length, 1e30 without an exponent.
@@ -195,6 +196,9 @@ def parse_yaml(found: str, where: str) -> Any:
     try:
         if len(found) > MAX_YAML_BYTES:
             raise ValueError(f"it has more than {MAX_YAML_BYTES:,} characters")
+        steps = (((x in "[{") - (x in "]}")) for x in found)
+        if max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
+            raise RecursionError
         if any(isinstance(x, yaml.AliasToken) for x in yaml.scan(found, yaml.SafeLoader)):
             raise ValueError("it has aliases (*name)")
         value = yaml.safe_load(found)

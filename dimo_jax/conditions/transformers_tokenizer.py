@@ -255,7 +255,7 @@ def from_json(data: bytes) -> tuple[Tokenizer, tuple[int, int, int]]:
     found = readers.as_object(readers.parse_json(data, TOKENIZER_FILE), TOKENIZER_FILE)
     try:
         model, frame = found["model"], found["post_processor"]
-        # The package goes through all numbers up to the largest, and ends the process without memory.
+        # The package goes through all numbers to the largest, and ends a process without memory.
         if sorted(model["vocab"].values()) != list(range(len(model["vocab"]))):
             raise ValueError("the ids of its vocabulary are not 0, 1, 2, ...")
         tokens = sorted(found["added_tokens"], key=lambda token: token["id"])

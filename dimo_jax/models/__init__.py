@@ -59,6 +59,8 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     options = {"compute": compute} if compute and has_blocks else {}
     try:
         network = NETWORKS[name](**fields, **options)
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"the network {name!r} does not take these sizes: {error}") from error
     return computed(network, compute) if compute else network

@@ -129,7 +129,7 @@ def test_a_data_set(tmp_path):
             "has title, id, but no prompt, caption or text",
         ),
         ("a.jsonl", b'{"text": "x"}\n', "title", "line 1, has text, but no title; name the"),
-        ("a.jsonl", b'{"text": 3}\n', "", "line 1, has 3 where the prompt was expected"),
+        ("a.jsonl", b'{"text": 3}\n', "", "line 1, has '3' where the prompt was expected"),
         ("a.jsonl", b'{"text": {"a": "b"}}\n', "", "which is no text"),
         ("a.jsonl", b"[1]\n", "", "is neither an object nor a text"),
         ("a.parquet", b"PAR1 cut off", "", "is damaged or no parquet file"),
