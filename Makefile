@@ -1,13 +1,15 @@
 # make demo   installs into .venv, then teacher -> one-step generator -> report, on 2 CPU cores
 # make test   installs into .venv, then the whole test suite
 # make lint   what pre-commit and CI check
+# make constraints PYTHON=python3.11   constraints.txt anew; the next `make test` installs and tests it
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+INSTALL = -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint constraints clean
 
 demo: $(VENV)/.digits
 	$(BIN)/python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
@@ -19,6 +21,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+constraints:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "make constraints PYTHON=python3.11: the oldest Python decides")'
+	rm -rf $(VENV).newest && $(PYTHON) -m venv $(VENV).newest
+	$(VENV).newest/bin/python $(INSTALL) --editable ".[dev]"
+	sed '/^[^#]/,$$d' constraints.txt >$(VENV).newest/constraints.txt
+	# Without the local part that PyTorch's builds for the CPU have: 2.13.0+cpu.
+	$(VENV).newest/bin/python -m pip freeze --exclude-editable | grep == | sed 's/+.*//' >>$(VENV).newest/constraints.txt
+	mv $(VENV).newest/constraints.txt constraints.txt && rm -rf $(VENV).newest
+
 clean:
 	rm -rf $(VENV)
 
@@ -26,10 +37,10 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python %d.%d found; 3.11 to 3.13 expected: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.digits: $(BIN)/python requirements.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[digits]"
+$(VENV)/.digits: $(BIN)/python requirements.txt pyproject.toml constraints.txt
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[digits]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.digits
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -48,7 +48,7 @@ install() {
   [[ -x .venv/bin/python ]] ||
     run env "PYTHONPATH=$HOME/.uv" python3 -m uv venv --quiet "--python=$python_version" .venv
   run env "PYTHONPATH=$HOME/.uv" python3 -m uv pip install --quiet --python=.venv/bin/python \
-    --editable '.[tpu]'
+    --constraint=constraints.txt --editable '.[tpu]'
   $DRY_RUN || touch .venv/installed
 }
 

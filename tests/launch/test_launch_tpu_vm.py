@@ -180,7 +180,7 @@ def test_run_creates_installs_starts_and_ends_with_the_program(cloud):
     assert "the slice is yours, and charged, until: tpu_vm.sh delete --name=dimo" in err
     assert arguments(cloud.record, "python3")[-1] == [
         *("-m", "uv", "pip", "install", "--quiet", "--python=.venv/bin/python"),
-        *("--editable", ".[tpu]"),
+        *("--constraint=constraints.txt", "--editable", ".[tpu]"),
     ]
 
 
