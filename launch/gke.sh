@@ -15,17 +15,25 @@
 #   --name=NAME --namespace=NS --context=CONTEXT   of kubectl
 #   --image=IMAGE              built by "build", or holding this checkout as its work directory
 #   --tpu=VERSION:TOPOLOGY     v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:8x8
+#   --num_slices=N             of that shape, one run, joined by the data-centre network   (1)
 #   --chips_per_host=N         (4; 8 or 1 for the v5e and v6e that fit one host)
 #   --gpu=TYPE                 the label cloud.google.com/gke-accelerator; "any" for no label
 #   --hosts=N                  GPU nodes                     (1)
 #   --gpus_per_host=N          GPUs of each                  (8)
 #   --max_restarts=N           after failures; preemptions do not count   (10)
 #   --grace_s=S                from SIGTERM to SIGKILL       (300)
-#   --service_account=NAME     the pods' Kubernetes account  (default)
+#   --service_account=NAME     the pods' Kubernetes account, for Workload Identity   (default)
+#   --run_as=UID:GID           the user in the pods, owner of a --claim   (1000:1000, the image's;
+#                              0:0 on TPUs, whose devices and locked memory need root)
 #   --node_selector=KEY=VALUE  e.g. cloud.google.com/gke-spot=true; may be repeated
 #   --label=KEY=VALUE          of the JobSet, e.g. kueue.x-k8s.io/queue-name=Q; likewise
 #   --env=KEY=VALUE            of the program; likewise
 #   --claim=CLAIM:PATH         mounts a PersistentVolumeClaim; likewise
+#   --annotation=KEY=VALUE     of the pods, e.g. networking.gke.io/default-interface=eth0; likewise
+#   --host_volume=NAME=PATH[:MOUNT]  a folder of the node, for side-cars by its name, and for the
+#                              program at MOUNT; likewise
+#   --sidecars=FILE            a YAML list for the pods' initContainers, each with restartPolicy:
+#                              Always, e.g. the daemon of GPUDirect-TCPX or -TCPXO
 #   --python=PATH              in the image                  (python)
 #   --module=NAME              what runs: python -m NAME     (dimo_jax.main)
 #   --lines=N --follow         for logs: how many lines a pod (50), or all as they come
@@ -40,9 +48,11 @@ set -euo pipefail
 COMMANDS='build start status logs stop'
 name='' namespace='' context='' image='' tpu='' chips_per_host='' gpu='' hosts='' gpus_per_host=8
 max_restarts=10 grace_s=300 service_account=default node_selector=() label=() env=() claim=()
+num_slices=1 run_as='' annotation=() host_volume=() sidecars=''
 python=python module=dimo_jax.main lines=50 follow=false
 parse_flags "name namespace context image tpu chips_per_host gpu hosts gpus_per_host max_restarts
-  grace_s service_account node_selector+ label+ env+ claim+ python module lines follow!" "$@"
+  grace_s service_account node_selector+ label+ env+ claim+ num_slices run_as annotation+
+  host_volume+ sidecars python module lines follow!" "$@"
 [[ -n $COMMAND ]] || die "name one of: $COMMANDS"
 if [[ $COMMAND != build ]]; then
   require name
@@ -85,9 +95,11 @@ json_map() {
 # The host count and labels of a TPU slice: sets hosts, per_host, resource, selector.
 describe_tpu() {
   local version=${tpu%%:*} shape=${tpu#*:} accelerator chips
+  require_count num_slices
   [[ $tpu =~ ^[a-z0-9]+:[1-9][0-9]*x[1-9][0-9]*(x[1-9][0-9]*)?$ ]] ||
     die "--tpu=$tpu is not VERSION:TOPOLOGY, e.g. v5e:4x4"
   case $version in
+    v5litepod | v5lite) die "--tpu=$tpu: that version is v5e here: --tpu=v5e:$shape" ;;
     v4) accelerator='tpu-v4-podslice' ;;
     v5e) accelerator='tpu-v5-lite-podslice' ;;
     v5p) accelerator='tpu-v5p-slice' ;;
@@ -120,9 +132,9 @@ describe_gpus() {
 
 # Sets settings: a line "KEY VALUE" for each @KEY@ of the template.
 describe_jobset() {
-  local arguments annotations=() security='{}' mounts='' volumes='' number=0 pair
+  local arguments annotations=() security='' mounts='' volumes='' number=0 pair place
   for pair in ${label[@]+"${label[@]}"} ${node_selector[@]+"${node_selector[@]}"} \
-    ${env[@]+"${env[@]}"}; do
+    ${env[@]+"${env[@]}"} ${annotation[@]+"${annotation[@]}"}; do
     [[ $pair == ?*=* ]] || die "'$pair' is not KEY=VALUE"
   done
   if [[ -n $tpu ]]; then
@@ -130,10 +142,13 @@ describe_jobset() {
     describe_tpu
     # All pods on one slice, where several node pools have this shape.
     annotations=(alpha.jobset.sigs.k8s.io/exclusive-topology=cloud.google.com/gke-nodepool)
-    security='{"capabilities": {"add": ["SYS_RESOURCE"]}}' # for pod.sh's ulimit
+    security=', "capabilities": {"add": ["SYS_RESOURCE"]}' # for pod.sh's ulimit
+    [[ -n $run_as ]] || run_as=0:0
   else
     [[ -n $gpu ]] || die "--tpu=VERSION:TOPOLOGY or --gpu=TYPE is missing; see $SCRIPT --help"
+    ((num_slices == 1)) || die "--num_slices is for --tpu; GPU nodes are counted by --hosts"
     describe_gpus
+    [[ -n $run_as ]] || run_as=1000:1000
     mounts=', {"name": "shm", "mountPath": "/dev/shm"}' # NCCL; the default is 64 MiB
     volumes=', {"name": "shm", "emptyDir": {"medium": "Memory"}}'
   fi
@@ -144,6 +159,16 @@ describe_jobset() {
     volumes+="{\"claimName\": $(json_string "${pair%%:*}")}}"
     number=$((number + 1))
   done
+  for pair in ${host_volume[@]+"${host_volume[@]}"}; do
+    [[ $pair =~ ^[a-z0-9-]+=/[^:]*(:/[^:]*)?$ ]] ||
+      die "--host_volume=$pair is not NAME=/PATH or NAME=/PATH:/MOUNT"
+    place=${pair#*=}
+    volumes+=", {\"name\": \"${pair%%=*}\", \"hostPath\": {\"path\": $(json_string "${place%%:*}")}}"
+    [[ $place != *:* ]] ||
+      mounts+=", {\"name\": \"${pair%%=*}\", \"mountPath\": $(json_string "${place#*:}")}"
+  done
+  [[ $run_as =~ ^[0-9]+:[0-9]+$ ]] || die "--run_as=$run_as is not UID:GID, two numbers"
+  [[ -z $sidecars || -f $sidecars ]] || die "--sidecars=$sidecars: there is no such file"
   # Kubernetes reads $$ in arguments and variables as $, and $(NAME) as a variable.
   arguments=("$python" -m "$module" "${PROGRAM[@]}")
   arguments=("${arguments[@]//'$'/'$$'}")
@@ -154,6 +179,9 @@ describe_jobset() {
   settings="NAME $name
 LABELS $(json_map ${label[@]+"${label[@]}"})
 ANNOTATIONS $(json_map ${annotations[@]+"${annotations[@]}"})
+POD_ANNOTATIONS $(json_map ${annotation[@]+"${annotation[@]}"})
+FS_GROUP {\"fsGroup\": ${run_as#*:}}
+SLICES $num_slices
 MAX_RESTARTS $max_restarts
 HOSTS $hosts
 GRACE_S $grace_s
@@ -163,7 +191,7 @@ IMAGE $(json_string "$image")
 ARGS $(json_list "${arguments[@]}")
 ENV $(json_env ${env[@]+"${env[@]//'$'/'$$'}"})
 LIMITS {\"$resource\": $per_host}
-SECURITY_CONTEXT $security
+SECURITY_CONTEXT {\"runAsUser\": ${run_as%:*}, \"runAsGroup\": ${run_as#*:}$security}
 MOUNTS [${mounts#, }]
 VOLUMES [${volumes#, }]"
 }
@@ -181,6 +209,13 @@ json_env() {
 render() {
   local line key value
   while IFS= read -r line; do
+    if [[ $line == *@SIDECARS@ ]]; then
+      # A list in YAML keeps its meaning wherever all of it is indented alike.
+      [[ -z $sidecars ]] ||
+        awk -v key="${line%@*@}" -v indent="${line%%[! ]*}" \
+          'BEGIN { print key } { print indent $0 }' "$sidecars"
+      continue
+    fi
     if [[ $line =~ ^(.*)@([A-Z_]+)@(.*)$ ]]; then
       key=${BASH_REMATCH[2]}
       value=$(grep "^$key " <<<"$settings")

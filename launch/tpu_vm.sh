@@ -49,6 +49,9 @@ require_count lines
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   die "--name=$name: a letter first, then letters, digits and hyphens, all small"
 [[ $COMMAND != run && $COMMAND != create ]] || require accelerator_type
+if [[ $accelerator_type =~ ^v5(e|lite)-([0-9]+)$ ]]; then
+  die "--accelerator_type=$accelerator_type: gcloud's name is v5litepod-${BASH_REMATCH[2]}"
+fi
 if [[ $COMMAND == run || $COMMAND == start ]]; then
   require_program
   [[ " ${PROGRAM[*]} " == *" --workdir=gs://"* ]] ||

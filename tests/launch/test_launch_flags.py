@@ -14,7 +14,7 @@ GKE = ["--name=dimo", "--image=registry/image:1"]
 WAYS = {
     "gpu_node": ["gpu_node.sh", "--python=program", "--gpus=0,1"],
     "local_processes": ["local_processes.sh", "--python=program", "--processes=2", "--port=29411"],
-    "slurm": ["slurm.sbatch", "--python=program"],
+    "slurm": ["slurm.sbatch", "--python=program", "--srun_flag=--container-image=a b#c"],
     "tpu_create": ["tpu_vm.sh", "create", *TPU, "--spot", "--create_flag=--network=a b"],
     "tpu_start": ["tpu_vm.sh", "start", *TPU, "--project=p"],
     "tpu_logs": ["tpu_vm.sh", "logs", *TPU, "--worker=3", "--ssh_flag=--internal-ip"],
@@ -82,6 +82,12 @@ def test_help_names_every_flag(script):
         (["local_processes.sh", "--one_gpu_each", "--cpu_devices=1", "--", "a"], "exclude"),
         (["slurm.sbatch", "--tasks=core", "--", "a"], "neither gpu nor node"),
         (["slurm.sbatch", "--", "a"], "is for sbatch"),
+        (["slurm.sbatch", "--dry-run", "--nodes=two", "--", "a"], "not a whole number"),
+        (["slurm.sbatch", "--nodes=2", "--", "a"], "is for sbatch"),
+        (
+            ["tpu_vm.sh", "create", "--name=a", "--zone=z", "--accelerator_type=v5e-16"],
+            "gcloud's name is v5litepod-16",
+        ),
         (["tpu_vm.sh", "launch"], "no command 'launch'"),
         (["tpu_vm.sh"], "name one of: run create"),
         (["tpu_vm.sh", "run", "--name=dimo", "--", "a"], "--zone is missing"),
@@ -97,6 +103,13 @@ def test_help_names_every_flag(script):
         (["gke.sh", "start", *GKE, "--tpu=v5e", "--", "a"], "not VERSION:TOPOLOGY"),
         (["gke.sh", "start", *GKE, "--tpu=v9:4x4", "--", "a"], "the versions are"),
         (["gke.sh", "start", *GKE, "--tpu=v5e:3x3", "--", "a"], "does not divide"),
+        (["gke.sh", "start", *GKE, "--tpu=v5litepod:4x4", "--", "a"], "--tpu=v5e:4x4"),
+        (["gke.sh", "start", *GKE, "--tpu=v5e:4x4", "--num_slices=0", "--", "a"], "whole number"),
+        (["gke.sh", "start", *GKE, "--gpu=any", "--num_slices=2", "--", "a"], "--hosts"),
+        (["gke.sh", "start", *GKE, "--gpu=any", "--annotation=a", "--", "a"], "not KEY=VALUE"),
+        (["gke.sh", "start", *GKE, "--gpu=any", "--host_volume=/a", "--", "a"], "not NAME=/PATH"),
+        (["gke.sh", "start", *GKE, "--gpu=any", "--run_as=me", "--", "a"], "not UID:GID"),
+        (["gke.sh", "start", *GKE, "--gpu=any", "--sidecars=/none", "--", "a"], "no such file"),
         (["gke.sh", "start", *GKE, "--tpu=v5e:4x4", "--env=A", "--", "a"], "'A' is not KEY=VALUE"),
         (["gke.sh", "start", *GKE, "--gpu=any", "--claim=c", "--", "a"], "not CLAIM:/PATH"),
         (["gke.sh", "start", "--name=dimo", "--gpu=any", "--", "a"], "--image is missing"),
@@ -166,3 +179,16 @@ def test_one_node_is_one_process_with_the_gpus_asked_for(tools, tmp_path):
 def test_the_programs_status_is_the_scripts(tools, tmp_path):
     install(tmp_path / "bin", "program", "sys.exit(7)")
     run("gpu_node.sh", "--python=program", "--", "a", env=tools[0], status=7)
+
+
+def test_srun_gets_more_flags_and_a_dry_run_more_nodes(tools):
+    variables, record = tools
+    flags = ["--srun_flag=--container-image=registry/a b", "--srun_flag=--mpi=none"]
+    run(*WAYS["slurm"][:2], *flags, "--", "a", env=variables | {"SLURM_JOB_ID": "7"})
+    (words,) = arguments(record, "srun")
+    at = words.index("--container-image=registry/a b")
+    assert words[at : at + 3] == ["--container-image=registry/a b", "--mpi=none", "program"]
+    _, err = run(*WAYS["slurm"], "--nodes=2", "--", "a", env=variables, status=2)
+    assert "a job's is sbatch's" in err
+    out = run(*WAYS["slurm"], "--nodes=5", "--dry-run", "--", "a", env=variables)
+    assert "srun --ntasks=40 --ntasks-per-node=8 " in out

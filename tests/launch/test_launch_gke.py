@@ -14,13 +14,32 @@ from launch_scripts import (
     calls,
     environment,
     install,
+    put,
     run,
     start,
 )
 
 TPU = ["--tpu=v5e:4x4"]
 GPU = ["--gpu=nvidia-h100-80gb", "--hosts=2"]
+SIDECARS = """\
+# GPUDirect's daemon
+- name: tcpxo-daemon
+  image: registry/tcpgpudmarxd:1
+  restartPolicy: Always
+  command:
+    - /bin/sh
+    - -c
+    - |
+      set -ex
+      exec rxdm "$@"
+  volumeMounts: [{name: sys, mountPath: /hostsysfs}]
+"""
+INTERFACES = '[{"interfaceName": "eth0"},\n {"interfaceName": "eth1"}]'
 EXTRAS = [
+    "--annotation=networking.gke.io/default-interface=eth0",
+    f"--annotation=networking.gke.io/interfaces={INTERFACES}",
+    "--host_volume=sys=/sys",
+    "--host_volume=nvidia=/home/kubernetes/bin/nvidia:/usr/local/nvidia",
     "--node_selector=cloud.google.com/gke-spot=true",
     "--label=kueue.x-k8s.io/queue-name=queue",
     '--env=TITLE=it\'s $(HOME) "x"',
@@ -78,17 +97,23 @@ def expanded(text, variables):
     )
 
 
+@pytest.fixture
+def sidecars(tmp_path):
+    """The flag that names a file of side-cars."""
+    return f"--sidecars={put(tmp_path / 'side cars.yaml', SIDECARS)}"
+
+
 @pytest.mark.parametrize("flags", [TPU, GPU, [*TPU, *EXTRAS], [*GPU, *EXTRAS]])
-def test_the_job_fits_kubernetes_schema(created, flags):
-    jobset = created(*flags, program=AWKWARD)
+def test_the_job_fits_kubernetes_schema(created, flags, sidecars):
+    jobset = created(*flags, sidecars, program=AWKWARD)
     kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}}
     kubernetes_validate.validate(kind | {"spec": job_of(jobset)}, "1.31", strict=True)
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU, [*TPU, *EXTRAS], [*GPU, *EXTRAS]])
-def test_the_jobset_fits_its_own_api(created, flags):
+def test_the_jobset_fits_its_own_api(created, flags, sidecars):
     # The models drop the fields that they do not know.
-    jobset = created(*flags, program=AWKWARD)
+    jobset = created(*flags, sidecars, program=AWKWARD)
     assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
 
 
@@ -148,7 +173,7 @@ def test_awkward_arguments_survive_yaml_and_kubernetes(created, flags):
     assert given[3 : 3 + len(AWKWARD)] == AWKWARD
     assert container["env"] == [{"name": "TITLE", "value": 'it\'s $$(HOME) "x"'}]
     assert expanded(container["env"][0]["value"], variables) == 'it\'s $(HOME) "x"'
-    mounts = [m for m in container["volumeMounts"] if m["name"] != "shm"]
+    mounts = [m for m in container["volumeMounts"] if m["name"].startswith("claim")]
     assert [m["mountPath"] for m in mounts] == ["/mnt/a b", "/more"]
 
 
@@ -159,9 +184,74 @@ def test_extras_reach_their_places(created):
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["serviceAccountName"] == "runner"
     assert pod["terminationGracePeriodSeconds"] == 77
-    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"]]
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    claims = [volumes[f"claim-{i}"]["persistentVolumeClaim"]["claimName"] for i in range(2)]
     assert claims == ["data", "more"]
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 2
+
+
+def test_what_gpudirect_needs_reaches_the_pods(created, sidecars):
+    template = job_of(created(*GPU, *EXTRAS, sidecars))["template"]
+    assert template["metadata"]["annotations"] == {
+        "networking.gke.io/default-interface": "eth0",
+        "networking.gke.io/interfaces": INTERFACES,
+    }
+    pod = template["spec"]
+    # Side-cars that end with the program: Kubernetes waits for other containers for ever.
+    assert pod["initContainers"] == yaml.safe_load(SIDECARS)
+    paths = {v["name"]: v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v}
+    assert paths == {"sys": "/sys", "nvidia": "/home/kubernetes/bin/nvidia"}
+    mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts["nvidia"] == "/usr/local/nvidia" and "sys" not in mounts
+    plain = job_of(created(*GPU))["template"]
+    assert "initContainers" not in plain["spec"] and plain["metadata"]["annotations"] == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "user", "group"),
+    [
+        (GPU, 1000, 1000),
+        (TPU, 0, 0),
+        ([*TPU, "--run_as=7:8"], 7, 8),
+        ([*GPU, "--run_as=0:9"], 0, 9),
+    ],
+)
+def test_the_user_in_the_pods(created, flags, user, group):
+    jobset = created(*flags)
+    security = container_of(jobset)["securityContext"]
+    assert (security["runAsUser"], security["runAsGroup"]) == (user, group)
+    # A claim's files are the group's; side-cars keep their own user.
+    assert job_of(jobset)["template"]["spec"]["securityContext"] == {"fsGroup": group}
+    assert ("capabilities" in security) == (flags[0] in TPU)
+
+
+def test_the_image_runs_as_a_user_whom_the_pods_know():
+    text = (LAUNCH / "Dockerfile").read_text()
+    assert re.findall(r"^ARG (.ID)=(\d+)$", text, re.MULTILINE) == [
+        ("UID", "1000"),
+        ("GID", "1000"),
+    ]
+    assert text.rstrip().endswith("USER $UID:$GID")
+
+
+def test_several_slices_are_a_job_each(created):
+    jobset = created(*TPU, "--num_slices=3")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 3 and job_of(jobset)["parallelism"] == 4
+    annotations = jobset["metadata"]["annotations"]
+    assert annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] == (
+        "cloud.google.com/gke-nodepool"
+    )
+
+
+def test_the_image_is_sent_what_it_copies_and_nothing_else():
+    rules = [x for x in (LAUNCH.parent / ".dockerignore").read_text().splitlines() if x[0] != "#"]
+    assert rules[0] == "*"
+    sent = {rule[1:] for rule in rules if rule.startswith("!")}
+    text = (LAUNCH / "Dockerfile").read_text()
+    copied = {p for x in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for p in x.split()}
+    assert sent == copied
+    assert "**/__pycache__" in rules[1:]
 
 
 def test_a_preemption_restarts_without_limit_and_a_failure_with_one(created):
@@ -210,6 +300,13 @@ def test_the_image_holds_what_the_pod_runs(created, tmp_path):
     for path in " ".join(copied).split():
         assert (LAUNCH.parent / path).exists(), path
     assert {"launch", "configs", "dimo_jax"} <= {*" ".join(copied).split()}
+
+
+def test_pod_sh_explains_itself():
+    assert "launch/pod.sh python -m" in run("bash", LAUNCH / "pod.sh", "--help")
+    for words in ([], ["--config=c"]):
+        _, err = run("bash", LAUNCH / "pod.sh", *words, status=2)
+        assert "a command is expected" in err and len(err.splitlines()) == 1
 
 
 def pod(tmp_path, body):
