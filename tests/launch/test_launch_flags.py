@@ -184,11 +184,12 @@ def test_the_programs_status_is_the_scripts(tools, tmp_path):
 def test_srun_gets_more_flags_and_a_dry_run_more_nodes(tools):
     variables, record = tools
     flags = ["--srun_flag=--container-image=registry/a b", "--srun_flag=--mpi=none"]
-    run(*WAYS["slurm"][:2], *flags, "--", "a", env=variables | {"SLURM_JOB_ID": "7"})
+    job = variables | {"SLURM_JOB_ID": "7"}
+    run(*WAYS["slurm"][:2], *flags, "--", "a", env=job, cwd=LAUNCH.parent)
     (words,) = arguments(record, "srun")
     at = words.index("--container-image=registry/a b")
     assert words[at : at + 3] == ["--container-image=registry/a b", "--mpi=none", "program"]
-    _, err = run(*WAYS["slurm"], "--nodes=2", "--", "a", env=variables, status=2)
+    _, err = run(*WAYS["slurm"], "--nodes=2", "--", "a", env=job, cwd=LAUNCH.parent, status=2)
     assert "a job's is sbatch's" in err
     out = run(*WAYS["slurm"], "--nodes=5", "--dry-run", "--", "a", env=variables)
     assert "srun --ntasks=40 --ntasks-per-node=8 " in out

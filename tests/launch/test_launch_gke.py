@@ -100,7 +100,8 @@ def expanded(text, variables):
 @pytest.fixture
 def sidecars(tmp_path):
     """The flag that names a file of side-cars."""
-    return f"--sidecars={put(tmp_path / 'side cars.yaml', SIDECARS)}"
+    # Without the last line's end, as some editors leave it.
+    return f"--sidecars={put(tmp_path / 'side cars.yaml', SIDECARS.rstrip())}"
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU, [*TPU, *EXTRAS], [*GPU, *EXTRAS]])
