@@ -10,6 +10,8 @@ reading needs TensorFlow.
 """
 
 import contextlib
+import fcntl
+import glob
 import io
 import logging
 import os
@@ -194,14 +196,38 @@ def _generate(data_dir: str, files: str) -> None:
     _source()  # first, so that a missing scikit-learn is reported before anything is written
     tfds.disable_progress_bar()
     _log.info("writing the digits to %s", files)
-    try:
-        # What it prints announces a download of unknown size; there is none.
-        with contextlib.redirect_stdout(io.StringIO()):
-            _builder(data_dir).download_and_prepare()
-    except OSError:
-        # Another process may have finished first: then the rename onto its files fails, rightly.
-        if not os.path.isdir(files):
-            raise
+    with _only_writer(files):
+        if os.path.isdir(files):
+            return
+        try:
+            # What it prints announces a download of unknown size; there is none.
+            with contextlib.redirect_stdout(io.StringIO()):
+                _builder(data_dir).download_and_prepare()
+        except OSError:
+            # Where there are no locks another process may have finished first: then the rename
+            # onto its files fails, rightly.
+            if not os.path.isdir(files):
+                raise
+
+
+@contextlib.contextmanager
+def _only_writer(files: str) -> Iterator[None]:
+    """Keeps other processes from writing, and removes what those that were killed have left.
+
+    A lock ends with its process, so whatever bears tfds's temporary name while it is held belongs
+    to nobody. File systems without locks keep such remains.
+    """
+    folder, version = os.path.split(files)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, ".lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            _log.info("%s cannot be locked (%s)", folder, error)
+        else:
+            for left in glob.glob(os.path.join(glob.escape(folder), f"incomplete.*_{version}")):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _read(split: str, data_dir: str) -> Images:

@@ -1,3 +1,4 @@
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -165,6 +166,25 @@ digits.load("train", sys.argv[1])
     assert any("train" in name for name in leftovers)
     assert not (tmp_path / VERSION_DIR).exists()
     assert_same_as(data_dir, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == [".lock", "1.0.0"]
+
+
+def test_what_another_process_is_writing_is_waited_for_and_kept(data_dir, tmp_path):
+    folder = tmp_path / "digits"
+    mine = folder / "incomplete.ABC123_1.0.0"
+    mine.mkdir(parents=True)
+    (folder / "incomplete.ABC123_2.0.0").mkdir()  # of another version: not ours
+    with open(folder / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code = "import sys; from dimo_jax.data import digits; digits.load('test', sys.argv[1])"
+        reader = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(10)
+        assert mine.exists() and not (tmp_path / VERSION_DIR).exists()
+        shutil.copytree(data_dir / VERSION_DIR, tmp_path / VERSION_DIR)
+    assert reader.wait(120) == 0
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == [".lock", "1.0.0", "incomplete.ABC123_2.0.0"]
 
 
 def remove_info(files):
