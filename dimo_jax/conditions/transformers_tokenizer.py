@@ -288,6 +288,7 @@ def merges_of(data: bytes) -> list[str]:
     return clip_vocabulary.merges_in(readers.parse_json(data, TOKENIZER_FILE), TOKENIZER_FILE)
 
 
+@readers.well_typed(TOKENIZER_FILE)
 def to_folder(data: bytes) -> dict[str, bytes]:
     """The folder with which transformers' CLIPTokenizer makes the same ids.
 

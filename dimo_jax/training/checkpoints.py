@@ -25,7 +25,7 @@ State = Any  # any pytree of arrays
 
 # Where the counters of a stage, and the versions it was computed with, lie in the JSON object
 # beside the state.
-_OWN = _COUNTERS, _VERSIONS = "counters", "versions"
+_OWN = _COUNTERS, _VERSIONS, _SUM = "counters", "versions", checksums.FIELD
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
@@ -132,7 +132,9 @@ class Checkpoints:
             self._saving = step
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=_StateSave(state), meta=ocp.args.JsonSave(beside)),
+                args=ocp.args.Composite(
+                    state=_StateSave(state), meta=ocp.args.JsonSave(checksums.signed(beside))
+                ),
                 # The caller decides when to save; without this Orbax's own interval may refuse.
                 force=True,
             )
@@ -216,7 +218,9 @@ class Checkpoints:
         return self._manager.directory / str(name)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        return dict(self._meta.restore(self._path(step) / "meta"))
+        found = dict(self._meta.restore(self._path(step) / "meta"))
+        checksums.check_signed(found)
+        return found
 
     def _read(self, step: int, abstract: State) -> State:
         """The state of a checkpoint; the same outcome on every process.
@@ -228,9 +232,10 @@ class Checkpoints:
         place = self._path(step) / "state"
         state, reason, differences = None, "", []
         try:
-            reading(lambda: self._read_meta(step))
+            # One that is saved since the metadata are signed has checksums of its arrays too.
+            required = _SUM in reading(lambda: self._read_meta(step))
             if distributed.is_lead():
-                reading(lambda: checksums.check(place))
+                reading(lambda: checksums.check(place, required))
             saved = reading(lambda: self._state.metadata(place).tree)
             differences = trees.differences(saved, abstract)
             if not differences:

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from checkpoint_state import assert_same, make_state, opening
 from etils import epath
 
 from dimo_jax.errors import InputError
+from dimo_jax.training import checksums
 
 
 @pytest.fixture
@@ -176,13 +178,39 @@ def test_abandoned_nothing_is_waited_for(opened, monkeypatch):
     checkpoints.close()
 
 
+def test_checksums_that_are_gone_and_other_metadata_are_noticed(opened):
+    checkpoints = opened()
+    checkpoints.save(1, make_state(), {"run": "x", "rates": [0.1, 2], "by": {"10": 1, "9": 2}})
+    checkpoints.wait()
+    folder = Path(checkpoints.directory) / "1"
+    sums, meta = folder / "state" / "checksums.json", folder / "meta" / "metadata"
+    content, saved = sums.read_text(), json.loads(meta.read_text())
+    opened().restore(make_state())
+    sums.unlink()
+    with pytest.raises(InputError, match="checksums.json, which was written with it, is missing"):
+        opened().restore(make_state())
+    sums.write_text("{" * 5000)
+    with pytest.raises(InputError, match="is not JSON"):
+        opened().restore(make_state())
+    sums.write_text(content)
+    meta.write_text(json.dumps({**saved, "run": "y"}))
+    with pytest.raises(InputError, match="its metadata are not what was written"):
+        opened().restore(make_state())
+    with pytest.raises(InputError, match="its metadata are not what was written"):
+        opened().meta()
+    # One of before the metadata had a checksum is read as it was then.
+    meta.write_text(json.dumps({name: x for name, x in saved.items() if name != "crc32"}))
+    sums.unlink()
+    assert opened().restore(make_state())[1]["run"] == "x"
+
+
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip])
 def test_a_failed_restore_prints_nothing_but_its_error(opened, monkeypatch, caplog, damage):
     checkpoints = opened()
     checkpoints.save(1, make_state(width=64), {})
     checkpoints.wait()
     # As on an object store, so that the arrays themselves are where it is noticed.
-    (Path(checkpoints.directory) / "1" / "state" / "checksums.json").unlink()
+    monkeypatch.setattr(checksums, "check", lambda folder, required: None)
     damage(Path(checkpoints.directory) / "1")
     unraisable = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
