@@ -24,6 +24,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 import fsspec  # noqa: E402
 from etils import epath  # noqa: E402
 
+from dimo_jax.common.shown import shown  # noqa: E402
 from dimo_jax.errors import InputError  # noqa: E402
 
 AnyPath = Path | epath.Path
@@ -31,6 +32,7 @@ AnyPath = Path | epath.Path
 Content = bytes | Iterable[bytes]
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_MAX_NAME_BYTES = 255  # of a file, on every file system in use
 # Kind of address -> what reads and writes there.
 STORES = {"gs": "gcsfs", "s3": "s3fs"}
 
@@ -46,14 +48,14 @@ def path(place: str | os.PathLike) -> AnyPath:
         A pathlib.Path, or for an object store an etils.epath.Path.
 
     Raises:
-        InputError: it is another kind of address, the package for it is missing, or the store
-            cannot be reached.
+        InputError: it is another kind of address, no name that a disk takes, the package for it is
+            missing, or the store cannot be reached.
     """
     if is_remote(place) and isinstance(place, epath.Path):
         return place
     address = re.match(r"(\w+)://([^/]*)", os.fspath(place))
     if address is None:
-        return Path(place)
+        return _named(place)
     kind, bucket = address.groups()
     if kind not in STORES or not bucket:
         known = " or ".join(f"{name}://bucket/..." for name in STORES)
@@ -76,6 +78,17 @@ def local(place: str | os.PathLike) -> Path:
     """
     if is_remote(place):
         raise InputError(f"{place} is not on a disk, as it must be here; copy it, or name another")
+    return _named(place)
+
+
+def _named(place: str | os.PathLike) -> Path:
+    """Refuses a name that no disk takes: on one, pathlib raises instead of finding nothing."""
+    try:
+        longest = max(map(len, os.fsencode(place).split(b"/")))
+    except UnicodeEncodeError:
+        longest = -1
+    if not 0 <= longest <= _MAX_NAME_BYTES or "\0" in os.fspath(place):
+        raise InputError(f"{shown(place)} is no name that a disk takes; give another path")
     return Path(place)
 
 

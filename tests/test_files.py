@@ -13,6 +13,14 @@ def names(folder):
     return sorted(x.name for x in folder.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a" * 256, "x/" + "\u00e9" * 128 + "/y", "a\0b", "\ud800"])
+def test_names_that_no_disk_takes_are_refused(name):
+    for read in (files.path, files.local):
+        with pytest.raises(InputError, match="no name that a disk takes"):
+            read(name)
+    assert files.path("a" * 255).name == "a" * 255
+
+
 def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
     path = tmp_path / "a" / "b" / "x.bin"
     assert files.write_file(path, b"one") == path
