@@ -76,7 +76,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
             _stop(BAD_INPUT, f"error: the device's memory is too small ({found}); {advice}")
         if distributed.lost(error):
             _stop(FAILED, f"error: {distributed.describe_loss('stopped', error)}")
-        if _joined():
+        if distributed.must_leave():
             traceback.print_exc()
             distributed.leave(FAILED)
         raise
@@ -202,7 +202,8 @@ def _finish(main: Callable[[], None]) -> None:
 
 def _stop(status: int, message: str) -> NoReturn:
     print(printable(" ".join(message.split())), file=sys.stderr, flush=True)
-    if distributed := _joined():
+    distributed = sys.modules.get("dimo_jax.parallel.distributed")
+    if distributed and distributed.must_leave():
         distributed.leave(status)
     raise SystemExit(status)
 

@@ -4,6 +4,7 @@ JAX's own runtime does the work (jax.distributed). One process for each host, or
 of them run the same command on the same work directory.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import itertools
@@ -12,8 +13,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +35,14 @@ BARRIER_SECONDS = 24 * 3600
 # How long the lead, which the others hear of each other through, outlives its own error.
 GRACE_SECONDS = 3
 
+# How often a process that waits looks whether another has left.
+LEFT_SECONDS = 0.5
+
+# The runtime's key under which a process that leaves says so, and counts of the calls of `meet`.
+_LEFT = "dimo_jax_left"
+_meetings: dict[str, Iterator[int]] = {}
+# Whether threads are left behind that an ordinary exit would wait for.
+_abandoned = threading.Event()
 # Count the calls of `stop_together` and `barrier`, see there.
 _stops, _barriers = itertools.count(1), itertools.count(1)
 
@@ -127,6 +137,41 @@ def barrier(name: str) -> None:
         # devices waiting, and for a limited time. A name serves once.
         client = jax._src.distributed.global_state.client
         client.wait_at_barrier(f"dimo_jax {next(_barriers)} {name}", BARRIER_SECONDS * 1000)
+
+
+def meet(*, key: str, timeout_ms: int) -> None:
+    """Is a barrier for a background thread, which a process that leaves breaks.
+
+    In the runtime's own, the others would notice after HEARTBEAT_SECONDS that one is missing.
+
+    Args:
+        key: of the barrier; every process comes to it equally often.
+        timeout_ms: for all to come.
+
+    Raises:
+        ProcessLost: another process has left, or JAX's runtime says so.
+    """
+    if not started():
+        return
+    client, errors = jax._src.distributed.global_state.client, []
+    name = f"dimo_jax {key} {next(_meetings.setdefault(key, itertools.count(1)))}"
+
+    def wait() -> None:
+        try:
+            client.wait_at_barrier(name, timeout_ms)
+        except Exception as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    while waiting.is_alive():
+        waiting.join(LEFT_SECONDS)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has left
+            left = client.key_value_try_get(_LEFT)
+            errors.append(RuntimeError(f"process {left} failed"))
+            break
+    if errors:
+        raise ProcessLost(describe_loss("in the background", errors[0])) from errors[0]
 
 
 def lead_first(make: Callable[[], Any]) -> Any:
@@ -243,6 +288,16 @@ def describe_loss(where: str, error: BaseException) -> str:
     )
 
 
+def abandon_threads() -> None:
+    """Says that this process is to end without waiting for its own threads, see `must_leave`."""
+    _abandoned.set()
+
+
+def must_leave() -> bool:
+    """Whether this process is to end by `leave` where it failed: others, or threads, may hang."""
+    return started() or _abandoned.is_set()
+
+
 def leave(status: int) -> NoReturn:
     """Ends this process at once, without the shutdown in which all wait for each other.
 
@@ -250,8 +305,12 @@ def leave(status: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not is_lead(), which needs the backend: what failed may be its start.
-    if jax._src.distributed.global_state.process_id == 0:
+    # Not is_lead() and started(), which need the backend: what failed may be its start.
+    state = jax._src.distributed.global_state
+    if state.client is not None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            state.client.key_value_set(_LEFT, str(state.process_id), allow_overwrite=True)
+    if state.client is not None and state.process_id == 0:
         # Its end takes the coordination service away, at which the runtime aborts the others,
         # before they have said what they found themselves.
         time.sleep(GRACE_SECONDS)

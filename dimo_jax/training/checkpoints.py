@@ -10,6 +10,7 @@ that all of them reach. It can be read on another mesh and by another number of 
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from dimo_jax.training.orbax_errors import Unreadable, reading
 
 State = Any  # any pytree of arrays
 
+_TEMPORARY = ".orbax-checkpoint-tmp"  # ending of a checkpoint's folder until it is complete
 # Where the counters of a stage, and the versions it was computed with, lie in the JSON object
 # beside the state.
 _OWN = _COUNTERS, _VERSIONS, _SUM = "counters", "versions", checksums.FIELD
@@ -47,8 +49,27 @@ class _StateRestore(ocp.args.StandardRestore):
     pass
 
 
+class _Progress:
+    """Whether a save is under way, of this process."""
+
+    def __init__(self):
+        self._value = False
+
+    def get(self) -> bool:
+        return self._value
+
+    def set(self, value: bool) -> None:
+        self._value = value
+
+
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, without its own eye on SIGTERM."""
+    """Orbax's, without its own eye on SIGTERM, and without a barrier after a failed save."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        # Orbax's (0.12) waits for all processes, also on the one whose save failed, while the
+        # others wait for its part: nobody would hear of it for 20 minutes.
+        self._save_progress_tracker = _Progress()
 
     def reached_preemption(self, step: int) -> bool:
         # Orbax (0.12) asks for the step of a save from a background thread, later. The runtime
@@ -83,6 +104,7 @@ class Checkpoints:
         self._computed_with = computed_with.begun()
         self._saving: int | None = None  # the step whose save began last
         self._failed = self._abandoned = False
+        self._before = set(threading.enumerate())  # threads that are not of a save
         # Read from directly: what the manager does around them waits for the other processes,
         # which never come if one of them alone finds its shards damaged.
         self._state, self._meta = _StateHandler(), ocp.JsonCheckpointHandler()
@@ -90,7 +112,14 @@ class Checkpoints:
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                # Otherwise (0.12) every array's thread waits 300 seconds for a folder that another
+                # thread failed to make, and the process cannot end before them.
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False, barrier_sync_fn=distributed.meet
+                ),
             ),
             item_handlers={"state": self._state, "meta": self._meta},
         )
@@ -129,7 +158,7 @@ class Checkpoints:
             beside[_COUNTERS] = dict(counters)
         with self._failing_well():
             self._manager.wait_until_finished()
-            self._saving = step
+            self._saving, self._before = step, set(threading.enumerate())
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -200,8 +229,9 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def abandon(self) -> None:
-        """Waits for nothing any more, as the save under way needs a process that has ended."""
+        """Waits for nothing any more: for no process that has ended, nor for a disk that hangs."""
         self._abandoned = True
+        distributed.abandon_threads()
 
     def close(self) -> None:
         """Finishes the save that is under way and frees the background threads.
@@ -312,11 +342,17 @@ class Checkpoints:
         """Turns what a failed save raises into one sentence, the first time."""
         try:
             yield
+        except KeyboardInterrupt:
+            # The first one lets the save end; who sends another does not want to wait for it.
+            self.abandon()
+            raise
         except Exception as error:
             self._failed = True
             if distributed.lost(error):
                 raise
             path = self.directory if self._saving is None else self._path(self._saving)
+            if not orbax_errors.settle(self._before, f"{path}{_TEMPORARY}"):
+                self.abandon()
             self._manager.reload()  # it had counted the one that failed
             finished = [step for step in self._manager.all_steps() if step != self._saving]
             valid = f"the one of step {max(finished)} stays valid; " if finished else ""

@@ -237,7 +237,9 @@ def _saved_or_lost(name: str, checkpoints: Checkpoints) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if not distributed.lost(error):
+            if isinstance(error, KeyboardInterrupt):  # the second signal, which acts at once
+                checkpoints.abandon()
+            elif not distributed.lost(error):
                 checkpoints.wait()
             raise
         checkpoints.wait()

@@ -5,15 +5,19 @@ import gc
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from dimo_jax.files import FULL_DISK
 
-# How long the reads that a failed restore leaves behind may take to end.
+# How long the reads that a failed restore leaves behind may take to end, and how long a folder must
+# not change for the writes of a failed save to have ended.
 SETTLE_SECONDS = 0.5
+# How long a failed save may take to end; a process that exits waits for its threads.
+SETTLE_SAVE_SECONDS = 5.0
 
 
 class Unreadable(Exception):
@@ -50,6 +54,41 @@ def cause(error: BaseException) -> str:
             return "the disk is full"
         behind = behind.__cause__ or behind.__context__
     return _in_short(error)
+
+
+def settle(before: Collection[threading.Thread], folder: str) -> bool:
+    """Waits for what a failed save left at work in its folder.
+
+    Threads, and writes of TensorStore that nobody holds any more (Orbax 0.12 leaves its event loop
+    at the first error): clean-up of that folder, or another save of the step, would meet them
+    (OSError, "Directory not empty").
+
+    Args:
+        before: threads from before the save.
+        folder: of the save; an object store is not looked at.
+
+    Returns:
+        Whether all threads have ended; a disk that hangs keeps them.
+    """
+    end = time.monotonic() + SETTLE_SAVE_SECONDS
+    # The pool of Orbax's metadata store keeps its threads, idle, for the next save.
+    left = [
+        x
+        for x in threading.enumerate()
+        if not (x in before or x.daemon or x.name.startswith("metadata_store"))
+    ]
+    for thread in left:
+        # Not its own method, which Orbax lets raise the thread's error.
+        threading.Thread.join(thread, max(end - time.monotonic(), 0))
+    if any(thread.is_alive() for thread in left):
+        return False
+    seen, quiet_from = None, time.monotonic()
+    while "://" not in folder and time.monotonic() < min(end, quiet_from + SETTLE_SECONDS):
+        found = [(place, names) for place, _, names in os.walk(folder)]
+        if found != seen:
+            seen, quiet_from = found, time.monotonic()
+        time.sleep(0.02)
+    return True
 
 
 def hush() -> None:

@@ -7,6 +7,7 @@ once. Prints one JSON line for each process: {"life": ..., "process": ..., "stat
 or minus the signal, "stderr": ...}.
 """
 
+import errno
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from absl import flags
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "method"))
 import small_network
@@ -43,6 +47,9 @@ flags.DEFINE_string("workdir", None, "of the run", flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of the run", flag_values=FLAGS)
 flags.DEFINE_integer("term_at", -1, "SIGTERM to itself before that step", flag_values=FLAGS)
 flags.DEFINE_integer("kill_at", -1, "SIGKILL likewise", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "unwritable_at", -1, "no checkpoint can be written from then", flag_values=FLAGS
+)
 flags.DEFINE_bool("slow", False, "a quarter of a second for every step", flag_values=FLAGS)
 
 
@@ -55,6 +62,23 @@ def settings():
         positions="masked",
         reduction="mean_batch",
     )
+
+
+def make_unwritable():
+    """Lets the next save of this process fail: the lead makes its folder, all write their parts."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    if distributed.is_lead():
+        type(epath.Path("/x")).mkdir = refuse
+        return
+    save = ocp.StandardCheckpointHandler.async_save
+
+    async def save_and_fail(self, *arguments, **options):
+        return [*await save(self, *arguments, **options), SimpleNamespace(result=refuse)]
+
+    ocp.StandardCheckpointHandler.async_save = save_and_fail
 
 
 def main() -> None:
@@ -85,6 +109,8 @@ def main() -> None:
         if number == FLAGS.kill_at:
             time.sleep(1)  # so that the save under way ends: the last interval is then what is lost
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == FLAGS.unwritable_at:
+            make_unwritable()
         time.sleep(0.25 if FLAGS.slow else 0)
         random = np.random.default_rng(number)
         tokens = random.integers(0, small_network.V, (BATCH, small_network.L), np.int32)
@@ -181,6 +207,10 @@ def drive() -> None:
     live("other_lost", root / "ended", [], ["--kill_at=13"])
     live("lead_lost", root / "ended", ["--kill_at=17"], [])
     live("rest", root / "ended", [], [])
+    for index, name in enumerate(("lead", "other")):
+        arguments = [[], []]
+        arguments[index].append("--unwritable_at=8")
+        live(f"{name}_unwritable", root / f"{name}_unwritable", *arguments)
     live("differing", root / "differing", [], ["--seed=1"])
 
 

@@ -102,6 +102,21 @@ def test_the_death_of_one_ends_the_other_in_a_sentence(lives, life, killed, kill
     assert killed_at - SAVE_EVERY <= int(start) <= killed_at
 
 
+@pytest.mark.parametrize("index, name", [(0, "lead"), (1, "other")])
+def test_a_save_that_fails_on_one_ends_both_at_once(lives, index, name):
+    root, told = lives
+    failed, left = told[f"{name}_unwritable"][index], told[f"{name}_unwritable"][1 - index]
+    assert failed["status"] == 2 and left["status"] == 1, (failed, left)
+    # With the start of both; Orbax's own barriers wait for 5 or 20 minutes.
+    assert max(failed["seconds"], left["seconds"]) < 60
+    place = f"{root}/{name}_unwritable/checkpoints"
+    *_, last = failed["stderr"].strip().splitlines()
+    assert last.startswith(f"error: checkpoint {place}/10 cannot be written: OSError: [Errno 16]")
+    assert "the one of step 5 stays valid" in last
+    *_, last = left["stderr"].strip().splitlines()
+    assert re.search(r"another (of the 2 processes|process of the run) has ended", last)
+
+
 def test_the_run_of_many_lives_ends_in_the_same_bits(lives):
     root, told = lives
     assert statuses(told["rest"]) == [0, 0], told["rest"]

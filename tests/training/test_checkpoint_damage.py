@@ -4,7 +4,10 @@ import errno
 import gc
 import json
 import shutil
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +16,7 @@ from checkpoint_state import assert_same, make_state, opening
 from etils import epath
 
 from dimo_jax.errors import InputError
+from dimo_jax.parallel import distributed
 from dimo_jax.training import checksums
 
 
@@ -167,10 +171,105 @@ def test_a_full_disk_is_named_and_the_finished_ones_stay(opened, monkeypatch, ca
     assert again.latest() == 2
 
 
+def threads_of_saves(before):
+    found = [x.name for x in threading.enumerate() if x not in before and not x.daemon]
+    return [name for name in found if not name.startswith("metadata_store")]  # an idle pool
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_thread_behind(opened, monkeypatch):
+    checkpoints, before = opened(), set(threading.enumerate())
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+    mkdir = type(epath.Path("/x")).mkdir
+
+    def busy(self, *arguments, **options):
+        if self.name.startswith("2."):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(self))
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(type(epath.Path("/x")), "mkdir", busy)
+    with pytest.raises(InputError, match=r"ck/2 cannot be written: .*resource busy.*step 1 stays"):
+        checkpoints.save(2, make_state(2), {})
+        checkpoints.wait()
+    assert threads_of_saves(before) == []
+
+
+def test_what_a_failed_save_left_at_work_has_ended_when_it_is_told(opened, monkeypatch):
+    checkpoints, before = opened(), set(threading.enumerate())
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+    write_text, late = type(epath.Path("/x")).write_text, []
+
+    def full_or_slow(self, *arguments, **options):
+        if self.parent.name.startswith("meta"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        time.sleep(0.5)
+        late.append(write_text(self, *arguments, **options))
+
+    monkeypatch.setattr(type(epath.Path("/x")), "write_text", full_or_slow)
+    with pytest.raises(InputError, match="the disk is full"):
+        checkpoints.save(2, make_state(2), {})
+        checkpoints.wait()
+    assert threads_of_saves(before) == []
+    assert late  # or this would test too little
+
+
+def test_a_second_interrupt_waits_for_no_save(opened, monkeypatch):
+    monkeypatch.setattr(distributed, "_abandoned", threading.Event())
+    checkpoints = opened()
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(checkpoints._manager), "wait_until_finished", interrupted)
+        checkpoints.wait()
+    assert distributed.must_leave()
+    for name in ("wait_until_finished", "close"):
+        monkeypatch.setattr(type(checkpoints._manager), name, lambda self: pytest.fail("waited"))
+    checkpoints.wait()
+    checkpoints.close()
+
+
+HANGING = """
+import os, signal, sys, threading, time
+import jax.numpy as jnp
+from etils import epath
+from dimo_jax import cli
+from dimo_jax.common.command_flags import Flags
+from dimo_jax.training.checkpoints import Checkpoints
+
+def main():
+    checkpoints = Checkpoints(FLAGS.workdir, 2)
+    type(epath.Path("/x")).write_text = lambda *_, **__: time.sleep(1000)
+    threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    checkpoints.save(1, {"x": jnp.ones(3)}, {})
+    checkpoints.wait()
+
+FLAGS = Flags()
+flags.DEFINE_string("workdir", None, "of the checkpoints", flag_values=FLAGS)
+cli.run(main, FLAGS)
+"""
+
+
+def test_a_save_on_a_disk_that_hangs_can_be_interrupted(tmp_path):
+    arguments = [
+        sys.executable,
+        "-c",
+        f"from absl import flags\n{HANGING}",
+        f"--workdir={tmp_path}",
+    ]
+    began = time.monotonic()
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+    assert time.monotonic() - began < 30  # with the imports
+
+
 def test_abandoned_nothing_is_waited_for(opened, monkeypatch):
     checkpoints = opened()
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
+    monkeypatch.setattr(distributed, "_abandoned", threading.Event())
     checkpoints.abandon()
     for name in ("wait_until_finished", "close"):
         monkeypatch.setattr(type(checkpoints._manager), name, lambda self: pytest.fail("waited"))
