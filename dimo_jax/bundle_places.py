@@ -74,7 +74,8 @@ def _part_of_run(run: AnyPath, kind: str | None) -> AnyPath:
         )
     raise InputError(
         f"{run} is no finished run, for it has no {part}/; run dimo_jax.main with "
-        f"--workdir={shlex.quote(str(run))} to its end"
+        f"--workdir={shlex.quote(str(run))} to its end (with that flag sample, evaluate and "
+        "export take its newest checkpoint)"
     )
 
 

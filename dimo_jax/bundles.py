@@ -199,6 +199,18 @@ def _content(
     if wrong:
         raise ValueError(f"the parameters do not fit the {kind}: {'; '.join(wrong)}")
     trees.check_finite(params, f"the {kind}")
+    fields = (kind, model, sampler, tokenizer, provenance or {})
+    # Serialised a second time rather than kept: a large model would be in memory twice.
+    return {
+        CONFIG_FILE: config_text(*fields, params).encode(),
+        PARAMS_FILE: params_pieces(params),
+    }
+
+
+def config_text(
+    kind: str, model: Any, sampler: Any, tokenizer: Any, provenance: Any, params: Any
+) -> str:
+    """Writes what stands in config.json."""
     digest = hashlib.sha256()
     for piece in params_pieces(params):
         digest.update(piece)
@@ -208,12 +220,10 @@ def _content(
         "model": model,
         "sampler": sampler,
         "tokenizer": tokenizer,
-        "provenance": provenance or {},
+        "provenance": provenance,
         "params_sha256": digest.hexdigest(),
     }
-    text = json.dumps(config, indent=2, allow_nan=False, default=dict) + "\n"
-    # Serialised a second time rather than kept: a large model would be in memory twice.
-    return {CONFIG_FILE: text.encode(), PARAMS_FILE: params_pieces(params)}
+    return json.dumps(config, indent=2, allow_nan=False, default=dict) + "\n"
 
 
 def _expected_params(kind: str, model: Mapping[str, Any]) -> Any:
@@ -236,7 +246,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
             or not finite, in which case each is listed.
     """
     path = bundle_places.find(path, kind)
-    config = bundle_config.read(_read(path, CONFIG_FILE), path / CONFIG_FILE, BUILDERS)
+    config = read_config(path)
     if kind is not None and config["kind"] != kind:
         raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")
     data = _read(path, PARAMS_FILE)
@@ -293,6 +303,15 @@ def _read(path: AnyPath, name: str) -> bytes:
             f"cannot read {path / name} ({error.strerror or error}); a bundle has {CONFIG_FILE} "
             f"and {PARAMS_FILE}"
         ) from error
+
+
+def read_config(path: AnyPath) -> dict[str, Any]:
+    """Reads config.json, with exactly the known fields, of their types.
+
+    Raises:
+        InputError: it is missing, or something else.
+    """
+    return bundle_config.read(_read(path, CONFIG_FILE), path / CONFIG_FILE, BUILDERS)
 
 
 def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:

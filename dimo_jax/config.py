@@ -72,6 +72,7 @@ _COMPUTED = ("compute_dtype", "fast_compile")
 _ELSEWHERE = (
     *("data.directory", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
     *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
+    "distill.generator.bundle",
 )
 STAGE_SECTIONS = {
     "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),

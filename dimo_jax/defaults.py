@@ -240,6 +240,12 @@ FIELDS: dict[str, Any] = {
             "dropout": Field(False, SWITCH, "whether model.dropout acts here"),
         },
         "generator": {
+            "bundle": Field(
+                "",
+                BUNDLE,
+                "of a finished generator, to start from it instead of from the teacher's weights; "
+                "the auxiliary starts from those in any case",
+            ),
             "dropout": Field(False, SWITCH, "whether model.dropout acts here"),
             "optimizer": _optimizer(1e-5),
         },
@@ -295,6 +301,14 @@ FIELDS: dict[str, Any] = {
     "checkpoint": {
         "save_every_steps": Field(500, COUNT, "interval; the last step is always saved"),
         "keep": Field(2, whole(1, 1_000_000), "newest checkpoints"),
+        "keep_every_steps": Field(
+            0, COUNT_OR_NONE, "those of its multiples are never removed; 0: none for that reason"
+        ),
+        "keep_best": Field(
+            0,
+            whole(0, 1_000_000),
+            "those of the least interim distance, saved as they are measured, are not removed",
+        ),
         "allow_fallback": Field(
             False, SWITCH, "go on from the one before, where the newest is damaged"
         ),

@@ -83,6 +83,13 @@ flags.DEFINE_string(
     "make_reference", None, "write such a file (.npz) of --samples, and stop", flag_values=FLAGS
 )
 FLAGS.group("A run (--workdir)")
+flags.DEFINE_string(
+    "step",
+    None,
+    "checkpoint of the generator: its step, newest or best; default: the finished generator, "
+    "or of an unfinished run the newest",
+    flag_values=FLAGS,
+)
 flags.DEFINE_list("steps", None, "1 is the generator, others the teacher", flag_values=FLAGS)
 flags.DEFINE_list("temperatures", None, "of the generator", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "of the teacher", flag_values=FLAGS)

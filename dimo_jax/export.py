@@ -1,7 +1,8 @@
-"""A finished model in a form that other programs read.
+"""A model, of a finished run or of one under way, in a form that other programs read.
 
 python -m dimo_jax.export --workdir=runs/digits --format=stablehlo --output=generator.stablehlo
 
+bundle       of a checkpoint (--workdir, --step): what the run itself would have exported there
 msgpack      the parameter tree, as flax.serialization writes it
 torch        a PyTorch state dict with the original's keys (maskgit, halton, vqgan, llamagen,
              google_vqgan); torch.load(path, weights_only=True) reads it
@@ -24,7 +25,14 @@ from dimo_jax.common.command_flags import Flags
 FLAGS = Flags()
 
 FLAGS.group("What is exported, and how")
-flags.DEFINE_string("workdir", None, "a finished run; its generator is taken", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "a run; its generator is taken", flag_values=FLAGS)
+flags.DEFINE_string(
+    "step",
+    None,
+    "checkpoint of --workdir: its step, newest or best; default: the finished generator, or of an "
+    "unfinished run the newest",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("bundle", None, "a bundle, in place of --workdir", flag_values=FLAGS)
 flags.DEFINE_string(
     "tokenizer", None, "stablehlo: its bundle; default: the one inside", flag_values=FLAGS
@@ -32,11 +40,11 @@ flags.DEFINE_string(
 flags.DEFINE_enum(
     "format",
     None,
-    ["msgpack", "safetensors", "stablehlo", "torch"],
+    ["bundle", "msgpack", "safetensors", "stablehlo", "torch"],
     "what to write",
     flag_values=FLAGS,
 )
-flags.DEFINE_string("output", None, "the file", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "the file, or the bundle's folder", flag_values=FLAGS)
 FLAGS.require("format", "output")
 
 

@@ -2,6 +2,7 @@ r"""Images from a bundle on disk.
 
 python -m dimo_jax.sample --generator=runs/digits/export --labels=0,1,2 --output=grid.png
 python -m dimo_jax.sample --generator=runs/digits/export --num=50000 --output=samples.npz
+python -m dimo_jax.sample --workdir=runs/digits --step=20000 --output=grid.png
 python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --output=folder/
 
 python -m dimo_jax.sample --generator=STUDENT --prompt="a red ball on a blue cube" --output=out.png
@@ -9,6 +10,7 @@ python -m dimo_jax.sample --generator=STUDENT --prompts=prompts.csv --output=ima
 python -m dimo_jax.sample --generator=STUDENT --prompts=geneval \
     --metadata=evaluation_metadata.jsonl --output=geneval/
 
+With --workdir the averaged generator of any checkpoint is drawn, while the run goes on too.
 A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps.
 An image depends on the seed, its place in the order and its label, not on how many are drawn, in
 what batches, on how many devices or by how many processes. A .npz holds arr_0 (uint8 [N, H, W, 3]),
@@ -26,6 +28,16 @@ FLAGS = Flags()
 FLAGS.group("Everyday")
 flags.DEFINE_string(
     "generator", None, "a run, or the bundle of a generator or teacher", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "workdir", None, "a run, in its place: its generator, finished or not", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "step",
+    None,
+    "checkpoint of --workdir: its step, newest or best; default: the finished generator, or of an "
+    "unfinished run the newest",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("tokenizer", None, "its bundle; default GENERATOR/tokenizer", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "x.png (grid), x.npz, or a folder of PNGs", flag_values=FLAGS)
@@ -106,7 +118,7 @@ flags.DEFINE_string(
     "text_encoder", None, "its bundle; default: text_encoder/ beside GENERATOR", flag_values=FLAGS
 )
 cli.define_process_flags(FLAGS)
-FLAGS.require("generator", "output")
+FLAGS.require(("generator", "workdir"), "output")
 
 
 def main() -> None:

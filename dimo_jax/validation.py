@@ -34,6 +34,7 @@ def validate(config: Config, *, starts: bool = True) -> None:
     _validate_network(config)
     _validate_data(config)
     _validate_evaluation(config)
+    _validate_kept(config)
     if starts:
         _validate_teacher(config)
         _validate_prompts(config)
@@ -216,6 +217,23 @@ def _validate_evaluation(config: Config) -> None:
             f"config.evaluation.num_neighbours is {section['num_neighbours']}; it must be below "
             f"{least}, the images of the smallest set that is measured (config.evaluation."
             "num_samples, or the test split)"
+        )
+
+
+def _validate_kept(config: Mapping[str, Any]) -> None:
+    """Which checkpoints are kept must be some that are saved, by a distance that is measured."""
+    section = config["checkpoint"]
+    every, save = section["keep_every_steps"], section["save_every_steps"]
+    if every % save:
+        raise InputError(
+            f"config.checkpoint.keep_every_steps is {every}, no multiple of save_every_steps "
+            f"({save}), so those steps are not saved; change one of them"
+        )
+    if section["keep_best"] and not config["interim"]["every_steps"]:
+        raise InputError(
+            f"config.checkpoint.keep_best is {section['keep_best']}, but no distance is measured "
+            "in training; give --config.interim.every_steps=N (see the section interim), or "
+            "keep_best=0"
         )
 
 

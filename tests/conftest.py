@@ -24,9 +24,19 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Shapes and dtypes in the signatures are checked at run time, in tests only.
 install_import_hook("dimo_jax", "beartype.beartype")
 
+import pytest  # noqa: E402
+
 from dimo_jax import host_memory  # noqa: E402
+from dimo_jax.parallel import distributed  # noqa: E402
 
 host_memory.keep_freed_memory()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True)
+def no_threads_are_abandoned():
+    """Otherwise a command that ends in this process would end the process, after such a test."""
+    yield
+    distributed._abandoned.clear()

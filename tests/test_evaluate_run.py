@@ -146,7 +146,8 @@ def test_speed_is_a_metric(run, workdir, places, monkeypatch):
 def test_a_run_that_is_not_finished(tmp_path, workdir, run):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     err = run(f"--workdir={tmp_path}", "--num=4", status=2)
-    assert f"there is no bundle at {tmp_path / 'export'}" in err and "not finished" in err
+    assert f"the run in {tmp_path} has no checkpoint of a generator yet; start the same" in err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_too_little_room_is_said_before_the_work(run, workdir, places):

@@ -142,9 +142,9 @@ def test_a_function_that_gives_other_images_is_refused(workdir, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give either --workdir, of a finished run, or --bundle"),
+        ([], "give either --workdir, of a run, or --bundle"),
         (["--workdir={0}", "--bundle={0}/export"], "give either"),
-        (["--workdir={0}/export"], "is no finished run, for it has no export/"),
+        (["--workdir={0}/export"], "/export is no run: "),
         (["--bundle={0}/nothing"], "there is no bundle at"),
         (["--bundle={0}/export/tokenizer"], "is a tokenizer; stablehlo is for a generator"),
         (["--bundle={0}/export", "--output={0}"], "is a folder; name a file"),

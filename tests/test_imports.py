@@ -29,6 +29,7 @@ LINES = [
         *("training.optimizers", "training.checkpoints", "training.metrics"),
         *("training.checksums", "training.orbax_errors", "training.signals"),
         "training.computed_with",
+        *("training.orbax_manager", "training.retention", "training.saved"),
     ],
     [
         "evaluation.*",
@@ -50,7 +51,7 @@ LINES = [
 SEAMS = {
     "flax.linen": ["models.*", "tokenizers.*"],
     "flax.nnx": [],
-    "orbax": ["training.checkpoints"],
+    "orbax": ["training.checkpoints", "training.orbax_manager", "training.saved"],
     "clu": ["training.metrics"],
     "tensorflow_datasets": ["data.*"],
     "tokenizers": ["conditions.*"],

@@ -76,6 +76,11 @@ def test_the_generator_is_sampled_with_a_prompt(finished, tmp_path, monkeypatch,
     status, out, err = run_command(sample, flags, monkeypatch, capsys)
     assert status == 0, err
     assert out == f"2 images, seed 0: {tmp_path / 'out.png'}\n"
+    # From its last checkpoint, with the text encoder that the config describes.
+    flags[0], flags[-1] = f"--workdir={workdir}", f"--output={tmp_path / 'same.png'}"
+    status, _, err = run_command(sample, [*flags, "--step=6"], monkeypatch, capsys)
+    assert status == 0 and "the averaged generator of step 6" in err
+    assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
 def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finished, tmp_path):

@@ -27,8 +27,9 @@ from dimo_jax.evaluation import (
 )
 from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.protocols import PROTOCOLS, Protocol
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import backend, distributed
-from dimo_jax.runs import banner, run_evaluation, run_samples, speed
+from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots, speed
 from dimo_jax.runs.run_evaluation import Yardstick
 from dimo_jax.training.progress import Progress
 
@@ -114,7 +115,8 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
     texts = found and [prompt.text for prompt in found.prompts]
     steps = cli.numbers(flags, "steps", int, [1])
     temperatures = cli.numbers(flags, "temperatures", float, [])
-    asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts)
+    snapshot = _snapshot(workdir, flags.step, output)
+    asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts, snapshot)
     yardstick, weights, left_out = _yardstick(flags, protocol, output)
     with Progress("evaluate", silent=not distributed.is_lead()) as progress:
         image_bytes = run_samples.image_bytes(asked[0])
@@ -133,6 +135,23 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
     )
     if rows:
         _write(flags, output, rows, looks, yardstick, weights, left_out, began)
+
+
+def _snapshot(workdir: AnyPath, step: str | None, output: Path) -> tuple[Path, int] | None:
+    """Bundle and step of a checkpoint's generator; None: the finished one's serves.
+
+    The bundle is kept in the output: the run may remove the checkpoint while it is evaluated.
+    """
+    found = snapshots.generator_of(workdir, step)
+    if not isinstance(found, snapshots.Snapshot):
+        return None
+    path = output / f"checkpoint_{found.step}"
+    if distributed.is_lead():
+        found.save(path)
+    distributed.barrier("snapshot")
+    with Progress("evaluate", silent=not distributed.is_lead()) as progress:
+        progress.note(f"the averaged generator of step {found.step}, kept as {path}")
+    return path, found.step
 
 
 def _write(

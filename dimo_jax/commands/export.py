@@ -16,13 +16,12 @@ from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
 from dimo_jax import bundles, files
-from dimo_jax.bundle_places import EXPORT_FOLDER
 from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.method.generate import generate
 from dimo_jax.parallel import backend
-from dimo_jax.runs import drawing
+from dimo_jax.runs import drawing, snapshots
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, trees
 
@@ -42,7 +41,12 @@ def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
 
 def safetensors(bundle: bundles.Bundle) -> bytes:
     """The leaves by path name; the metadata entry "config" is the bundle's config.json."""
-    config = (bundle.path / bundles.CONFIG_FILE).read_text()
+    place = bundle.path / bundles.CONFIG_FILE
+    if place.is_file():
+        config = place.read_text(encoding="utf-8")
+    else:  # of a checkpoint: as it would be saved
+        about = (bundle.kind, bundle.model, bundle.sampler, bundle.tokenizer, bundle.provenance)
+        config = bundles.config_text(*about, bundle.params)
     # safetensors 0.8.0 writes strided arrays wrongly and says nothing. Not ascontiguousarray, which
     # turns a scalar into an array of one.
     leaves = {
@@ -147,13 +151,15 @@ def check_images(data: bytes, generator: bundles.Bundle, tokenizer: bundles.Bund
         raise RuntimeError("the exported function gives other images than the bundle")
 
 
-def exported(bundle: bundles.Bundle, format_name: str, tokenizer: str | None = None) -> bytes:
+def exported(
+    bundle: bundles.Bundle, format_name: str, tokenizer: bundles.Bundle | str | None = None
+) -> bytes:
     """The bundle in one of the formats, read back and compared.
 
     Args:
         bundle: any kind; for "stablehlo" a generator.
         format_name: "msgpack", "safetensors" or "stablehlo".
-        tokenizer: path of its tokenizer's bundle; None: the one inside it.
+        tokenizer: its tokenizer's bundle, or the path of that; None: the one inside it.
 
     Returns:
         The file's content.
@@ -176,43 +182,53 @@ def exported(bundle: bundles.Bundle, format_name: str, tokenizer: str | None = N
                 f"{bundle.path} takes text, and stablehlo is for generators of classes; use "
                 "--format=safetensors, or python -m dimo_jax.convert --to=diffusers"
             )
-        decoder = drawing.open_tokenizer(bundle, tokenizer)
+        is_open = isinstance(tokenizer, bundles.Bundle)
+        decoder = tokenizer if is_open else drawing.open_tokenizer(bundle, tokenizer)
         data = stablehlo(bundle, decoder)
         check_images(data, bundle, decoder)
     return data
 
 
-def _source(flags: FlagValues) -> AnyPath:
+def _source(flags: FlagValues) -> bundles.Bundle | snapshots.Snapshot:
     if (flags.workdir is None) == (flags.bundle is None):
-        raise InputError("give either --workdir, of a finished run, or --bundle")
+        raise InputError("give either --workdir, of a run, or --bundle")
     if flags.bundle is not None:
-        return files.path(flags.bundle)
-    path = files.path(flags.workdir) / EXPORT_FOLDER
-    if not path.is_dir():
-        raise InputError(
-            f"{flags.workdir} is no finished run, for it has no {EXPORT_FOLDER}/; run "
-            f"dimo_jax.main with --workdir={flags.workdir} to its end"
-        )
-    return path
+        if flags.step is not None:
+            raise InputError("--step is a checkpoint of --workdir, not of --bundle")
+        return bundles.load(flags.bundle)
+    found = snapshots.generator_of(files.path(flags.workdir), flags.step)
+    return found if isinstance(found, snapshots.Snapshot) else bundles.load(found)
+
+
+def _write_bundle(output: AnyPath, found: bundles.Bundle | snapshots.Snapshot) -> None:
+    if not isinstance(found, snapshots.Snapshot):
+        raise InputError(f"{found.path} is a bundle already; copy it")
+    found.save(output)
+    print(f"the averaged generator of step {found.step}, a bundle: {output}")
 
 
 def run(flags: FlagValues) -> None:
-    """Bundle in, one file out.
+    """Bundle or checkpoint in, one file or a bundle out.
 
     Args:
         flags: those of dimo_jax.export.
 
     Raises:
-        InputError: there is no such bundle, or it has no such form.
+        InputError: there is no such bundle or checkpoint, or it has no such form.
     """
     backend.start()
+    if flags.format == "bundle":
+        return _write_bundle(files.path(flags.output), _source(flags))
     output = files.local(flags.output)
     if output.is_dir():
         raise InputError(f"--output={output} is a folder; name a file")
-    bundle = bundles.load(_source(flags))
+    found, tokenizer, which = _source(flags), None, ""
+    bundle = found
+    if isinstance(found, snapshots.Snapshot):
+        bundle, tokenizer, which = found.generator, found.tokenizer, f", step {found.step}"
     if flags.format == "torch":
         write_torch(output, bundle)
     else:
-        files.write_file(output, exported(bundle, flags.format, flags.tokenizer))
+        files.write_file(output, exported(bundle, flags.format, flags.tokenizer or tokenizer))
     size = output.stat().st_size
-    print(f"{flags.format}, {size:,} bytes, read back and compared: {output}")
+    print(f"{flags.format}{which}, {size:,} bytes, read back and compared: {output}")

@@ -15,7 +15,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import banner, conditions, drawing, text_drawing
+from dimo_jax.runs import banner, conditions, drawing, snapshots, text_drawing
 from dimo_jax.training.progress import Progress
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
@@ -131,7 +131,8 @@ def run(flags: FlagValues) -> None:
             f"--batch_size={flags.batch_size} is not divisible by the {devices} devices; give "
             f"--batch_size={devices * math.ceil(flags.batch_size / devices)}"
         )
-    model, tokenizer = drawing.open_pair(flags.generator, flags.tokenizer, flags.compute_dtype)
+    source, tokenizer, encoder = _source(flags)
+    model, tokenizer = drawing.open_pair(source, tokenizer, flags.compute_dtype)
     with_text = text_drawing.takes_text(model)
     foreign = ("labels", "num") if with_text else _TEXT_FLAGS
     given = [name for name in foreign if flags[name].value]
@@ -139,13 +140,35 @@ def run(flags: FlagValues) -> None:
         what = "prompts" if with_text else "classes"
         raise InputError(f"--{given[0]} is not for {model.path}, which takes {what}")
     draw = _draw_prompts if with_text else _draw_labels
-    num = draw(flags, model, tokenizer, output)
+    num = draw(flags, model, tokenizer, output, encoder)
     if distributed.is_lead():
         print(f"{num} images, seed {flags.seed}: {output}")
 
 
+def _source(flags: FlagValues) -> tuple[Any, Any, conditions.TextEncoder | None]:
+    """Model, tokenizer (paths or bundles) and, of a checkpoint, the text encoder."""
+    if flags.generator is not None and flags.workdir is not None:
+        raise InputError("--generator and --workdir exclude each other; give one of the two")
+    if flags.workdir is None:
+        if flags.step is not None:
+            raise InputError("--step is a checkpoint of --workdir; give that too")
+        return flags.generator, flags.tokenizer, None
+    found = snapshots.generator_of(files.path(flags.workdir), flags.step)
+    if not isinstance(found, snapshots.Snapshot):
+        return found, flags.tokenizer, None
+    if found.tokenizer is None:
+        raise InputError(f"--workdir={flags.workdir} is a run without images; nothing can be drawn")
+    with Progress("sample", silent=not distributed.is_lead()) as progress:
+        progress.note(f"the averaged generator of step {found.step} of {flags.workdir}")
+    return found.generator, flags.tokenizer or found.tokenizer, found.encoder
+
+
 def _draw_labels(
-    flags: FlagValues, model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath
+    flags: FlagValues,
+    model: bundles.Bundle,
+    tokenizer: bundles.Bundle,
+    output: AnyPath,
+    _: conditions.TextEncoder | None,
 ) -> int:
     """Images of classes; returns how many."""
     network = model.build()
@@ -198,7 +221,11 @@ def _batch_by_batch(
 
 
 def _draw_prompts(
-    flags: FlagValues, model: bundles.Bundle, tokenizer: bundles.Bundle, output: AnyPath
+    flags: FlagValues,
+    model: bundles.Bundle,
+    tokenizer: bundles.Bundle,
+    output: AnyPath,
+    encoder: conditions.TextEncoder | None,
 ) -> int:
     """Images of prompts; returns how many."""
     if bool(flags.prompt) == bool(flags.prompts):
@@ -217,10 +244,12 @@ def _draw_prompts(
             "give fewer --prompt or --num_per_prompt, or --prompts=FILE, which fills a folder",
         )
     batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
+    if flags.text_encoder or encoder is None:
+        encoder = conditions.load_encoder(flags.text_encoder, model.path)
     drawn = text_drawing.TextImages(
         model,
         tokenizer,
-        conditions.load_encoder(flags.text_encoder, model.path),
+        encoder,
         seed=flags.seed,
         batch_size=batch_size,
         overrides=_overrides(flags, model),

@@ -28,11 +28,11 @@ class Flags(flags.FlagValues):
         """Begins a group of flags, as --help shows them."""
         self._groups[title] = len(self)
 
-    def require(self, *names: str, **fewer: Sequence[str]) -> None:
+    def require(self, *names: str | tuple[str, ...], **fewer: Sequence[str]) -> None:
         """Makes flags required.
 
         Args:
-            names: of the flags.
+            names: of the flags; of a tuple of them one is required.
             fewer: {a switch: the flags that are required where it is on}.
         """
         self.__dict__["_required"], self.__dict__["_fewer"] = names, fewer
@@ -40,7 +40,9 @@ class Flags(flags.FlagValues):
     def missing(self) -> list[str]:
         """Returns the required flags that are not given, as --name."""
         fewer = (names for switch, names in self._fewer.items() if self[switch].value)
-        return [f"--{name}" for name in next(fewer, self._required) if self[name].value is None]
+        required = [(x,) if isinstance(x, str) else x for x in next(fewer, self._required)]
+        missing = [x for x in required if all(self[name].value is None for name in x)]
+        return [" or ".join(f"--{name}" for name in x) for x in missing]
 
     def nearest(self, name: str) -> list[str]:
         """Returns the flags that an unknown name may mean, as --name, best first."""

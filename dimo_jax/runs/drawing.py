@@ -30,22 +30,25 @@ TOKENS_AT_ONCE = 1 << 15
 
 
 def open_pair(
-    path: AnyPath | str, tokenizer: AnyPath | str | None = None, compute_dtype: str = "float32"
+    path: AnyPath | str | bundles.Bundle,
+    tokenizer: AnyPath | str | bundles.Bundle | None = None,
+    compute_dtype: str = "float32",
 ) -> tuple[bundles.Bundle, bundles.Bundle]:
     """A generator or teacher and its tokenizer, with parameters on the device.
 
     Args:
-        path: of the bundle, or of a run.
-        tokenizer: see `open_tokenizer`.
+        path: of the bundle, or of a run; or the bundle.
+        tokenizer: see `open_tokenizer`; or its bundle.
         compute_dtype: of the token network, "float32" or "bfloat16".
 
     Raises:
         InputError: one of them cannot be read, is of another kind, or they do not belong together.
     """
-    model = bundles.load(path)
+    model = path if isinstance(path, bundles.Bundle) else bundles.load(path)
     if model.kind not in ("generator", "teacher"):
         raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
-    found = open_tokenizer(model, tokenizer)
+    is_open = isinstance(tokenizer, bundles.Bundle)
+    found = tokenizer if is_open else open_tokenizer(model, tokenizer)
     if compute_dtype != "float32":
         model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
     # Once: from the host's memory every batch would send them to the device again.

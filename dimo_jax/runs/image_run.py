@@ -58,6 +58,7 @@ class ImageRun:
         known = self._fitted if self.tokenizer_params is None else self.tokenizer_params
         digest = None if known is None else tokenizers.fingerprint(self.tokenizer, known)
         self.network = opening.open_network(config, self.bundle, self.tokenizer, digest)
+        self.start = opening.open_generator(config, self.network, digest)
         checks.check_draws(config, self.network.codebook_size)
         checks.check_attention(config, self.network)
         self.protocol = checks.evaluation_settings(config, self.network) if self.has_data else None
@@ -101,6 +102,7 @@ class ImageRun:
             metrics=self.metrics,
             pictures=self._generator_pictures(teacher),
             measure=self._interim(),
+            generator=self.start and self.start.params,
         )
         self._save("export", "generator", generator, sampler=settings.sampler_of(self.config))
         if not distributed.is_lead():
@@ -175,6 +177,10 @@ class ImageRun:
     def _save(self, name: str, kind: str, params: Any, sampler: Any) -> None:
         if not distributed.is_lead():
             return
+        provenance = {"title": self.config["title"], "seed": self.config["seed"]}
+        if kind == "generator":
+            num_steps = self.config["distill"]["num_steps"]
+            provenance = opening.provenance(self.config, num_steps, self.start)
         bundles.save(
             self.workdir / name,
             kind=kind,
@@ -183,7 +189,7 @@ class ImageRun:
             sampler=sampler,
             tokenizer=self.tokenizer_entry,
             tokenizer_params=self.tokenizer_params,
-            provenance={"title": self.config["title"], "seed": self.config["seed"]},
+            provenance=provenance,
         )
 
     def _decode(self, tokens: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from dimo_jax.files import AnyPath
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import checks
+from dimo_jax.runs import checks, opening
 from dimo_jax.samplers import one_step
 from dimo_jax.training import settings, stages, trees
 from dimo_jax.training.metrics import Metrics
@@ -45,6 +45,7 @@ class JointRun:
         num_tokens, codebook_size = self.joint.ndim, self.joint.shape[0]
         with about("config.model"):
             self.network: Network = settings.network_of(config, num_tokens, codebook_size)
+        self.start = opening.open_generator(config, self.network, None)
         self.teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
         self.teacher_params = {"log_joint": np.log(self.joint).astype(np.float32)}
         checks.check_draws(config, codebook_size)
@@ -87,6 +88,7 @@ class JointRun:
             layout=self.layout,
             directory=stages.checkpoints_of(self.workdir, "distill"),
             metrics=metrics,
+            generator=self.start and self.start.params,
         )
         sampler = settings.sampler_of(self.config)
         if not distributed.is_lead():
@@ -97,7 +99,9 @@ class JointRun:
             model=self.network.config,
             params=generator,
             sampler=sampler,
-            provenance={"title": self.config["title"], "seed": seed},
+            provenance=opening.provenance(
+                self.config, self.config["distill"]["num_steps"], self.start
+            ),
         )
         section = self.config["evaluation"]
         tokens = one_step.sample(

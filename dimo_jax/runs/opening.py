@@ -1,10 +1,12 @@
 """Teacher, tokenizer and network of a run, from its config, checked against each other."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from dimo_jax import bundles, tokenizers
 from dimo_jax import config as configs
+from dimo_jax.common import readers
 from dimo_jax.errors import InputError, about
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
@@ -47,11 +49,92 @@ def open_teacher(config: Config) -> bundles.Bundle | None:
     return bundle
 
 
-def tokenizer_bundle(config: Config, teacher: bundles.Bundle | None) -> AnyPath | str | None:
-    """Path of the tokenizer's bundle; None where the config gives its name and sizes instead."""
+def open_generator(
+    config: Config, network: Network, tokenizer_hash: str | None
+) -> bundles.Bundle | None:
+    """The finished generator that a run starts from, if one is named.
+
+    Args:
+        config: a complete config.
+        network: the run's.
+        tokenizer_hash: fingerprint of the run's tokenizer; None: there is none.
+
+    Raises:
+        InputError: it cannot be read, or is of another network or tokenizer.
+    """
+    path = config["distill"]["generator"]["bundle"]
+    if not path:
+        return None
+    with about("config.distill.generator.bundle"):
+        bundle = bundles.load(path, kind="generator")
+    what = f"config.distill.generator.bundle={path}"
+    if differing := _differing(bundle.model, network.config):
+        raise InputError(
+            f"{what} is of another network than this run's ({'; '.join(differing)}); give the "
+            "teacher that it was distilled from, or leave the field empty"
+        )
+    if bundle.tokenizer and tokenizer_hash not in (None, bundle.tokenizer["hash"]):
+        raise InputError(
+            f"{what} was trained with another tokenizer than config.tokenizer describes; set "
+            "config.tokenizer to match"
+        )
+    return bundle
+
+
+def _differing(found: Config, expected: Config) -> list[str]:
+    """Where two descriptions of a network differ, as JSON values."""
+    one, other = (json.loads(json.dumps(x, default=dict)) for x in (found, expected))
+    return [
+        f"{name} is {one.get(name)!r}, here {other.get(name)!r}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
+
+
+def provenance(
+    config: Config, num_steps: int, generator: bundles.Bundle | None
+) -> dict[str, int | str]:
+    """What a generator's bundle says of where it comes from.
+
+    Args:
+        config: of its run.
+        num_steps: of its distillation.
+        generator: of `open_generator`; its hash is kept as "parent".
+    """
+    parent = {} if generator is None else {"parent": generator.params_hash}
+    return {"title": config["title"], "seed": config["seed"], "steps": num_steps, **parent}
+
+
+def run_config(workdir: AnyPath) -> dict[str, Any]:
+    """The config that a run wrote into its work directory.
+
+    Raises:
+        InputError: it cannot be read, or is no run's.
+    """
+    try:
+        config = readers.json_object(workdir / "config.json")
+        is_run = all(isinstance(config.get(x), dict) for x in ("data", "teacher"))
+        reason = "it is no run's"
+    except InputError as error:
+        is_run, reason = False, str(error)
+    if not is_run:
+        raise InputError(
+            f"--workdir={workdir} is no run: {workdir / 'config.json'} cannot be read ({reason}); "
+            "give the folder that dimo_jax.main was given"
+        )
+    return config
+
+
+def tokenizer_bundle(config: Config, teacher: AnyPath | None) -> AnyPath | str | None:
+    """Path of the tokenizer's bundle; None where the config gives its name and sizes instead.
+
+    Args:
+        config: a complete config.
+        teacher: path of the teacher's bundle, if one is named.
+    """
     if config["tokenizer"]["bundle"]:
         return config["tokenizer"]["bundle"]
-    return teacher.path.parent / VQVAE_FOLDER if teacher and is_text(config) else None
+    return teacher.parent / VQVAE_FOLDER if teacher and is_text(config) else None
 
 
 def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any, Any]:
@@ -60,7 +143,7 @@ def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any,
     Raises:
         InputError: its bundle cannot be read.
     """
-    path = tokenizer_bundle(config, teacher)
+    path = tokenizer_bundle(config, teacher and teacher.path)
     if path is None:
         with about("config.tokenizer"):
             return tokenizers.build(configs.without(config["tokenizer"], "bundle")), None

@@ -142,7 +142,7 @@ def judge_run(
             rows.append(row)
             looks.setdefault((one.model, one.steps), []).append((_rank(row), len(rows), look))
     if clock is not None and distributed.is_lead():
-        _add_speed(workdir, rows, batch_size, clock)
+        _add_speed(workdir, asked[0].tokenizer.parent, rows, batch_size, clock)
     return rows, [min(several)[-1] for several in looks.values()]
 
 
@@ -151,10 +151,14 @@ def _rank(row: Mapping[str, Any]) -> float:
 
 
 def _add_speed(
-    workdir: AnyPath, rows: Sequence[dict[str, Any]], batch_size: int | None, clock: speed.Clock
+    workdir: AnyPath,
+    generator: AnyPath,
+    rows: Sequence[dict[str, Any]],
+    batch_size: int | None,
+    clock: speed.Clock,
 ) -> None:
     """Times each sampler at batch 1 and at the batch size, whole and in parts."""
-    config = timed_config(workdir)
+    config = timed_config(workdir, generator)
     models = speed.open_models(config)
     largest = drawing.images_at_once(models.network.num_tokens, batch_size)
     sizes, known = list(dict.fromkeys([1, largest])), {}
@@ -187,16 +191,18 @@ def _timed(
     return sampler_speed.teacher_sample(config, models, clock, sizes, [steps], guidance)
 
 
-def timed_config(workdir: AnyPath) -> dict[str, Any]:
-    """The config of a finished run, with the bundles that it made.
+def timed_config(workdir: AnyPath, generator: AnyPath) -> dict[str, Any]:
+    """The config of a run, with the bundles that it made.
 
     Args:
         workdir: of the run.
+        generator: the bundle of its generator, finished or of a checkpoint.
     """
     config = readers.json_object(workdir / "config.json")
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")
-    config["tokenizer"]["bundle"] = str(workdir / "export" / "tokenizer")
-    config["text_encoder"] = {"bundle": str(workdir / conditions.TEXT_ENCODER_FOLDER)}
+    config["tokenizer"]["bundle"] = str(generator / "tokenizer")
+    beside = generator.parent if generator.parent == workdir else generator
+    config["text_encoder"] = {"bundle": str(beside / conditions.TEXT_ENCODER_FOLDER)}
     return config
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import bundle_places, bundles
-from dimo_jax.common import readers
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation.protocol import balanced_labels
 from dimo_jax.files import AnyPath
@@ -42,6 +41,7 @@ class SampleSet(NamedTuple):
         tokenizer: its tokenizer's bundle.
         overrides: of its sampler's settings.
         text: what a run with text is asked for; None: classes.
+        checkpoint: step of the generator's, where it is not the finished one's.
     """
 
     model: str
@@ -50,12 +50,15 @@ class SampleSet(NamedTuple):
     tokenizer: AnyPath
     overrides: Mapping[str, Any]
     text: "TextAsked | None" = None
+    checkpoint: int | None = None
 
     @property
     def name(self) -> str:
         """For files: generator_1_temperature_3.0, teacher_8_guidance_2.0."""
         values = [f"{name}_{value}" for name, value in sorted(self.overrides.items())]
         given = [text for text in values if not text.startswith("num_steps_")]
+        if self.checkpoint is not None:
+            given.insert(0, f"checkpoint_{self.checkpoint}")
         return "_".join([self.model, str(self.steps), *given])
 
 
@@ -65,6 +68,7 @@ def sets_of(
     temperatures: Sequence[float | int] = (),
     teacher: Mapping[str, Any] | None = None,
     prompts: Sequence[str] | None = None,
+    snapshot: tuple[AnyPath, int] | None = None,
 ) -> list[SampleSet]:
     """The sets that a run is judged by.
 
@@ -74,32 +78,30 @@ def sets_of(
         temperatures: of the generator, a set for each; empty for the bundle's own.
         teacher: further settings of the teacher's sampler, e.g. {"guidance": 2.0}.
         prompts: of a run with text, taken in turn.
+        snapshot: bundle and step of a checkpoint's generator, in place of the finished one's.
 
     Raises:
         InputError: the run, or a bundle that is needed, is not there; prompts are missing, or given
             for classes.
     """
-    path = workdir / "config.json"
-    try:
-        config = readers.json_object(path)
-        named = config["teacher"]["bundle"]
-        teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
-        with_text = opening.is_text(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"--workdir={workdir} is no run: {path} cannot be read ({error}); give the folder "
-            "that dimo_jax.main was given"
-        ) from error
-    text = _text_of(config, workdir, prompts) if with_text else None
+    config = opening.run_config(workdir)
+    named = config["teacher"].get("bundle")
+    teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
+    with_text = opening.is_text(config)
+    encoder = (snapshot[0] if snapshot else workdir) / conditions.TEXT_ENCODER_FOLDER
+    text = _text_of(config, workdir, encoder, prompts) if with_text else None
     if not with_text and prompts is not None:
         raise InputError(f"the run in {workdir} takes classes; leave --prompts away")
-    found, export = [], workdir / "export"
+    found, export = [], snapshot[0] if snapshot else workdir / bundle_places.EXPORT_FOLDER
+    checkpoint = snapshot[1] if snapshot else None
     # The run's own copy: a converted teacher may lie without one.
     tokenizer = export / bundles.TOKENIZER_FOLDER
     for number in steps:
         if number == 1:
             own = [{"temperature": float(x)} for x in temperatures] or [{}]
-            found += [SampleSet("generator", 1, export, tokenizer, x, text) for x in own]
+            found += [
+                SampleSet("generator", 1, export, tokenizer, x, text, checkpoint) for x in own
+            ]
         else:
             chosen = {"num_steps": number, **(teacher or {})}
             found.append(SampleSet("teacher", number, teacher_path, tokenizer, chosen, text))
@@ -114,14 +116,13 @@ def sets_of(
 
 
 def _text_of(
-    config: Mapping[str, Any], workdir: AnyPath, prompts: Sequence[str] | None
+    config: Mapping[str, Any], workdir: AnyPath, encoder: AnyPath, prompts: Sequence[str] | None
 ) -> TextAsked:
     if not prompts:
         raise InputError(
             f"the run in {workdir} takes text; give --prompts=FILE, or --prompts=coco (or hpsv2, "
             "geneval) with --metadata, the list of its prompts"
         )
-    encoder = workdir / conditions.TEXT_ENCODER_FOLDER
     return TextAsked(prompts, encoder, config["prompts"]["negative"])
 
 

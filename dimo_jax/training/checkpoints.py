@@ -1,4 +1,4 @@
-"""Checkpoints of a training state: all of Orbax is in this file.
+"""Checkpoints of a training state; Orbax is here, in orbax_manager.py and in saved.py alone.
 
 A checkpoint is `<directory>/<step>/`, with the state and a JSON object `meta` that says what the
 state belongs to. Orbax writes it under a temporary name and renames it when it is complete, so a
@@ -21,61 +21,17 @@ from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed
 from dimo_jax.training import checksums, computed_with, orbax_errors, trees
 from dimo_jax.training.orbax_errors import Unreadable, reading
+from dimo_jax.training.orbax_manager import (
+    TEMPORARY,
+    Manager,
+    StateHandler,
+    StateRestore,
+    StateSave,
+)
+from dimo_jax.training.retention import Retention
+from dimo_jax.training.saved import COUNTERS, FIGURES, OWN, VERSIONS
 
 State = Any  # any pytree of arrays
-
-_TEMPORARY = ".orbax-checkpoint-tmp"  # ending of a checkpoint's folder until it is complete
-# Where the counters of a stage, and the versions it was computed with, lie in the JSON object
-# beside the state.
-_OWN = _COUNTERS, _VERSIONS, _SUM = "counters", "versions", checksums.FIELD
-
-
-class _StateHandler(ocp.StandardCheckpointHandler):
-    """Orbax's, with checksums: of an array that is damaged on the disk, its formats have none."""
-
-    def finalize(self, directory: Any) -> None:
-        # By the lead alone, before the folder gets its name: no checkpoint is without them.
-        super().finalize(directory)
-        checksums.write(directory)
-
-
-@ocp.args.register_with_handler(_StateHandler, for_save=True)
-class _StateSave(ocp.args.StandardSave):
-    pass
-
-
-@ocp.args.register_with_handler(_StateHandler, for_restore=True)
-class _StateRestore(ocp.args.StandardRestore):
-    pass
-
-
-class _Progress:
-    """Whether a save is under way, of this process."""
-
-    def __init__(self):
-        self._value = False
-
-    def get(self) -> bool:
-        return self._value
-
-    def set(self, value: bool) -> None:
-        self._value = value
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, without its own eye on SIGTERM, and without a barrier after a failed save."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        # Orbax's (0.12) waits for all processes, also on the one whose save failed, while the
-        # others wait for its part: nobody would hear of it for 20 minutes.
-        self._save_progress_tracker = _Progress()
-
-    def reached_preemption(self, step: int) -> bool:
-        # Orbax (0.12) asks for the step of a save from a background thread, later. The runtime
-        # takes the last number it was asked for as where this process is, and might choose a
-        # point to stop at that this process has passed (distributed.stop_together).
-        return False
 
 
 class Checkpoints:
@@ -85,7 +41,7 @@ class Checkpoints:
 
     Args:
         directory: a local path or gs://...; created if need be. All processes open it.
-        keep: how many of the newest finished checkpoints stay.
+        keep: which of the finished checkpoints stay; a number is that of the newest.
         allow_fallback: where the newest cannot be read, take the one before instead of stopping.
 
     Attributes:
@@ -94,35 +50,29 @@ class Checkpoints:
             Python, packages and this code, kind of device.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int, allow_fallback: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike, keep: int | Retention, allow_fallback: bool = False
+    ):
         directory = str(directory)
         # Orbax refuses relative paths.
         self.directory = directory if "://" in directory else os.path.abspath(directory)
         self.set_aside: list[str] = []
         self.changed: list[str] = []
-        self._keep, self._allow_fallback = keep, allow_fallback
+        self._keep = Retention(keep) if isinstance(keep, int) else keep
+        self._allow_fallback = allow_fallback
         self._computed_with = computed_with.begun()
         self._saving: int | None = None  # the step whose save began last
         self._failed = self._abandoned = False
         self._before = set(threading.enumerate())  # threads that are not of a save
         # Read from directly: what the manager does around them waits for the other processes,
         # which never come if one of them alone finds its shards damaged.
-        self._state, self._meta = _StateHandler(), ocp.JsonCheckpointHandler()
+        self._state, self._meta = StateHandler(), ocp.JsonCheckpointHandler()
         orbax_errors.hush()
-        self._manager = _Manager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-                # Otherwise (0.12) every array's thread waits 300 seconds for a folder that another
-                # thread failed to make, and the process cannot end before them.
-                async_options=ocp.AsyncOptions(
-                    create_directories_asynchronously=False, barrier_sync_fn=distributed.meet
-                ),
-            ),
-            item_handlers={"state": self._state, "meta": self._meta},
-        )
+        self._manager = Manager(self.directory, self._state, self._meta, self._keep)
+        for step in self._manager.all_steps() if self._keep.best else ():
+            with contextlib.suppress(Unreadable):  # damaged: it is not among the best
+                found = reading(lambda step=step: self._read_meta(step))
+                self._keep.note(step, found.get(FIGURES, {}))
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None where there is none."""
@@ -131,7 +81,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the checkpoints that can be gone back to, oldest first."""
         # A process killed while it removed an older one leaves a part of that under its name.
-        return sorted(self._manager.all_steps())[-self._keep :]
+        return sorted(self._manager.all_steps())[-self._keep.newest :]
 
     def save(
         self,
@@ -139,6 +89,7 @@ class Checkpoints:
         state: State,
         meta: Mapping[str, Any],
         counters: Mapping[str, int] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> None:
         """Starts to save; returns once the state is copied, so that it may be donated.
 
@@ -147,26 +98,32 @@ class Checkpoints:
             state: a pytree of arrays.
             meta: JSON values that a resumed run must repeat.
             counters: whole numbers that a resumed run counts on from.
+            figures: {name: what was measured of this state}, at most one; the less the better.
 
         Raises:
             InputError: if this save or the one before failed; the finished ones stay valid.
         """
         if step in self._manager.all_steps():
             return
-        beside = {**meta, _VERSIONS: self._computed_with}
-        if counters:
-            beside[_COUNTERS] = dict(counters)
+        more = {COUNTERS: dict(counters or {}), FIGURES: dict(figures or {})}
+        beside = {**meta, **{name: entry for name, entry in more.items() if entry}}
+        beside[VERSIONS] = self._computed_with
         with self._failing_well():
             self._manager.wait_until_finished()
             self._saving, self._before = step, set(threading.enumerate())
+            self._keep.note(step, figures or {})
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=_StateSave(state), meta=ocp.args.JsonSave(checksums.signed(beside))
+                    state=StateSave(state), meta=ocp.args.JsonSave(checksums.signed(beside))
                 ),
                 # The caller decides when to save; without this Orbax's own interval may refuse.
                 force=True,
             )
+
+    def is_best(self, figures: Mapping[str, float]) -> bool:
+        """Whether a checkpoint of these figures would be kept as one of the best."""
+        return self._keep.is_best(figures, self._manager.all_steps())
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The JSON object of a checkpoint, by default the newest, as `save` was given it.
@@ -175,7 +132,7 @@ class Checkpoints:
             InputError: if it cannot be read, or there is none.
         """
         found = self._first_readable(step, lambda s: reading(lambda: self._read_meta(s)))
-        return {name: value for name, value in found[1].items() if name not in _OWN}
+        return {name: value for name, value in found[1].items() if name not in OWN}
 
     def counters(self, step: int | None = None) -> dict[str, int]:
         """The counters saved with a checkpoint, by default the newest; {} where there are none.
@@ -184,7 +141,7 @@ class Checkpoints:
             InputError: if they cannot be read, or there is no such checkpoint.
         """
         found = self._first_readable(step, lambda s: reading(lambda: self._read_meta(s)))
-        return dict(found[1].get(_COUNTERS, {}))
+        return dict(found[1].get(COUNTERS, {}))
 
     def restore(self, like: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
         """Reads a checkpoint, by default the newest.
@@ -214,7 +171,7 @@ class Checkpoints:
         found, state, damaged = self._first_readable(step, lambda s: self._read(s, abstract))
         for bad, reason in damaged.items():
             self._set_aside(bad, reason, found)
-        saved = self._read_meta(found).get(_VERSIONS)
+        saved = self._read_meta(found).get(VERSIONS)
         self._computed_with, self.changed = computed_with.continued(saved, found)
         return state, self.meta(found)
 
@@ -263,13 +220,13 @@ class Checkpoints:
         state, reason, differences = None, "", []
         try:
             # One that is saved since the metadata are signed has checksums of its arrays too.
-            required = _SUM in reading(lambda: self._read_meta(step))
+            required = checksums.FIELD in reading(lambda: self._read_meta(step))
             if distributed.is_lead():
                 reading(lambda: checksums.check(place, required))
             saved = reading(lambda: self._state.metadata(place).tree)
             differences = trees.differences(saved, abstract)
             if not differences:
-                args = _StateRestore(abstract)
+                args = StateRestore(abstract)
                 state = reading(lambda: self._state.restore(place, args=args), arrays=True)
         except Unreadable as error:
             reason = str(error)
@@ -351,7 +308,7 @@ class Checkpoints:
             if distributed.lost(error):
                 raise
             path = self.directory if self._saving is None else self._path(self._saving)
-            if not orbax_errors.settle(self._before, f"{path}{_TEMPORARY}"):
+            if not orbax_errors.settle(self._before, f"{path}{TEMPORARY}"):
                 self.abandon()
             self._manager.reload()  # it had counted the one that failed
             finished = [step for step in self._manager.all_steps() if step != self._saving]

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
@@ -27,6 +28,7 @@ from dimo_jax.training.reader import Reader
 from dimo_jax.training.signals import StopSignals
 
 State = Any  # a pytree of arrays with an int32 scalar `step`
+_SCHEDULE = "optimizer.schedule"  # how the names of those entries in `meta` end
 Batch = Any
 
 
@@ -37,10 +39,13 @@ class Observer(NamedTuple):
         every_steps: interval; 0 is never.
         look: (state, step) -> ({name: uint8 image}, {name: scalar}), called by all processes; must
             not keep the state. The scalars get a line of their own in the metrics.
+        ranks: whether its scalar, the same on all processes, says how good the state is, the less
+            the better: one of the best is saved then and there.
     """
 
     every_steps: int
     look: Callable[[State, int], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
+    ranks: bool = False
 
 
 def run_stage(
@@ -125,18 +130,21 @@ def run_stage(
                 reader.add(done, values)
                 stop = signals.stop()
                 save = stop or done == num_steps or done % save_every_steps == 0
-                looks = [o.look for o in observers if o.every_steps and done % o.every_steps == 0]
+                looks = [o for o in observers if o.every_steps and done % o.every_steps == 0]
+                figures: Mapping[str, float] = {}
                 # The record up to here must stand, and be finite, before the state is saved;
                 # the first step is read at once, to leave compilation out of the rate.
                 reader.read(late=not (save or looks or step == start))
-                for look in looks:
-                    images, values = look(state, done)
+                for observer in looks:
+                    images, values = observer.look(state, done)
                     metrics.images(done, images, name)
                     if values:
                         metrics.write(done, values, name)
-                if save:
+                    if observer.ranks:
+                        figures = values
+                if save or (figures and distributed.agree(checkpoints.is_best(figures))):
                     metrics.flush()
-                    checkpoints.save(done, state, meta, reader.counters)
+                    checkpoints.save(done, state, meta, reader.counters, figures)
                 if stop:
                     break
         # Also a signal that came while the last step was being saved.
@@ -171,23 +179,41 @@ def changed_entries(
     return lines
 
 
-def check_settings(name: str, checkpoints: Checkpoints, meta: Mapping[str, Any]) -> None:
-    """Compares what the newest checkpoint was made with to what is asked for now.
+def check_settings(
+    name: str, directory: AnyPath | str, saved: Mapping[str, Any], meta: Mapping[str, Any]
+) -> None:
+    """Compares what a checkpoint was made with to what is requested now.
+
+    Another number of steps is no difference where the learning rate does not depend on it: such a
+    stage can be made longer, and ends in the bits of one that was as long from the start.
 
     Args:
         name: the stage, for the message.
-        checkpoints: of this stage; at least one.
+        directory: of its checkpoints.
+        saved: meta of the newest.
         meta: JSON values as for `run_stage`.
 
     Raises:
         InputError: if one of them is another one now; each is listed.
     """
-    changes = changed_entries(checkpoints.meta(), meta)
-    if changes:
+    length = f"{name}.num_steps"
+    schedules = {x for n, x in saved.items() if n.startswith(name) and n.endswith(_SCHEDULE)}
+    if length in meta and schedules == {"constant"}:
+        saved = {**saved, length: meta[length]}
+    changes = changed_entries(saved, meta)
+    if not changes:
+        return
+    found = f"{name}: {directory} was started with other settings: {'; '.join(changes)}; "
+    if len(changes) == 1 and changes[0].startswith(f"{length}:"):
+        falling = " and ".join(sorted(schedules - {"constant"}))
+        start = ", from this run's generator with --config.distill.generator.bundle=RUN/export"
         raise InputError(
-            f"{name}: {checkpoints.directory} was started with other settings: "
-            f"{'; '.join(changes)}; use those again, or another work directory"
+            f"{found}with a {falling} schedule the learning rate of every step depends on the "
+            "number of steps, so the steps already made are not those of such a run; use "
+            f"{saved[length]} again, or another work directory"
+            f"{start if name == 'distill' else ''} (a constant schedule can be made longer)"
         )
+    raise InputError(f"{found}use those again, or another work directory")
 
 
 def _open(
@@ -206,7 +232,7 @@ def _open(
         progress.note(f"starts; {num_steps} steps, the first one compiles")
         return create_state(), 0
     # First the settings: where they differ the tree may too, and they are the cause.
-    check_settings(name, checkpoints, meta)
+    check_settings(name, checkpoints.directory, checkpoints.meta(), meta)
     like = jax.eval_shape(create_state) if abstract_state is None else abstract_state
     state, _ = checkpoints.restore(like)
     for sentence in checkpoints.set_aside:
@@ -215,7 +241,7 @@ def _open(
     if start > num_steps:
         raise InputError(
             f"{name}: the checkpoint in {checkpoints.directory} is at step {start}, past the "
-            f"{num_steps} steps asked for; ask for at least {start}, or use another work directory"
+            f"{num_steps} steps requested; give at least {start}, or use another work directory"
         )
     if start == num_steps:
         progress.note(f"all {num_steps} steps are done already")

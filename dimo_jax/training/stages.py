@@ -1,5 +1,6 @@
 """The two trainings, from config to the loop: the teacher's own, and the distillation."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,14 +9,16 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import config as configs
+from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import programs, rng, trees
+from dimo_jax.training import programs, rng, saved, trees
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
+from dimo_jax.training.retention import Retention
 
 Config = Mapping[str, Any]
 # (a stage's state, step) -> {name: uint8 image}; the networks to draw with are whole, on the host
@@ -39,17 +42,26 @@ def refuse_other_settings(config: Config, directories: Mapping[str, AnyPath]) ->
     Raises:
         InputError: if a stage has a checkpoint of other settings; each is listed.
     """
+    made = {}
     for stage, directory in directories.items():
-        if not directory.exists():
-            continue
-        checkpoints = Checkpoints(directory, config["checkpoint"]["keep"])
+        steps = saved.steps(directory)
         try:
-            if checkpoints.latest() is not None:
-                # Hashes of the networks come later; until then the saved ones stand for them.
-                meta = {**checkpoints.meta(), **configs.stage_settings(config, stage)}
-                check_settings(stage, checkpoints, meta)
-        finally:
-            checkpoints.close()
+            made[stage] = saved.meta(directory, steps[-1]) if steps else {}
+        except InputError:
+            continue  # damaged: the stage itself tells what to do
+        if steps:
+            found = configs.without(made[stage], *saved.OWN)
+            # Hashes of the networks come later; until then the saved ones stand for them.
+            meta = {**found, **configs.stage_settings(config, stage)}
+            check_settings(stage, directory, found, meta)
+    length = "pretrain.num_steps"
+    before, now = made.get("pretrain", {}).get(length), config["pretrain"]["num_steps"]
+    if made.get("distill") and before is not None and before != now:
+        raise InputError(
+            f"config.{length} was {before} and is {now}: that makes another teacher, and "
+            f"{directories['distill']} holds a distillation of this one; use {before} again, or "
+            "another work directory"
+        )
 
 
 def run_pretrain(
@@ -112,6 +124,7 @@ def run_distill(
     metrics: Metrics,
     pictures: Pictures | None = None,
     measure: Measure | None = None,
+    generator: Any = None,
 ) -> Any:
     """Distils a teacher into a one-step generator, or goes on from the newest checkpoint.
 
@@ -127,6 +140,9 @@ def run_distill(
         metrics: of the run.
         pictures: what to draw from the state at intervals.
         measure: what to measure of the averaged generator at intervals.
+        generator: parameters that the generator and its average start from instead, those of a
+            finished one; host arrays. The auxiliary then learns that generator's samples from
+            `start`, as in every run.
 
     Returns:
         The averaged generator, whole on the host.
@@ -141,9 +157,20 @@ def run_distill(
         "start": trees.fingerprint(start),
         **conditions.identity(),
     }
+    if generator is not None:
+        meta["generator"] = trees.fingerprint(generator)
+
+    def create_state() -> Any:
+        state = program.create(mesh.put(start, layout.of(program.params)))
+        if generator is None:
+            return state
+        # Two copies: a state that is donated must not share buffers.
+        one, other = (mesh.put(generator, layout.of(program.params)) for _ in range(2))
+        return state.replace(generator=one, ema=other)
+
     return _run(
         program,
-        lambda: program.create(mesh.put(start, layout.of(program.params))),
+        create_state,
         (mesh.put(teacher, layout.of(program.teacher)),),
         programs.distill_batches(config, conditions, layout),
         config,
@@ -177,15 +204,18 @@ def _run(
         return (pictures(state.replace(**host), step) if distributed.is_lead() else {}), {}
 
     def judge(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
-        return {}, measure(mesh.gather(state.ema))
+        found = json.dumps(measure(mesh.gather(state.ema))).encode()  # by the lead alone
+        return {}, json.loads(distributed.gather_bytes(found)[0])
 
     observers = []
     if pictures:
         observers.append(Observer(config["logging"]["images_every_steps"], draw))
     if measure:
-        observers.append(Observer(config["interim"]["every_steps"], judge))
+        observers.append(Observer(config["interim"]["every_steps"], judge, ranks=True))
     section = config["checkpoint"]
-    checkpoints = Checkpoints(directory, section["keep"], section["allow_fallback"])
+    best = section["keep_best"] if measure else 0
+    retention = Retention(section["keep"], section["keep_every_steps"], best)
+    checkpoints = Checkpoints(directory, retention, section["allow_fallback"])
     try:
         state = run_stage(
             program.name,
