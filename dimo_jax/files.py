@@ -7,34 +7,22 @@ arrived, so it is written where it belongs; a folder of objects cannot be rename
 
 import contextlib
 import errno
-import functools
-import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-# Otherwise etils takes TensorFlow for gs:// where it is installed: its errors are no OSErrors, and
-# Orbax needs google-cloud-storage there in any case, which comes with gcsfs.
-os.environ.setdefault("EPATH_USE_TF", "false")
+from dimo_jax.common import object_store
+from dimo_jax.common.object_store import STORES, AnyPath, Content, is_remote
+from dimo_jax.errors import InputError
 
-import fsspec  # noqa: E402
-from etils import epath  # noqa: E402
-
-from dimo_jax.common.shown import shown  # noqa: E402
-from dimo_jax.errors import InputError  # noqa: E402
-
-AnyPath = Path | epath.Path
-# Of a file: all of it, or its pieces one after the other.
-Content = bytes | Iterable[bytes]
+from dimo_jax.common.shown import shown
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MAX_NAME_BYTES = 255  # of a file, on every file system in use
-# Kind of address -> what reads and writes there.
-STORES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def path(place: str | os.PathLike) -> AnyPath:
@@ -51,7 +39,7 @@ def path(place: str | os.PathLike) -> AnyPath:
         InputError: it is another kind of address, no name that a disk takes, the package for it is
             missing, or the store cannot be reached.
     """
-    if is_remote(place) and isinstance(place, epath.Path):
+    if is_remote(place) and not isinstance(place, str):
         return place
     address = re.match(r"(\w+)://([^/]*)", os.fspath(place))
     if address is None:
@@ -60,11 +48,7 @@ def path(place: str | os.PathLike) -> AnyPath:
     if kind not in STORES or not bucket:
         known = " or ".join(f"{name}://bucket/..." for name in STORES)
         raise InputError(f"{place} is no place that can be used; give a local path, {known}")
-    _open_store(kind)
-    found = epath.Path(os.fspath(place))
-    with _reached(found, "reach"):
-        found.exists()
-    return found
+    return object_store.open_path(place, kind)
 
 
 def local(place: str | os.PathLike) -> Path:
@@ -90,69 +74,6 @@ def _named(place: str | os.PathLike) -> Path:
     if not 0 <= longest <= _MAX_NAME_BYTES or "\0" in os.fspath(place):
         raise InputError(f"{shown(place)} is no name that a disk takes; give another path")
     return Path(place)
-
-
-def is_remote(place: str | os.PathLike) -> bool:
-    """Whether it is in an object store."""
-    return "://" in os.fspath(place)
-
-
-@functools.cache
-def _open_store(kind: str) -> None:
-    """Readies what reads and writes gs:// or s3://."""
-    package = STORES[kind]
-    try:
-        fsspec.get_filesystem_class(kind)
-    except ImportError as error:
-        raise InputError(
-            f"{kind}:// needs the package {package}, which cannot be imported ({error}): "
-            f'pip install -e ".[{kind}]"'
-        ) from error
-    # gcsfs prints a traceback of what it raises as well, and warns at every call where it may not
-    # ask what kind of bucket it is.
-    logging.getLogger(package).setLevel(logging.CRITICAL)
-    # fsspec keeps lists of folders for ever, in which a file that another process wrote is missing.
-    fsspec.config.conf.setdefault(kind, {}).setdefault("use_listings_cache", False)
-
-
-@contextlib.contextmanager
-def _reached(place: AnyPath, verb: str) -> Iterator[None]:
-    """Turns whatever a store raises into one sentence: its libraries have no common error."""
-    try:
-        yield
-    except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"cannot {verb} {place} ({type(error).__name__}: {said}); check the address and your "
-            "credentials"
-        ) from error
-
-
-def _store(place: AnyPath) -> tuple[Any, str]:
-    """The file system of a remote path, and the path's name there."""
-    return fsspec.core.url_to_fs(str(place))
-
-
-def _put(place: AnyPath, data: Content) -> None:
-    """Writes one object. Not by open(): leaving its block on an error keeps what was written."""
-    store, name = _store(place)
-    if isinstance(data, bytes):
-        with _reached(place, "write"):
-            store.pipe_file(name, data)
-        return
-    with tempfile.NamedTemporaryFile() as file:
-        file.writelines(data)
-        file.flush()
-        with _reached(place, "write"):
-            store.put_file(file.name, name)
-
-
-def _objects(place: AnyPath) -> set[str]:
-    """Names of all objects under a remote path, relative to it."""
-    store, name = _store(place)
-    start = f"{name}/"
-    with _reached(place, "read"):
-        return {x.removeprefix(start) for x in store.find(name) if x.startswith(start)} - {""}
 
 
 @contextlib.contextmanager
@@ -190,7 +111,7 @@ def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            _put(target, iter(lambda: file.read(1 << 24), b""))
+            object_store.put(target, iter(lambda: file.read(1 << 24), b""))
         return
     temporary = target.with_name(f".{target.name}.writing")
     with _explained(target):
@@ -240,7 +161,7 @@ def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
     """
     target = path(place)
     if is_remote(target):
-        _put(target, data)
+        object_store.put(target, data)
         return target
     with writing(target) as file:
         file.write(data)
@@ -299,21 +220,16 @@ def write_folder(
 
 def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> AnyPath:
     first, head = next(pairs)
-    stale = _objects(target)
+    stale = object_store.names_under(target)
     if first in stale:
-        _remove(target / first)
+        object_store.remove(target / first)
     for name, data in pairs:
-        _put(target / name, data)
+        object_store.put(target / name, data)
         stale.discard(name)
     for name in stale - {first}:
-        _remove(target / name)
-    _put(target / first, head)
+        object_store.remove(target / name)
+    object_store.put(target / first, head)
     return target
-
-
-def _remove(place: AnyPath) -> None:
-    with _reached(place, "remove"):
-        place.unlink(missing_ok=True)
 
 
 def remove_folder(place: AnyPath) -> None:
@@ -326,7 +242,7 @@ def remove_folder(place: AnyPath) -> None:
     if not is_remote(place):
         shutil.rmtree(place)
         return
-    with _reached(place, "remove"):
+    with object_store.reached(place, "remove"):
         place.rmtree()
 
 

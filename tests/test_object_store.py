@@ -17,6 +17,7 @@ from object_store import names
 
 from dimo_jax import bundles, files, images, parts
 from dimo_jax.commands.sample import check_output
+from dimo_jax.common import object_store as stores
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import page_data, page_pictures
@@ -25,7 +26,7 @@ from dimo_jax.evaluation import page_data, page_pictures
 @pytest.fixture(scope="module")
 def store():
     fsspec.config.conf.pop("gs", None)
-    files._open_store.cache_clear()
+    stores.open_store.cache_clear()
     with object_store.running() as (server, environment), mock.patch.dict(os.environ, environment):
         yield server
 
@@ -133,7 +134,7 @@ def test_a_bundle_is_read_back_and_half_of_one_never(folder, store, monkeypatch)
     expected = bundles.load(path)
     tokenizer = bundles.load_tokenizer(path / "tokenizer", expected)
     assert expected.params_hash and tokenizer.path == path / "tokenizer"
-    put, calls = files._put, []
+    put, calls = stores.put, []
 
     def failing(place, data):
         calls.append(place)
@@ -144,7 +145,7 @@ def test_a_bundle_is_read_back_and_half_of_one_never(folder, store, monkeypatch)
     for _ in range(2):
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(files, "_put", failing)
+            patch.setattr(stores, "put", failing)
             save_tiny(path)
         with pytest.raises(InputError, match="cannot read gs://bucket/run/export/config.json"):
             bundles.load(path)
