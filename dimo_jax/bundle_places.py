@@ -46,6 +46,12 @@ def find(place: str | os.PathLike, kind: str | None = None) -> AnyPath:
     return path
 
 
+def parts_of_run(run: AnyPath) -> list[AnyPath]:
+    """Returns the folders in a run's that others read, and its own report's."""
+    names = ("teacher", "tokenizer", "text_encoder", "classifier", "checkpoints", "report")
+    return [run / name for name in (EXPORT_FOLDER, *names)]
+
+
 def run_config(path: AnyPath) -> dict:
     """Returns the config of a run's folder; empty where the folder is something else."""
     config = _config(path)

@@ -20,6 +20,7 @@ import numpy as np
 from flax import serialization
 
 from dimo_jax import bundle_config, bundle_places, files, models, tokenizers
+from dimo_jax.bundle_files import TOKENIZER_FOLDER, foreign, read, read_config
 from dimo_jax.bundle_places import CONFIG_FILE, PARAMS_FILE
 from dimo_jax.common import limits
 from dimo_jax.common.shown import shown
@@ -27,8 +28,6 @@ from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.models import clip
 from dimo_jax.training import trees
-
-TOKENIZER_FOLDER = "tokenizer"
 
 BUILDERS = {
     "teacher": models.build,
@@ -91,7 +90,7 @@ class Bundle:
         expected = attachments.get(name) if isinstance(attachments, dict) else None
         if expected is None:
             raise InputError(f"{self.path} has no {name}; convert the checkpoint again")
-        data = _read(self.path, name)
+        data = read(self.path, name)
         if hashlib.sha256(data).hexdigest() != expected:
             raise InputError(
                 f"{self.path / name} is not the file that the bundle was saved with; copy the "
@@ -141,7 +140,7 @@ def save(
     tokenizer_params: Any = None,
     attachments: Mapping[str, bytes] | None = None,
 ) -> AnyPath:
-    """Writes a bundle, whole or not at all; one that exists is replaced. See files.write_folder.
+    """Writes a bundle, whole or not at all; a bundle that is there is replaced, and nothing else.
 
     Args:
         path: the bundle's folder.
@@ -161,7 +160,7 @@ def save(
     Raises:
         ValueError: the parameters are not those of the model, the tokenizer not that of the hash,
             or a generator has no sampler.
-        InputError: the path cannot be written or is a folder of something else, the model's
+        InputError: the path cannot be written or holds something else than a bundle, the model's
             config is not valid, or parameters are not finite.
     """
     path = files.path(path)
@@ -175,18 +174,7 @@ def save(
             raise ValueError("tokenizer_params are not those of the tokenizer's hash")
         parts = _content("tokenizer", inner.config, tokenizer_params, None, None, None)
         content |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in parts.items()}
-    _refuse_other_files(path, content)
-    return files.write_folder(path, content)
-
-
-def _refuse_other_files(path: AnyPath, content: Mapping[str, Any]) -> None:
-    if not path.is_dir() or (path / CONFIG_FILE).is_file():
-        return
-    found = {inside.name for inside in path.iterdir()}
-    if files.is_remote(path):  # a bundle whose writing was broken off there has no config.json
-        found -= {name.partition("/")[0] for name in content}
-    if found:
-        raise InputError(f"{path} holds other files than a bundle's, which saving would delete")
+    return files.write_folder(path, content, functools.partial(foreign, written=content))
 
 
 def _content(
@@ -249,7 +237,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
     config = read_config(path)
     if kind is not None and config["kind"] != kind:
         raise InputError(f"{path} is a {config['kind']}, not a {kind}; give a {kind}'s bundle")
-    data = _read(path, PARAMS_FILE)
+    data = read(path, PARAMS_FILE)
     digest = hashlib.sha256(data).hexdigest()
     if digest != config["params_sha256"]:
         raise InputError(
@@ -289,29 +277,6 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
         path=path,
         params_hash=trees.fingerprint(params),
     )
-
-
-def _read(path: AnyPath, name: str) -> bytes:
-    if not path.is_dir():
-        old = files.replaced(path)
-        hint = f"; {old} is its complete previous version" if old.is_dir() else ""
-        raise InputError(f"there is no bundle at {path}: it is not a folder{hint}")
-    try:
-        return (path / name).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path / name} ({error.strerror or error}); a bundle has {CONFIG_FILE} "
-            f"and {PARAMS_FILE}"
-        ) from error
-
-
-def read_config(path: AnyPath) -> dict[str, Any]:
-    """Reads config.json, with exactly the known fields, of their types.
-
-    Raises:
-        InputError: it is missing, or something else.
-    """
-    return bundle_config.read(_read(path, CONFIG_FILE), path / CONFIG_FILE, BUILDERS)
 
 
 def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:

@@ -250,6 +250,11 @@ def _parse(flag_values: Flags, described: str) -> list[str]:
             f"{' and '.join(missing)} {verb} missing; for example: {first_example(described)} "
             "(--help lists all flags)"
         )
+    if empty := flag_values.empty():
+        raise InputError(
+            f"{empty[0]}= is empty; give a value, or leave the flag out (is a variable of the "
+            "shell unset?)"
+        )
     return rest
 
 

@@ -3,19 +3,23 @@
 On a disk they are written elsewhere, then renamed. An object appears only when all of it has
 arrived, so it is written where it belongs; a folder of objects cannot be renamed, see
 `write_folder`. `path` is the door: what it returns has the methods of pathlib.Path wherever it is.
+
+What may be written where is the same for all: a link is followed, and stays; one that leads
+nowhere is refused, since it is more often a disk that is not mounted than a wish. A file that the
+user named is replaced if it is a regular one. A folder is replaced only if its writer knows
+everything in it as its own.
 """
 
 import contextlib
 import errno
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from dimo_jax.common import object_store
+from dimo_jax.common import object_store, temporaries
 from dimo_jax.common.object_store import STORES, AnyPath, Content, is_remote
 from dimo_jax.errors import InputError
 
@@ -23,6 +27,10 @@ from dimo_jax.common.shown import shown
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MAX_NAME_BYTES = 255  # of a file, on every file system in use
+# A folder that exists -> what in it is not of the kind that would replace it; None: nothing.
+Foreign = Callable[[AnyPath], str | None]
+# Called before anything is written: each raises where this process may not write any more.
+guards: list[Callable[[], None]] = []
 
 
 def path(place: str | os.PathLike) -> AnyPath:
@@ -36,9 +44,13 @@ def path(place: str | os.PathLike) -> AnyPath:
         A pathlib.Path, or for an object store an etils.epath.Path.
 
     Raises:
-        InputError: it is another kind of address, no name that a disk takes, the package for it is
-            missing, or the store cannot be reached.
+        InputError: it is empty, another kind of address, no name that a disk takes, the package
+            for it is missing, or the store cannot be reached.
     """
+    if not os.fspath(place):
+        raise InputError(
+            "an empty path names nothing; give a file or folder (is a variable of the shell unset?)"
+        )
     if is_remote(place) and not isinstance(place, str):
         return place
     address = re.match(r"(\w+)://([^/]*)", os.fspath(place))
@@ -86,13 +98,42 @@ def _explained(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        # A rename may reach the disk before the bytes; a power cut would then leave an empty file.
-        os.fsync(file.fileno())
+def followed(place: str | os.PathLike) -> Path:
+    """The path on a disk without links and `..`: where it is really written.
+
+    Args:
+        place: a local path, which need not exist.
+
+    Raises:
+        InputError: it is, or lies in, a link that leads nowhere; or it is the root.
+    """
+    given = Path(place)
+    there = next((part for part in (given, *given.parents) if os.path.lexists(part)), given)
+    if there.is_symlink() and not (os.path.exists(there) or replaced(there).is_dir()):
+        raise InputError(
+            f"{there} is a link to {os.path.realpath(there)}, which is not there; mount or make "
+            "that, or name another place"
+        )
+    target = Path(os.path.realpath(given))
+    if not target.name:
+        raise InputError(f"{place} names nothing that could be written; give a file or a folder")
+    return target
+
+
+def guard() -> None:
+    """Raises where this process may not write any more."""
+    for check in guards:
+        check()
+
+
+def _file_target(place: AnyPath) -> Path:
+    """`followed`, of a file that may be replaced if it is there."""
+    target = followed(place)
+    if target.exists() and not target.is_file():
+        # os.replace would put a file in the place of /dev/null.
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise InputError(f"cannot write {place}: it is {what}; name a file")
+    return target
 
 
 @contextlib.contextmanager
@@ -106,43 +147,90 @@ def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
         InputError: the path cannot be written.
         OSError: the disk is full.
     """
-    target = path(place)
-    if is_remote(target):
+    found = path(place)
+    if is_remote(found):
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            object_store.put(target, iter(lambda: file.read(1 << 24), b""))
+            guard()
+            object_store.put(found, iter(lambda: file.read(1 << 24), b""))
         return
-    temporary = target.with_name(f".{target.name}.writing")
-    with _explained(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _synced(temporary) as file:
-                yield file
+    with _explained(found):
+        guard()
+        target = _file_target(found)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporaries.file(target) as (file, temporary):
+            yield file
+            _sync(file)
+            guard()
             os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    # A rename may reach the disk before the bytes; a power cut would then leave an empty file.
+    os.fsync(file.fileno())
 
 
 def check_writable(place: str | os.PathLike) -> None:
     """Before the work that makes a file: tries one where it or its folders will be, unnamed.
 
     Args:
-        place: the file or folder to come; in a store nothing is looked at.
+        place: the file to come; in a store nothing is looked at.
 
     Raises:
         InputError: it cannot be written there.
         OSError: the disk is full.
     """
-    target = path(place)
-    if is_remote(target):
+    found = path(place)
+    if not is_remote(found):
+        with _explained(found):
+            _try_beside(_file_target(found))
+
+
+def _try_beside(target: Path) -> None:
+    there = next(folder for folder in target.parents if folder.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
+def anything(folder: AnyPath) -> str | None:
+    """The first name in a folder: `Foreign` where only an empty folder may be replaced."""
+    return min((x.name for x in folder.iterdir()), default=None)
+
+
+def check_folder(place: str | os.PathLike, foreign: Foreign) -> None:
+    """Before the work that makes a folder: looks whether it can be written and replaced.
+
+    Args:
+        place: the folder to come.
+        foreign: what of a folder that is there does not belong to its kind.
+
+    Raises:
+        InputError: it is a file, cannot be written there, or holds something else.
+        OSError: the disk is full.
+    """
+    found = path(place)
+    with _explained(found):
+        if not is_remote(found):
+            _try_beside(followed(found))
+        _refuse_foreign(found, foreign)
+
+
+def _refuse_foreign(place: AnyPath, foreign: Foreign) -> None:
+    if not is_remote(place):
+        # There only a killed process of this program may have left something.
+        old = replaced(place)
+        if os.path.lexists(old) and (old.is_symlink() or not old.is_dir() or foreign(old)):
+            raise InputError(f"{old} is in the way; move it elsewhere")
+    if not place.exists():
         return
-    with _explained(target):
-        there = next(folder for folder in target.parents if folder.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
+    if not place.is_dir():
+        raise InputError(f"{place} is a file; name a folder")
+    if not is_remote(place) and os.path.ismount(place):
+        raise InputError(f"{place} is where a disk is mounted; name a folder in it")
+    if what := foreign(place):
+        raise InputError(f"{place} holds {what}, which writing would delete; name a new folder")
 
 
 def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
@@ -161,6 +249,7 @@ def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
     """
     target = path(place)
     if is_remote(target):
+        guard()
         object_store.put(target, data)
         return target
     with writing(target) as file:
@@ -169,7 +258,9 @@ def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
 
 
 def write_folder(
-    place: str | os.PathLike, files: Mapping[str, Content] | Iterable[tuple[str, Content]]
+    place: str | os.PathLike,
+    files: Mapping[str, Content] | Iterable[tuple[str, Content]],
+    foreign: Foreign = anything,
 ) -> AnyPath:
     """Writes a folder of files; a folder of that name is replaced whole.
 
@@ -184,38 +275,54 @@ def write_folder(
         place: the folder.
         files: content by path inside the folder ("config.json", "tokenizer/config.json"), or such
             pairs, which need not all be in memory at once; a content is bytes or pieces of them.
+        foreign: what of a folder that is there may not be deleted.
 
     Returns:
         The path.
 
     Raises:
-        InputError: the path cannot be written.
+        InputError: the path cannot be written, or holds something else.
         OSError: the disk is full.
     """
     pairs = files.items() if isinstance(files, Mapping) else files
-    if is_remote(place):
-        return _write_objects(path(place), iter(pairs))
-    target = Path(os.path.abspath(place))  # "." has no name that a sibling could be called after
-    temporary, old = target.with_name(f".{target.name}.writing"), replaced(target)
-    with _explained(target):
-        try:
-            # Left by an earlier process that was killed while it wrote.
-            shutil.rmtree(temporary, ignore_errors=True)
+    found = path(place)
+    guard()
+    if is_remote(found):
+        _refuse_foreign(found, foreign)
+        return _write_objects(found, iter(pairs))
+    with _explained(found):
+        target = followed(found)
+        _refuse_foreign(found, foreign)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporaries.folder(target) as box:
+            new = box / "new"
+            new.mkdir()
             for name, data in pairs:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                with _synced(temporary / name) as file:
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                with temporaries.new_file(new / name) as file:
                     file.writelines([data] if isinstance(data, bytes) else data)
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(target, old)
-            os.rename(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not target.exists():
-                os.rename(old, target)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
-    return target
+                    _sync(file)
+            guard()
+            _refuse_foreign(target, foreign)  # what came in the meantime
+            _exchange(box, target)
+    return found
+
+
+def _exchange(box: Path, target: Path) -> None:
+    """Gives box/new its name; what had that name goes into the box, which is then removed."""
+    old = replaced(target)
+    if old.exists() and target.exists():
+        os.rename(old, box / "left")  # by a process that was killed after its second rename
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(box / "new", target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    if old.exists():
+        os.rename(old, box / "old")
 
 
 def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> AnyPath:
@@ -224,8 +331,10 @@ def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> Any
     if first in stale:
         object_store.remove(target / first)
     for name, data in pairs:
+        guard()
         object_store.put(target / name, data)
         stale.discard(name)
+    guard()
     for name in stale - {first}:
         object_store.remove(target / name)
     object_store.put(target / first, head)
@@ -233,22 +342,25 @@ def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> Any
 
 
 def remove_folder(place: AnyPath) -> None:
-    """Removes a folder and all that is in it.
+    """Removes a folder of files, but the folder itself not where it is a link.
 
     Raises:
         InputError: it is in an object store and cannot be removed.
-        OSError: it is on a disk and cannot be removed.
+        OSError: it is on a disk and cannot be removed, or holds folders.
     """
-    if not is_remote(place):
-        shutil.rmtree(place)
+    if is_remote(place):
+        with object_store.reached(place, "remove"):
+            place.rmtree()
         return
-    with object_store.reached(place, "remove"):
-        place.rmtree()
+    for inside in place.iterdir():
+        inside.unlink()
+    if not place.is_symlink():
+        place.rmdir()
 
 
 def replaced(place: str | os.PathLike) -> AnyPath:
     """Where `write_folder` keeps the previous folder for the moment between its two renames."""
-    target = path(place) if is_remote(place) else Path(os.path.abspath(place))
+    target = path(place) if is_remote(place) else Path(os.path.realpath(place))
     return target.with_name(f".{target.name}.replaced")
 
 

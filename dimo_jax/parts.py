@@ -6,6 +6,7 @@ files, which appears whole, and the ranges go. Axes: N images, H, W, C, L tokens
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,17 +17,25 @@ from numpy import ndarray
 
 from dimo_jax import files, images
 from dimo_jax.common import archives, readers
+from dimo_jax.common.temporaries import is_temporary
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 
 # Images of a range: what a kill may cost. 50 MB at 256 x 256.
 RANGE_SIZE = 256
 SETTINGS_FILE = "settings.json"
+_OWN = re.compile(r"settings\.json|\d{8,}\.npz")
 
 
 def folder_of(output: AnyPath) -> AnyPath:
     """Where the ranges of an output lie until they are joined."""
     return output.with_name(f"{output.name}.parts")
+
+
+def _foreign(folder: AnyPath) -> str | None:
+    """Names what a folder holds that is not of ranges."""
+    names = sorted(x.name for x in folder.iterdir()) if folder.is_dir() else []
+    return next((x for x in names if not (_OWN.fullmatch(x) or is_temporary(x))), None)
 
 
 class Parts:
@@ -55,6 +64,10 @@ class Parts:
         text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
         self._settings = text
         path = self.folder / SETTINGS_FILE
+        if found := _foreign(self.folder):
+            raise InputError(
+                f"{self.folder} holds {found}, and would be removed at the end; name another output"
+            )
         if not path.exists():
             files.write_file(path, text.encode())
         elif readers.text(path) != text:
@@ -88,8 +101,17 @@ class Parts:
         if self.output.suffix == ".npz":
             self._write_npz()
         else:
-            files.write_folder(self.output, self._pictures())
-        files.remove_folder(self.folder)
+            files.write_folder(self.output, self._pictures(), self._foreign_output)
+        if _foreign(self.folder) is None:
+            files.remove_folder(self.folder)
+
+    def _foreign_output(self, folder: AnyPath) -> str | None:
+        """Names what may not be replaced: anything but pictures of a join that broke off."""
+        if not files.is_remote(folder):  # there a folder appears whole
+            return files.anything(folder)
+        own = re.compile(rf"settings\.json|\d+_{self._named.rstrip('s')}\d+\.png")
+        names = sorted(x.name for x in folder.iterdir())
+        return next((name for name in names if not own.fullmatch(name)), None)
 
     def _load(self, start: int) -> tuple[ndarray, ndarray]:
         stop = min(start + RANGE_SIZE, len(self.labels))

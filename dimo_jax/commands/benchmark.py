@@ -151,6 +151,8 @@ def run(flags: FlagValues) -> None:
     for name, what in _OWN_FLAGS.items():
         if flags[name].value is not None and what != flags.what:
             raise InputError(f"--{name} is for --what={what}, not for --what={flags.what}")
+    if flags.output:
+        files.check_writable(flags.output)
     config = flags.config.to_dict()
     validation.validate(config, starts=False)
     if config["compilation_cache"]:

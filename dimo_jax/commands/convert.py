@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from absl.flags import FlagValues
 
-from dimo_jax import bundle_places, bundles, files
-from dimo_jax.common import readers
+from dimo_jax import bundle_files, bundle_places, bundles, files
+from dimo_jax.common import overlaps, readers
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert import clip, folders, sources, text_to_image
@@ -84,6 +84,7 @@ def run(flags: FlagValues) -> None:
     """
     backend.start()
     path, output = files.local(flags.input), files.local(flags.output)
+    overlaps.refuse(output, [path, flags.yaml, flags.vocabulary])
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
     if flags.to == "diffusers":
@@ -105,6 +106,9 @@ def _report(written: Mapping[str, int]) -> None:
 
 def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
     """The models of text to image, each to a bundle of its folder's name."""
+    encoder = path / TEXT_ENCODER_FOLDER
+    if encoder.is_dir():
+        files.check_folder(output / TEXT_ENCODER_FOLDER, bundle_files.foreign)
     with Progress("convert") as progress:
         written = text_to_image.from_folder(
             path,
@@ -114,13 +118,13 @@ def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
             hash_of=lambda files: _hash(files, progress),
         )
     _report(written)
-    encoder = path / TEXT_ENCODER_FOLDER
     if encoder.is_dir():
         _convert_model(flags, folders.weights(encoder), output / TEXT_ENCODER_FOLDER, "clip")
 
 
 def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
     """One model whose keys tell its sizes."""
+    files.check_folder(output, bundle_files.foreign)
     state = sources.read(path, flags.key)
     with Progress("convert") as progress:
         if name is None:

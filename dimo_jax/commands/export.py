@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, UInt32
 from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
-from dimo_jax import bundles, files
+from dimo_jax import bundle_files, bundle_places, bundles, files
+from dimo_jax.common import overlaps
 from dimo_jax.convert import layouts, sources, torch_files, torch_writer
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
@@ -200,6 +201,13 @@ def _source(flags: FlagValues) -> bundles.Bundle | snapshots.Snapshot:
     return found if isinstance(found, snapshots.Snapshot) else bundles.load(found)
 
 
+def _inputs(flags: FlagValues) -> list[AnyPath]:
+    """The folders that are read."""
+    if flags.workdir:
+        return bundle_places.parts_of_run(files.path(flags.workdir))
+    return [bundle_places.find(flags.bundle)] if flags.bundle else []
+
+
 def _write_bundle(output: AnyPath, found: bundles.Bundle | snapshots.Snapshot) -> None:
     if not isinstance(found, snapshots.Snapshot):
         raise InputError(f"{found.path} is a bundle already; copy it")
@@ -218,10 +226,13 @@ def run(flags: FlagValues) -> None:
     """
     backend.start()
     if flags.format == "bundle":
-        return _write_bundle(files.path(flags.output), _source(flags))
+        output = files.path(flags.output)
+        files.check_folder(output, bundle_files.foreign)
+        overlaps.refuse(output, _inputs(flags))
+        return _write_bundle(output, _source(flags))
     output = files.local(flags.output)
-    if output.is_dir():
-        raise InputError(f"--output={output} is a folder; name a file")
+    files.check_writable(output)
+    overlaps.refuse(output, _inputs(flags))
     found, tokenizer, which = _source(flags), None, ""
     bundle = found
     if isinstance(found, snapshots.Snapshot):

@@ -20,6 +20,8 @@ def run(flags: FlagValues) -> None:
     Raises:
         InputError: the config or the topology cannot be used, or the run does not fit.
     """
+    if flags.output:
+        files.check_writable(flags.output)
     config = flags.config.to_dict()
     validation.validate(config, starts=False)
     found, device = topologies.find(flags.topology, flags.num_slices)

@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from dimo_jax import bundles, cli, files, images, parts
+from dimo_jax.common import overlaps
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
@@ -66,15 +67,12 @@ def check_output(path: AnyPath) -> None:
     """Refuses an output that cannot be written, before the work and not after it."""
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
-    if path.suffix and path.is_dir():
-        raise InputError(f"--output={path} is a folder")
-    if path.suffix or not path.exists():
+    if path.suffix:
         files.check_writable(path)
         return
     # In an object store the pictures are there one by one, while the same command had the parts.
     joining = files.is_remote(path) and parts.folder_of(path).exists()
-    if not path.is_dir() or (any(path.iterdir()) and not joining):
-        raise InputError(f"--output={path} must be a new or empty folder")
+    files.check_folder(path, lambda _: None if joining else files.anything(path))
 
 
 def _value(text: str) -> Any:
@@ -122,7 +120,12 @@ def run(flags: FlagValues) -> None:
     output = files.path(flags.output)
     if not output.name:
         raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
-    if not flags.prompts:
+    inputs = (flags.generator, flags.tokenizer, flags.text_encoder, flags.metadata)
+    overlaps.refuse(output, inputs)
+    # By every process before any of them writes, which none does before all have started.
+    if flags.prompts:
+        benchmark_files.check_output(files.local(output))
+    else:
         check_output(output)
     cli.start_alike(flags)
     devices = jax.local_device_count()

@@ -44,6 +44,12 @@ class Flags(flags.FlagValues):
         missing = [x for x in required if all(self[name].value is None for name in x)]
         return [" or ".join(f"--{name}" for name in x) for x in missing]
 
+    def empty(self) -> list[str]:
+        """Returns the flags that are given without a value and need one, as --name."""
+        # A field of a config may be empty, as a flag may that has a default: --negative_prompt=.
+        own = [name for name in self if "." not in name]
+        return [f"--{x}" for x in own if self[x].value == "" and self[x].default is None]
+
     def nearest(self, name: str) -> list[str]:
         """Returns the flags that an unknown name may mean, as --name, best first."""
         # No flag's spelling has a dash, and others' habits do.

@@ -1,7 +1,7 @@
 """A model as diffusers lays it down: a folder of config.json and weights, whole or in parts."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ _NAMES = [
     )
 ]
 _CHUNK_ELEMENTS = 1 << 24
+# diffusers 0.30, the authors', refuses a file that does not say whose format it is. Who wrote it
+# decides whether it may be replaced.
+_METADATA = {"format": "pt", "written_by": "dimo_jax"}
+_START = json.dumps({"__metadata__": _METADATA}, separators=(",", ":"))[:-1].encode()
 
 
 def weights(folder: Path) -> Path:
@@ -87,23 +91,48 @@ def write(
     return shapes
 
 
-def replace(folder: Path, content: Mapping[str, files.Content]) -> None:
+def replace(
+    folder: Path,
+    content: Mapping[str, files.Content],
+    names: Iterable[str] | None = None,
+    beside: Path | None = None,
+) -> None:
     """Writes a folder whole.
 
     Args:
-        folder: replaced, if there is one that has the first of the files.
+        folder: replaced, if it is one that this function wrote.
         content: as files.write_folder takes it.
+        names: all that such a folder may hold; None: those of the content.
+        beside: of the model that it goes with, where it has no weights of its own.
 
     Raises:
         InputError: the folder holds other things, or cannot be written.
     """
-    mark = next(iter(content))
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise InputError(
-            f"{folder} holds other files and no {mark}; writing would delete them, name another "
-            "--output"
-        )
-    files.write_folder(folder, content)
+    files.write_folder(folder, content, lambda found: foreign(found, names or content, beside))
+
+
+def foreign(folder: Path, names: Iterable[str], beside: Path | None = None) -> str | None:
+    """Names what a folder holds that this module did not write; see files.write_folder.
+
+    A published folder has the same names: the weights say who wrote them.
+
+    Args:
+        folder: of a model, or of what goes with one.
+        names: of the files that are written there.
+        beside: as for `replace`.
+    """
+    inside = sorted(x.name for x in folder.iterdir())
+    if others := [name for name in inside if name not in {*names}]:
+        return others[0]
+    weights_in = folder if beside is None else beside
+    own = weights_in.is_dir() and any(map(_is_own, weights_in.glob("*.safetensors")))
+    return None if own or not inside else f"{inside[0]} of somebody else"
+
+
+def _is_own(weights_file: Path) -> bool:
+    """Whether a safetensors file is one of `_safetensors`."""
+    with open(weights_file, "rb") as file:
+        return file.read(8 + len(_START))[8:] == _START
 
 
 def as_json(fields: Mapping[str, Any]) -> bytes:
@@ -117,8 +146,7 @@ def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:
     The package's own writer takes all tensors at once: the parameters a second time.
     Source: the description of the format, github.com/huggingface/safetensors.
     """
-    # diffusers 0.30, the authors', refuses a file that does not say whose it is.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": _METADATA}
     start = 0
     for key, shape in layouts.state_shapes(entries, params).items():
         end = start + 4 * int(np.prod(shape, dtype=np.int64))

@@ -5,14 +5,15 @@ an ordinary CLIP, which comes by convert/clip.py; on the way back it is one of t
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dimo_jax import bundles, models, tokenizers
+from dimo_jax import bundle_files, bundles, files, models, tokenizers
 from dimo_jax.common import readers
 from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
@@ -70,6 +71,17 @@ _PARTS_BACK = {
         "model.safetensors",
     ),
 }
+# A model's folder -> the one that goes with it, and the files that are written there.
+_COMPANIONS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "transformer": ("scheduler", frozenset({"scheduler_config.json"})),
+    TEXT_ENCODER_FOLDER: (
+        "tokenizer",
+        frozenset(
+            ("merges.txt", "vocab.json", "tokenizer.json")
+            + ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        ),
+    ),
+}
 
 
 def from_folder(
@@ -98,6 +110,9 @@ def from_folder(
             listed.
     """
     found = _models_in(path)
+    for name, folder in found.items():
+        target = output if folder == path else output / name
+        files.check_folder(target, bundle_files.foreign)
     size = image_size or _image_size(found)
     written = {}
     tokenizer: dict[str, Any] = {}
@@ -158,21 +173,33 @@ def to_folder(path: Path, output: Path, note: Callable[[str], None]) -> dict[str
     Raises:
         InputError: there is no bundle of such a model, or the folder cannot be written.
     """
-    # A bundle has a config.json too, and would be replaced, be it the very one that is read.
-    for place in (output, *(output / name for name in (*_PARTS_BACK, "tokenizer"))):
-        if (place / bundles.PARAMS_FILE).is_file():
-            raise InputError(
-                f"{place} is a bundle, which writing would replace; name another --output"
-            )
     written: dict[str, int] = {}
-    for place in _bundles_in(path):
-        _write(place, output, written, note)
     # A finished run leaves it beside its export, a conversion beside the transformer.
     beside = path.parent / TEXT_ENCODER_FOLDER
+    _check_output(output, [*_bundles_in(path), *([beside] if _is_bundle(path) else [])])
+    for place in _bundles_in(path):
+        _write(place, output, written, note)
     alone = _is_bundle(path) and str(output / "transformer") in written
     if alone and str(output / TEXT_ENCODER_FOLDER) not in written and _is_bundle(beside):
         _write(beside, output, written, note)
     return written
+
+
+def _check_output(output: Path, places: Sequence[Path]) -> None:
+    """Refuses, before anything is written, to replace what `to_folder` did not write."""
+    if (output / bundles.PARAMS_FILE).is_file():
+        raise InputError(f"{output} is a bundle, expected a folder for diffusers; name another")
+    for place in filter(_is_bundle, places):
+        name = _name_back(place, bundle_files.read_config(place)["model"])
+        names = {diffusers_folder.CONFIG_FILE, _PARTS_BACK[name].weights_file}
+        own = functools.partial(diffusers_folder.foreign, names=names)
+        files.check_folder(output / name, own)
+        if name in _COMPANIONS:
+            companion, names = _COMPANIONS[name]
+            with_model = functools.partial(
+                diffusers_folder.foreign, names=names, beside=output / name
+            )
+            files.check_folder(output / companion, with_model)
 
 
 def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[str], None]) -> None:
@@ -194,24 +221,30 @@ def _write(place: Path, output: Path, written: dict[str, int], note: Callable[[s
     written[str(output / name)] = sum(math.prod(shape) for shape in shapes.values())
     if name == "transformer":
         fields = diffusers_folder.as_json(meissonic.scheduler_json(config))
-        diffusers_folder.replace(output / "scheduler", {"scheduler_config.json": fields})
+        _replace_companion(output, name, {"scheduler_config.json": fields})
     elif name == TEXT_ENCODER_FOLDER:
-        _write_tokenizer(bundle, config["text"]["context"], output / "tokenizer", note)
+        content = _tokenizer_files(bundle, config["text"]["context"], note)
+        _replace_companion(output, name, content)
 
 
-def _write_tokenizer(
-    bundle: bundles.Bundle, context: int, output: Path, note: Callable[[str], None]
-) -> None:
-    files = bundle.attachments
-    data = files.get(transformers_tokenizer.TOKENIZER_FILE)
+def _tokenizer_files(
+    bundle: bundles.Bundle, context: int, note: Callable[[str], None]
+) -> dict[str, bytes]:
+    attached = bundle.attachments
+    data = attached.get(transformers_tokenizer.TOKENIZER_FILE)
     if data is None:
-        merges = clip_tokenizer.merges_of(files, bundle.path)
+        merges = clip_tokenizer.merges_of(attached, bundle.path)
         data = transformers_tokenizer.from_merges(merges, context)
         note(
             f"{bundle.path} has open_clip's tokenizer; that of transformers, which is written, "
             "makes other ids of '!' and of what ftfy and HTML's escapes change"
         )
-    diffusers_folder.replace(output, transformers_tokenizer.to_folder(data))
+    return transformers_tokenizer.to_folder(data)
+
+
+def _replace_companion(output: Path, name: str, content: Mapping[str, bytes]) -> None:
+    folder, names = _COMPANIONS[name]
+    diffusers_folder.replace(output / folder, content, names, output / name)
 
 
 def _is_bundle(path: Path) -> bool:

@@ -1,19 +1,16 @@
 """State dicts as files that torch.load reads, written without PyTorch."""
 
-import contextlib
 import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from dimo_jax import files
 from dimo_jax.convert.torch_pickle import STORAGES
-from dimo_jax.errors import InputError
-from dimo_jax.files import FULL_DISK
 
 # torch.save aligns so, for readers that map the file.
 ALIGNMENT_BYTES = 64
@@ -56,7 +53,7 @@ def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -
     for array in arrays.values():
         numbers.setdefault(id(array), len(numbers))
     unique = {numbers[id(array)]: array for array in arrays.values()}
-    with _written_whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with files.writing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _add(archive, "data.pkl", np.frombuffer(_pickled(arrays, numbers), np.uint8))
         for name, text in {
             ".format_version": b"1",
@@ -120,23 +117,3 @@ def _integer(number: int) -> bytes:
     if number < 1 << 31:
         return b"J" + struct.pack("<i", number)
     return b"\x8a\x08" + struct.pack("<q", number)
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name once it is complete; dimo_jax.files for a stream."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            # A rename may reach the disk before the bytes.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno not in FULL_DISK:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-        raise

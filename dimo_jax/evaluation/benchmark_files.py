@@ -179,19 +179,33 @@ def _hash(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def _settings_file(output: Path) -> Path:
+    """Beside the folder that the images go to, links resolved."""
+    folder = files.followed(output)
+    return folder.with_name(f"{folder.name}.settings.json")
+
+
+def check_output(output: Path) -> None:
+    """Refuses a folder that `write_benchmark` neither made nor can make, before the work.
+
+    Raises:
+        InputError: it holds files and nothing beside it says that they are a benchmark's, or it
+            cannot be written there.
+    """
+    begun = _settings_file(output).exists()
+    files.check_folder(output, lambda _: None if begun else files.anything(output))
+
+
 def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, int]) -> None:
     """Writes what decides the images beside the folder, or compares it with what was written."""
-    if not output.name:
-        raise InputError(f"{output} names nothing; give a new folder")
-    path = output.with_name(f"{output.name}.settings.json")
+    path = _settings_file(output)
     # Looked at before the settings are read: process 0 writes those first, then images. Settings
     # of images that were deleted bind nobody.
     is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     wanted = json.loads(json.dumps(settings, sort_keys=True, default=dict))
     if is_new or not path.exists():
-        # With several processes, one may have written images already.
-        if shard[1] == 1 and not is_new:
-            raise InputError(f"{output} holds other files than these; name a new folder")
+        if shard[1] == 1:  # with several processes, one may have written images already
+            check_output(output)
         if shard[0] == 0:
             files.write_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
         return
