@@ -16,9 +16,9 @@ from absl import flags
 
 from dimo_jax import config_text, host_memory, overrides
 from dimo_jax.common.command_flags import Flags
+from dimo_jax.common.outputs import FULL_DISK
 from dimo_jax.common.shown import printable
 from dimo_jax.errors import InputError, Interrupted
-from dimo_jax.files import FULL_DISK
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 

@@ -3,15 +3,9 @@
 On a disk they are written elsewhere, then renamed. An object appears only when all of it has
 arrived, so it is written where it belongs; a folder of objects cannot be renamed, see
 `write_folder`. `path` is the door: what it returns has the methods of pathlib.Path wherever it is.
-
-What may be written where is the same for all: a link is followed, and stays; one that leads
-nowhere is refused, since it is more often a disk that is not mounted than a wish. A file that the
-user named is replaced if it is a regular one. A folder is replaced only if its writer knows
-everything in it as its own.
 """
 
 import contextlib
-import errno
 import os
 import re
 import tempfile
@@ -21,14 +15,20 @@ from typing import BinaryIO
 
 from dimo_jax.common import object_store, temporaries
 from dimo_jax.common.object_store import STORES, AnyPath, Content, is_remote
+from dimo_jax.common.outputs import (
+    Foreign,
+    anything,
+    explained,
+    file_target,
+    followed,
+    refuse_foreign,
+    replaced,
+    try_beside,
+)
+from dimo_jax.common.shown import shown
 from dimo_jax.errors import InputError
 
-from dimo_jax.common.shown import shown
-# The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MAX_NAME_BYTES = 255  # of a file, on every file system in use
-# A folder that exists -> what in it is not of the kind that would replace it; None: nothing.
-Foreign = Callable[[AnyPath], str | None]
 # Called before anything is written: each raises where this process may not write any more.
 guards: list[Callable[[], None]] = []
 
@@ -88,52 +88,10 @@ def _named(place: str | os.PathLike) -> Path:
     return Path(place)
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def followed(place: str | os.PathLike) -> Path:
-    """The path on a disk without links and `..`: where it is really written.
-
-    Args:
-        place: a local path, which need not exist.
-
-    Raises:
-        InputError: it is, or lies in, a link that leads nowhere; or it is the root.
-    """
-    given = Path(place)
-    there = next((part for part in (given, *given.parents) if os.path.lexists(part)), given)
-    if there.is_symlink() and not (os.path.exists(there) or replaced(there).is_dir()):
-        raise InputError(
-            f"{there} is a link to {os.path.realpath(there)}, which is not there; mount or make "
-            "that, or name another place"
-        )
-    target = Path(os.path.realpath(given))
-    if not target.name:
-        raise InputError(f"{place} names nothing that could be written; give a file or a folder")
-    return target
-
-
 def guard() -> None:
     """Raises where this process may not write any more."""
     for check in guards:
         check()
-
-
-def _file_target(place: AnyPath) -> Path:
-    """`followed`, of a file that may be replaced if it is there."""
-    target = followed(place)
-    if target.exists() and not target.is_file():
-        # os.replace would put a file in the place of /dev/null.
-        what = "a folder" if target.is_dir() else "no regular file"
-        raise InputError(f"cannot write {place}: it is {what}; name a file")
-    return target
 
 
 @contextlib.contextmanager
@@ -155,9 +113,9 @@ def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
             guard()
             object_store.put(found, iter(lambda: file.read(1 << 24), b""))
         return
-    with _explained(found):
+    with explained(found):
         guard()
-        target = _file_target(found)
+        target = file_target(found)
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporaries.file(target) as (file, temporary):
             yield file
@@ -184,19 +142,8 @@ def check_writable(place: str | os.PathLike) -> None:
     """
     found = path(place)
     if not is_remote(found):
-        with _explained(found):
-            _try_beside(_file_target(found))
-
-
-def _try_beside(target: Path) -> None:
-    there = next(folder for folder in target.parents if folder.exists())
-    with tempfile.TemporaryFile(dir=there):
-        pass
-
-
-def anything(folder: AnyPath) -> str | None:
-    """The first name in a folder: `Foreign` where only an empty folder may be replaced."""
-    return min((x.name for x in folder.iterdir()), default=None)
+        with explained(found):
+            try_beside(file_target(found))
 
 
 def check_folder(place: str | os.PathLike, foreign: Foreign) -> None:
@@ -211,26 +158,10 @@ def check_folder(place: str | os.PathLike, foreign: Foreign) -> None:
         OSError: the disk is full.
     """
     found = path(place)
-    with _explained(found):
+    with explained(found):
         if not is_remote(found):
-            _try_beside(followed(found))
-        _refuse_foreign(found, foreign)
-
-
-def _refuse_foreign(place: AnyPath, foreign: Foreign) -> None:
-    if not is_remote(place):
-        # There only a killed process of this program may have left something.
-        old = replaced(place)
-        if os.path.lexists(old) and (old.is_symlink() or not old.is_dir() or foreign(old)):
-            raise InputError(f"{old} is in the way; move it elsewhere")
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise InputError(f"{place} is a file; name a folder")
-    if not is_remote(place) and os.path.ismount(place):
-        raise InputError(f"{place} is where a disk is mounted; name a folder in it")
-    if what := foreign(place):
-        raise InputError(f"{place} holds {what}, which writing would delete; name a new folder")
+            try_beside(followed(found))
+        refuse_foreign(found, foreign)
 
 
 def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
@@ -255,6 +186,38 @@ def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
     with writing(target) as file:
         file.write(data)
     return target
+
+
+def create_file(place: AnyPath, data: bytes) -> bool:
+    """Writes a file unless there is one, of which others never see a part; its folder is created.
+
+    Args:
+        place: of files.path.
+        data: its whole content.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if is_remote(place):
+        return object_store.put_new(place, data)
+    with explained(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with temporaries.file(place) as (file, temporary):
+            file.write(data)
+            _sync(file)
+            try:
+                os.link(temporary, place)
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without links
+                with contextlib.suppress(FileExistsError), temporaries.new_file(place) as new:
+                    new.write(data)
+                    return True
+                return False
+    return True
 
 
 def write_folder(
@@ -288,11 +251,11 @@ def write_folder(
     found = path(place)
     guard()
     if is_remote(found):
-        _refuse_foreign(found, foreign)
+        refuse_foreign(found, foreign)
         return _write_objects(found, iter(pairs))
-    with _explained(found):
+    with explained(found):
         target = followed(found)
-        _refuse_foreign(found, foreign)
+        refuse_foreign(found, foreign)
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporaries.folder(target) as box:
             new = box / "new"
@@ -303,7 +266,7 @@ def write_folder(
                     file.writelines([data] if isinstance(data, bytes) else data)
                     _sync(file)
             guard()
-            _refuse_foreign(target, foreign)  # what came in the meantime
+            refuse_foreign(target, foreign)  # what came in the meantime
             _exchange(box, target)
     return found
 
@@ -356,12 +319,6 @@ def remove_folder(place: AnyPath) -> None:
         inside.unlink()
     if not place.is_symlink():
         place.rmdir()
-
-
-def replaced(place: str | os.PathLike) -> AnyPath:
-    """Where `write_folder` keeps the previous folder for the moment between its two renames."""
-    target = path(place) if is_remote(place) else Path(os.path.realpath(place))
-    return target.with_name(f".{target.name}.replaced")
 
 
 def resolved(place: AnyPath) -> AnyPath:

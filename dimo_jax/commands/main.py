@@ -1,6 +1,5 @@
 """Runs what a config describes, from the first check to the line that says where it is."""
 
-import json
 import time
 from typing import Any
 
@@ -9,10 +8,10 @@ from absl.flags import FlagValues
 
 from dimo_jax import cli, files, validation
 from dimo_jax import config as configs
-from dimo_jax.errors import InputError
+from dimo_jax.common import run_lock
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs import banner, dry_run, opening
+from dimo_jax.runs import banner, dry_run, opening, work_folder
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
@@ -32,8 +31,7 @@ def run(flags: FlagValues) -> None:
     began = time.monotonic()
     config, workdir = flags.config.to_dict(), files.path(flags.workdir)
     validation.validate(config)
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is a file; name a folder")
+    work_folder.check(workdir, config)
     if config["compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache"])
     cli.start_processes(flags)
@@ -42,36 +40,36 @@ def run(flags: FlagValues) -> None:
     )
     banner.show(banner.machine_lines())
     layout = sharding.layout(config["mesh"])
-    trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
-    stages.refuse_other_settings(
-        config, {name: stages.checkpoints_of(workdir, name) for name in trained}
-    )
-    kind = JointRun if config["data"]["name"] == "joint" else ImageRun
-    # All that the config can get wrong is found here, before anything is computed or written.
-    described = kind(config, workdir, layout)
     if flags.dry_run:
-        dry_run.show(described)
+        dry_run.show(_described(config, workdir, layout))
         return
-    banner.show(banner.run_lines(config, described.network, layout, workdir))
-    _write_config(config, workdir / "config.json")
-    metrics = Metrics(workdir, config["logging"]["tensorboard"])
-    try:
-        what = described.run(metrics, began)
-    finally:
-        metrics.close()
+    with work_folder.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}"):
+        what = _go_on(config, workdir, layout, began)
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
             print(f"images of it: {banner.sample_command(workdir, opening.is_text(config))}")
 
 
-def _write_config(config: dict[str, Any], path: AnyPath) -> None:
-    """Records the config; finds out whether all processes have the same work directory."""
-    if distributed.is_lead():
-        files.write_file(path, json.dumps(config, indent=1).encode())
-    distributed.barrier("config.json")
-    if not distributed.agree(path.exists()):
-        raise InputError(
-            f"not all processes see {path}, which process 0 wrote; --workdir must be on a disk "
-            "that all of them share"
-        )
+def _described(
+    config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout
+) -> JointRun | ImageRun:
+    """Finds all that the config can get wrong, before anything is computed or written."""
+    trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
+    stages.refuse_other_settings(
+        config, {name: stages.checkpoints_of(workdir, name) for name in trained}
+    )
+    kind = JointRun if config["data"]["name"] == "joint" else ImageRun
+    return kind(config, workdir, layout)
+
+
+def _go_on(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout, began: float) -> str:
+    """Starts the run, or goes on with it where it was; returns what it has made."""
+    described = _described(config, workdir, layout)
+    banner.show(banner.run_lines(config, described.network, layout, workdir))
+    work_folder.write_config(config, workdir / work_folder.CONFIG_FILE)
+    metrics = Metrics(workdir, config["logging"]["tensorboard"])
+    try:
+        return described.run(metrics, began)
+    finally:
+        metrics.close()

@@ -16,7 +16,7 @@ from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import banner, conditions, drawing, snapshots, text_drawing
+from dimo_jax.runs import banner, conditions, drawing, snapshots, text_drawing, work_folder
 from dimo_jax.training.progress import Progress
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
@@ -269,7 +269,8 @@ def _draw_prompts(
             pixels = _batch_by_batch(lambda i, j: drawn(items[i:j]), num, batch_size)
             images.save_png(output, images.grid(pixels, per_prompt))
         return num
-    with Progress("sample", silent=not distributed.is_lead()) as progress:
+    lock, silent = parts.lock_of(output), not distributed.is_lead()
+    with work_folder.held(lock, str(output)), Progress("sample", silent=silent) as progress:
         benchmark_files.write_benchmark(
             found.layout,
             found.prompts,
@@ -282,5 +283,5 @@ def _draw_prompts(
             (jax.process_index(), jax.process_count()),
             lambda done, total: progress.update(done, total, "images"),
         )
-    distributed.barrier("sampled")
+        distributed.barrier("sampled")
     return num

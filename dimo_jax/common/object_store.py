@@ -100,6 +100,30 @@ def put(place: AnyPath, data: Content) -> None:
             store.put_file(file.name, name)
 
 
+def put_new(place: AnyPath, data: bytes) -> bool:
+    """Writes one object unless there is one; whether it was written. The store decides."""
+    store, name = _store(place)
+    with reached(place, "write"):
+        try:
+            store.pipe_file(name, data, mode="create")
+        except FileExistsError:
+            # Also where an answer was lost and the library asked again.
+            return read_start(place, len(data) + 1) == data
+    return True
+
+
+def read_start(place: AnyPath, most: int) -> bytes | None:
+    """Reads the first bytes of a file or object; None where there is none."""
+    try:
+        if not is_remote(place):
+            with open(place, "rb") as file:
+                return file.read(most)
+        store, name = _store(place)
+        return store.cat_file(name)[:most]
+    except FileNotFoundError:
+        return None
+
+
 def names_under(place: AnyPath) -> set[str]:
     """Names of all objects under a remote path, relative to it."""
     store, name = _store(place)

@@ -21,6 +21,7 @@ from dimo_jax.evaluation.page_tables import Cell, Heading, Line, Table
 from dimo_jax.files import AnyPath, write_file
 
 MARKDOWN_NAME, HTML_NAME = "compare.md", "compare.html"
+KICKER = "Comparison of evaluations"  # above the page's heading, whatever that is
 MAX_RUNS = 8
 # What must agree, in words, and where a results.json has it.
 CONDITIONS: dict[str, Callable[[Results], Any]] = {
@@ -90,12 +91,10 @@ def write(
     Raises:
         InputError: as `compare`, or if the folder cannot be written.
     """
-    made = compare(paths, title)
-    names = (MARKDOWN_NAME, HTML_NAME)
-    return [
-        write_file(files.path(folder) / name, text.encode())
-        for name, text in zip(names, made, strict=True)
-    ]
+    made, folder = compare(paths, title), files.path(folder)
+    # The page first: it shows whose both are.
+    page = write_file(folder / HTML_NAME, made.html.encode())
+    return [write_file(folder / MARKDOWN_NAME, made.markdown.encode()), page]
 
 
 def load(paths: Sequence[AnyPath | str]) -> list[Run]:
@@ -172,6 +171,7 @@ def html(runs: Sequence[Run], title: str) -> str:
     training, _ = page_curves.over_training(records)
     return page.render(
         "compare.html",
+        kicker=KICKER,
         title=title,
         overview=overview(runs),
         warnings=[f"{run.name} {not_comparable(run)}" for run in runs if run.differences],

@@ -11,15 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 from numpy import ndarray
 
-from dimo_jax import bundles, images, models, samplers
+from dimo_jax import bundles, images, models, parts, samplers
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.parts import Parts
-from dimo_jax.runs import opening
+from dimo_jax.runs import opening, work_folder
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 from dimo_jax.training.progress import Progress
@@ -270,34 +269,43 @@ def draw_set(
         InputError: as `sampler_of`; the place was begun with other settings.
     """
     computed = {} if model.compute is None else {"compute_dtype": model.compute.dtype}
-    parts = Parts(
-        output,
-        labels,
-        {
-            "model": model.params_hash,
-            "tokenizer": tokenizer.params_hash,
-            "sampler": described(model, overrides),
-            "seed": seed,
-            "labels": named_labels,
-            "rounding": "to the nearest level, half up",
-            **computed,
-            **(about or {}),
-        },
-        "labels" if tokens_of is None else "prompts",
-    )
+    settings = {
+        "model": model.params_hash,
+        "tokenizer": tokenizer.params_hash,
+        "sampler": described(model, overrides),
+        "seed": seed,
+        "labels": named_labels,
+        "rounding": "to the nearest level, half up",
+        **computed,
+        **(about or {}),
+    }
+    named = "labels" if tokens_of is None else "prompts"
     if tokens_of is None:
 
         def tokens_of(start: int, stop: int) -> Int[ndarray, "n L"]:
             return draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
 
+    def pixels_of(tokens: Int[ndarray, "n L"]) -> UInt8[ndarray, "n H W C"]:
+        return images.to_uint8(decode_images(tokenizer, tokens, batch_size))
+
+    with work_folder.held(parts.lock_of(output), str(output)):
+        return _draw_ranges(parts.Parts(output, labels, settings, named), tokens_of, pixels_of)
+
+
+def _draw_ranges(
+    ranges: parts.Parts,
+    tokens_of: Callable[[int, int], Int[ndarray, "n L"]],
+    pixels_of: Callable[[Int[ndarray, "n L"]], UInt8[ndarray, "n H W C"]],
+) -> int:
+    """Draws the ranges that are missing and joins all; returns how many images were there."""
+
     def draw(start: int, stop: int) -> None:
         tokens = tokens_of(start, stop)
-        pixels = images.to_uint8(decode_images(tokenizer, tokens, batch_size))
-        parts.save(start, pixels, tokens)
+        ranges.save(start, pixels_of(tokens), tokens)
 
     # Each process of a run on many takes every n-th range; the folder is shared between them.
-    mine = parts.ranges()[jax.process_index() :: jax.process_count()]
-    left = [(start, stop) for start, stop in mine if not parts.path(start).exists()]
+    mine = ranges.ranges()[jax.process_index() :: jax.process_count()]
+    left = [(start, stop) for start, stop in mine if not ranges.path(start).exists()]
     total = sum(stop - start for start, stop in mine)
     before = done = total - sum(stop - start for start, stop in left)
     with Progress("sample", silent=not distributed.is_lead()) as progress:
@@ -312,10 +320,10 @@ def draw_set(
         if distributed.is_lead():
 
             def redraw(start: int, stop: int) -> None:
-                progress.note(f"{parts.path(start)} is damaged; its images are drawn again")
+                progress.note(f"{ranges.path(start)} is damaged; its images are drawn again")
                 draw(start, stop)
 
-            parts.finish(redraw)
+            ranges.finish(redraw)
     # No process may look for the output before it is there.
     distributed.barrier("joined")
     return before

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dimo_jax import files
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed
 from dimo_jax.training import checksums, computed_with, orbax_errors, trees
@@ -105,6 +106,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        files.guard()
         more = {COUNTERS: dict(counters or {}), FIGURES: dict(figures or {})}
         beside = {**meta, **{name: entry for name, entry in more.items() if entry}}
         beside[VERSIONS] = self._computed_with

@@ -67,6 +67,7 @@ class _Appended:
             self.replace(read(path.parent))
 
     def append(self, record: Mapping[str, Any]) -> None:
+        files.guard()
         # One write of the whole line, so that a kill can tear the last line only.
         with self._path.open("ab", buffering=0) as file:
             file.write(_line(record))

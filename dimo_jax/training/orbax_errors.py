@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from dimo_jax.files import FULL_DISK
+from dimo_jax.common.outputs import FULL_DISK
 
 # How long the reads that a failed restore leaves behind may take to end, and how long a folder must
 # not change for the writes of a failed save to have ended.

@@ -109,7 +109,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     assert [len(call) for call in stopped.calls] == [3, 3]
     # Killed between a prompt's last image and its grid, and in the middle of a file.
     (output / "00000" / "grid.png").unlink()
-    (output / "00001" / "samples" / ".00002.png.writing").write_bytes(b"half")
+    (output / "00001" / "samples" / ".00002.png.0123456789ab.writing").write_bytes(b"half")
     kept = (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns
     drawer, seen = Drawer(), []
 
@@ -191,7 +191,7 @@ def test_wrong_requests_are_refused(tmp_path):
     assert not output.exists()
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(InputError, match="holds other files than these; name a new folder"):
+    with pytest.raises(InputError, match="holds mine.txt, which writing would delete"):
         write_benchmark("coco", PROMPTS, Drawer(), output)
     (tmp_path / "x.settings.json").write_text("[")
     with pytest.raises(InputError, match="x.settings.json is not JSON"):

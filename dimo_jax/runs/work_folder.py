@@ -1,0 +1,98 @@
+"""The folder of a run: whose files it holds, and which process has it."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dimo_jax import bundle_files, files
+from dimo_jax.common import overlaps, readers, run_lock
+from dimo_jax.errors import InputError
+from dimo_jax.files import AnyPath
+from dimo_jax.parallel import distributed
+
+CONFIG_FILE = "config.json"
+# What a run writes into its folder beside config.json, which comes first.
+_BUNDLES = ("export", "teacher", "tokenizer", "text_encoder", "classifier")
+_OTHERS = ("checkpoints", "data", "images", "metrics.jsonl", "report", "tensorboard")
+# Sections that every config has had.
+_SECTIONS = {"title", "seed", "data", "teacher", "tokenizer", "distill"}
+
+
+def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+    """Refuses a folder in which a run would replace what no run has written.
+
+    Args:
+        workdir: of the run; need not exist.
+        config: a complete config, whose bundles the run only reads.
+
+    Raises:
+        InputError: it is a file, holds files of those names and no config.json of a run, lies in a
+            bundle that is read, or would write a bundle that is read or is none.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file; name a folder")
+    files.check_writable(workdir / CONFIG_FILE)
+    there = [x for x in (CONFIG_FILE, *_BUNDLES, *_OTHERS) if (workdir / x).exists()]
+    if there and not _is_run(workdir):
+        raise InputError(
+            f"--workdir={workdir} holds {there[0]} and no {CONFIG_FILE} of a run, which would "
+            "replace it; name a new folder"
+        )
+    read = list(_bundles_of(config))
+    overlaps.refuse(workdir, read, may_hold=True, flag="--workdir")
+    overlaps.refuse(workdir / "export", read, flag="the export of --workdir")
+    for name in _BUNDLES:
+        files.check_folder(workdir / name, bundle_files.foreign)
+
+
+def _is_run(workdir: AnyPath) -> bool:
+    try:
+        return readers.json_object(workdir / CONFIG_FILE).keys() >= _SECTIONS
+    except InputError:
+        return False
+
+
+def _bundles_of(section: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _bundles_of(value)
+        elif name == "bundle" and value:
+            yield str(value)
+
+
+def write_config(config: Mapping[str, Any], path: AnyPath) -> None:
+    """Records the config; finds out whether all processes have the same work directory."""
+    if distributed.is_lead():
+        files.write_file(path, json.dumps(config, indent=1).encode())
+    distributed.barrier("config.json")
+    if not distributed.agree(path.exists()):
+        raise InputError(
+            f"not all processes see {path}, which process 0 wrote; --workdir must be on a disk "
+            "that all of them share"
+        )
+
+
+@contextlib.contextmanager
+def held(lock: AnyPath, what: str) -> Iterator[None]:
+    """Holds a folder for all processes of this run while the block runs; each must call it.
+
+    Args:
+        lock: as run_lock.hold takes it.
+        what: as the user typed it.
+
+    Raises:
+        InputError: on every process, if another run has it.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = b""
+        if distributed.is_lead():
+            try:
+                stack.enter_context(run_lock.hold(lock, what))
+            except InputError as error:
+                refusal = str(error).encode()
+        # A collective of the devices would not wait as long.
+        distributed.barrier("lock")
+        if refusal := distributed.gather_bytes(refusal)[0]:
+            raise InputError(refusal.decode())
+        yield
