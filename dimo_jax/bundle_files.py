@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dimo_jax import bundle_config, files
+from dimo_jax.bundle_places import CONFIG_FILE, PARAMS_FILE
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 
-CONFIG_FILE, PARAMS_FILE, TOKENIZER_FOLDER = "config.json", "params.msgpack", "tokenizer"
+TOKENIZER_FOLDER = "tokenizer"
 # Bundles that a bundle may hold, and files that it may carry.
 SUB_BUNDLES, ATTACHMENTS = (TOKENIZER_FOLDER, "text_encoder"), ("merges.txt", "tokenizer.json")
 KINDS = ("teacher", "generator", "classifier", "features", "clip", "tokenizer")

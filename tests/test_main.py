@@ -135,7 +135,7 @@ def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
 
 
 def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
-    """SIGKILL in each of the two stages, then SIGTERM: the last start ends as if nothing was."""
+    """SIGKILL in each of the two stages, and a start beside each: the last ends as if alone."""
     workdir, _, _ = finished
     other = tmp_path / "killed"
     for sign, stage in ((signal.SIGKILL, "pretrain"), (signal.SIGKILL, "distill")):
@@ -143,6 +143,9 @@ def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
             if any(line["stage"] == stage for line in metrics.read(other)):
+                process.send_signal(signal.SIGSTOP)
+                _, err = finish(command("main", *SMALL, f"--workdir={other}"), status=2)
+                assert f"{other} is in use by process {process.pid} on " in err
                 process.send_signal(sign)
                 break
             time.sleep(0.02)

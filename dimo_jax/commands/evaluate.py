@@ -244,9 +244,9 @@ def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
         return
     if mode == "compare":
         return result_folders.check_comparison(output)
-    run = result_folders.inputs_of_run(files.path(flags.workdir)) if flags.workdir else []
+    run = bundle_places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     given = (flags.samples, flags.reference, flags.features, flags.clip, flags.hps)
-    result_folders.check(output, [*given, flags.hps_prompts, *run])
+    result_folders.check(output, [*given, flags.hps_prompts, *map(str, run)])
 
 
 def run(flags: FlagValues, mode: str, runs: list[str]) -> None:

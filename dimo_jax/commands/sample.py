@@ -10,7 +10,7 @@ from absl.flags import FlagValues
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from dimo_jax import bundles, cli, files, images, parts
+from dimo_jax import bundle_places, bundles, cli, files, images, parts
 from dimo_jax.common import overlaps
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
@@ -120,8 +120,10 @@ def run(flags: FlagValues) -> None:
     output = files.path(flags.output)
     if not output.name:
         raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
-    inputs = (flags.generator, flags.tokenizer, flags.text_encoder, flags.metadata)
-    overlaps.refuse(output, inputs)
+    kinds = {"generator": None, "tokenizer": "tokenizer", "text_encoder": "clip"}
+    read = [bundle_places.find(flags[x].value, k) for x, k in kinds.items() if flags[x].value]
+    read += bundle_places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
+    overlaps.refuse(output, [*read, flags.metadata])
     # By every process before any of them writes, which none does before all have started.
     if flags.prompts:
         benchmark_files.check_output(files.local(output))

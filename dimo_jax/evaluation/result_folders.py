@@ -32,20 +32,6 @@ def check(folder: AnyPath, inputs: Iterable[str | None] = ()) -> None:
     overlaps.refuse(folder, given, may_hold=True)
 
 
-def inputs_of_run(workdir: AnyPath) -> list[str]:
-    """The folders of a run that are read, or that belong to its own report."""
-    names = (
-        "export",
-        "teacher",
-        "tokenizer",
-        "text_encoder",
-        "classifier",
-        "checkpoints",
-        "report",
-    )
-    return [str(workdir / name) for name in names]
-
-
 def check_comparison(folder: Path) -> None:
     """Refuses a folder whose compare.html or compare.md is somebody else's.
 

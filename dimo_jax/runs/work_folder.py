@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dimo_jax import bundle_files, files
-from dimo_jax.common import overlaps, readers, run_lock
+from dimo_jax import bundle_files, bundle_places, files
+from dimo_jax.common import overlaps, run_lock
 from dimo_jax.errors import InputError
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
@@ -15,8 +15,6 @@ CONFIG_FILE = "config.json"
 # What a run writes into its folder beside config.json, which comes first.
 _BUNDLES = ("export", "teacher", "tokenizer", "text_encoder", "classifier")
 _OTHERS = ("checkpoints", "data", "images", "metrics.jsonl", "report", "tensorboard")
-# Sections that every config has had.
-_SECTIONS = {"title", "seed", "data", "teacher", "tokenizer", "distill"}
 
 
 def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
@@ -34,7 +32,7 @@ def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
         raise InputError(f"--workdir={workdir} is a file; name a folder")
     files.check_writable(workdir / CONFIG_FILE)
     there = [x for x in (CONFIG_FILE, *_BUNDLES, *_OTHERS) if (workdir / x).exists()]
-    if there and not _is_run(workdir):
+    if there and not bundle_places.run_config(workdir):
         raise InputError(
             f"--workdir={workdir} holds {there[0]} and no {CONFIG_FILE} of a run, which would "
             "replace it; name a new folder"
@@ -44,13 +42,6 @@ def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
     overlaps.refuse(workdir / "export", read, flag="the export of --workdir")
     for name in _BUNDLES:
         files.check_folder(workdir / name, bundle_files.foreign)
-
-
-def _is_run(workdir: AnyPath) -> bool:
-    try:
-        return readers.json_object(workdir / CONFIG_FILE).keys() >= _SECTIONS
-    except InputError:
-        return False
 
 
 def _bundles_of(section: Mapping[str, Any]) -> Iterator[str]:

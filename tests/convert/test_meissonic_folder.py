@@ -119,11 +119,30 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
             assert found[key].tobytes() == value.tobytes() and found[key].dtype == np.float32, key
         assert json.loads((tmp_path / "back" / name / "config.json").read_text()) == fields
         with safe_open(tmp_path / "back" / name / WEIGHTS, "numpy") as file:
-            assert file.metadata() == {"format": "pt"}  # without it diffusers 0.30 refuses the file
+            # Without the format diffusers 0.30 refuses the file.
+            assert file.metadata() == {"format": "pt", "written_by": "dimo_jax"}
     module = VQModel.from_pretrained(tmp_path / "back" / "vqvae", local_files_only=True)
     theirs = module.state_dict()
     for key, value in state_of("vqvae").items():
         np.testing.assert_array_equal(theirs[key].numpy(), value)
+
+
+def test_a_folder_for_diffusers_is_replaced_if_it_was_written_here(folder, tmp_path, run):
+    run(folder, tmp_path / "b", *MEISSONIC)
+    output = tmp_path / "back"
+    for _ in range(2):
+        run(tmp_path / "b", output, "--to=diffusers")
+    # A published folder has the same names, and no scheduler of ours goes over another's.
+    weights = output / "transformer" / WEIGHTS
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    before = {x: x.read_bytes() for x in output.rglob("*") if x.is_file()}
+    err = run(tmp_path / "b", output, "--to=diffusers", status=2)
+    assert "transformer holds config.json of somebody else, which writing would delete" in err
+    shutil.rmtree(output / "transformer")
+    err = run(tmp_path / "b", output, "--to=diffusers", status=2)
+    assert "scheduler holds scheduler_config.json of somebody else" in err
+    left = {x: x.read_bytes() for x in output.rglob("*") if x.is_file()}
+    assert left == {x: data for x, data in before.items() if "transformer" not in x.parts}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dimo_jax.common import temporaries
 from dimo_jax.convert import torch_files, torch_writer
 from dimo_jax.convert.torch_pickle import STORAGES
 from dimo_jax.errors import InputError
@@ -149,7 +150,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, free_bytes):
     state = {f"k{i}": np.ones(1000, np.float32) for i in range(10)}
     opened = open
     monkeypatch.setattr(
-        torch_writer, "open", lambda *a: FullDisk(opened(*a), free_bytes), raising=False
+        temporaries, "open", lambda *a: FullDisk(opened(*a), free_bytes), raising=False
     )
     with pytest.raises(OSError, match="No space left"):
         torch_writer.write_state_dict(path, state)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dimo_jax.common import temporaries
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files
 from dimo_jax.evaluation.benchmark_files import image_keys, write_benchmark
@@ -110,6 +111,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     # Killed between a prompt's last image and its grid, and in the middle of a file.
     (output / "00000" / "grid.png").unlink()
     (output / "00001" / "samples" / ".00002.png.0123456789ab.writing").write_bytes(b"half")
+    temporaries._clean.cache_clear()  # as in a new process
     kept = (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns
     drawer, seen = Drawer(), []
 
