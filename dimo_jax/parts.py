@@ -43,6 +43,19 @@ def lock_of(output: AnyPath) -> AnyPath:
     return output.with_name(f".{output.name}.lock")
 
 
+def check_ranges(output: AnyPath) -> None:
+    """Refuses an output whose ranges would lie among other files.
+
+    Raises:
+        InputError: there are some in their folder, which is removed at the end.
+    """
+    if found := _foreign(folder_of(output)):
+        raise InputError(
+            f"{folder_of(output)} holds {found}, and would be removed at the end; name another "
+            "output"
+        )
+
+
 class Parts:
     """The ranges of one output.
 
@@ -69,10 +82,7 @@ class Parts:
         text = json.dumps({**settings, "num": len(labels)}, sort_keys=True, indent=1)
         self._settings = text
         path = self.folder / SETTINGS_FILE
-        if found := _foreign(self.folder):
-            raise InputError(
-                f"{self.folder} holds {found}, and would be removed at the end; name another output"
-            )
+        check_ranges(output)
         if not path.exists():
             files.write_file(path, text.encode())
         elif readers.text(path) != text:

@@ -67,6 +67,8 @@ def check_output(path: AnyPath) -> None:
     """Refuses an output that cannot be written, before the work and not after it."""
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
+    if path.suffix != ".png":
+        parts.check_ranges(path)
     if path.suffix:
         files.check_writable(path)
         return
