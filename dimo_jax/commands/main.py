@@ -1,5 +1,6 @@
 """Runs what a config describes, from the first check to the line that says where it is."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -40,10 +41,12 @@ def run(flags: FlagValues) -> None:
     )
     banner.show(banner.machine_lines())
     layout = sharding.layout(config["mesh"])
+    lock = work_folder.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}")
     if flags.dry_run:
-        dry_run.show(_described(config, workdir, layout))
-        return
-    with work_folder.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}"):
+        # To look at the checkpoints of a run that goes on would remove what it is writing.
+        with lock if workdir.exists() else contextlib.nullcontext():
+            return dry_run.show(_described(config, workdir, layout))
+    with lock:
         what = _go_on(config, workdir, layout, began)
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
