@@ -15,6 +15,7 @@ import glob
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from dimo_jax.files import is_remote
 NUM_CLASSES = 10
 NUM_EXAMPLES = {"train": 1400, "test": 397}
 MAX_LEVEL = 16
+_OWN_FILES = re.compile(r"dataset_info\.json|features\.json|digits-\w+\.array_record-\d+-of-\d+")
 IMAGE_SHAPE = (8, 8, 1)
 
 _CITATION = """@misc{alpaydin1998optical,
@@ -146,6 +148,7 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
                 return _read(split, data_dir)
             # tfds, protobuf and array_record each raise types of their own here.
             except Exception as error:
+                _refuse_foreign(files)
                 _log.warning("%s cannot be read (%s): generating it again", files, error)
                 shutil.rmtree(files)
         _generate(data_dir, files)
@@ -155,6 +158,15 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
             "directory that can be written"
         ) from error
     return _read(split, data_dir)
+
+
+def _refuse_foreign(folder: str) -> None:
+    """Refuses to make anew what was not made here."""
+    foreign = [name for name in os.listdir(folder) if not _OWN_FILES.fullmatch(name)]
+    if foreign:
+        raise InputError(
+            f"{folder} holds {foreign[0]} and is no data set of this program; name another data_dir"
+        )
 
 
 def folder_of(data_dir: str | os.PathLike) -> str:

@@ -133,7 +133,8 @@ class FeatureStore:
                 "of them share"
             )
         if distributed.is_lead():
-            for path in set(self.folder.glob("*.npz")) - set(self._paths.values()):
+            own = set(self.folder.glob(f"{'[0-9]' * 8}-{'[0-9a-f]' * 16}.npz"))
+            for path in own - set(self._paths.values()):
                 path.unlink()  # of images that have changed since
 
     def _read_ahead(

@@ -209,6 +209,15 @@ def claim_fewer(files):
     info.write_text(info.read_text().replace('"397"', '"396"'))
 
 
+def test_other_files_in_their_place_stay(tmp_path):
+    path = tmp_path / VERSION_DIR / "thesis.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="holds thesis.txt and is no data set of this program"):
+        digits.load("test", tmp_path)
+    assert path.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "damage", [remove_info, cut_info, cut_records, remove_records, claim_fewer]
 )
