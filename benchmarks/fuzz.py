@@ -31,7 +31,8 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
-from fuzz_formats import FORMATS, Format  # noqa: E402
+from fuzz_format import Format  # noqa: E402
+from fuzz_formats import FORMATS  # noqa: E402
 from fuzz_mutations import mutated  # noqa: E402
 
 from dimo_jax.common.shown import printable  # noqa: E402

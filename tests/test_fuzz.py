@@ -9,7 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import fuzz
-from fuzz_formats import FORMATS, Format
+from fuzz_format import Format
+from fuzz_formats import FORMATS
 
 from dimo_jax.errors import InputError
 

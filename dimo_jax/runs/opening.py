@@ -114,6 +114,8 @@ def run_config(workdir: AnyPath) -> dict[str, Any]:
     try:
         config = readers.json_object(workdir / "config.json")
         is_run = all(isinstance(config.get(x), dict) for x in ("data", "teacher"))
+        is_run = is_run and isinstance(config["teacher"].get("bundle", ""), str)
+        is_run = is_run and isinstance(config["data"].get("name"), str)
         reason = "it is no run's"
     except InputError as error:
         is_run, reason = False, str(error)
