@@ -148,7 +148,7 @@ def _words(folder: Path) -> None:
 def _read_words(path: Path) -> None:
     transformers_tokenizer.from_json(path.read_bytes())
     transformers_tokenizer.merges_of(path.read_bytes())
-    transformers_tokenizer.to_folder(path.read_bytes())
+    transformers_tokenizer.to_folder(path.read_bytes(), 77)
 
 
 def _told(path: Path) -> None:

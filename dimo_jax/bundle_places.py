@@ -15,7 +15,7 @@ _OF_A_RUN = {
     "generator": EXPORT_FOLDER,
     "teacher": "teacher",
     "tokenizer": f"{EXPORT_FOLDER}/tokenizer",
-    "clip": "text_encoder",
+    "clip": f"{EXPORT_FOLDER}/text_encoder",
 }
 _PUBLISHED = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".msgpack", ".npy", ".pkl")
 
@@ -71,8 +71,10 @@ def _part_of_run(run: AnyPath, kind: str | None) -> AnyPath:
     part = _OF_A_RUN.get(kind)
     if part is None:
         raise InputError(f"{run} is a run's folder, which has no {kind}; give a {kind}'s bundle")
-    if (run / part).is_dir():
-        return run / part
+    # Runs of before left the text encoder beside the export.
+    for place in (run / part, *([run / "text_encoder"] if kind == "clip" else [])):
+        if place.is_dir():
+            return place
     if kind == "teacher":
         raise InputError(
             f"{run} is a run without a teacher of its own; give the bundle that its config.json "

@@ -1,9 +1,9 @@
 """A model on disk: a folder with config.json and params.msgpack.
 
 config.json says how to rebuild the network, how to sample from it, which tokenizer its tokens
-belong to, and the SHA-256 of params.msgpack. A generator carries its tokenizer as a bundle of its
-own in the sub-folder tokenizer/, and CLIP its vocabulary as a file. Reading is strict, and executes
-nothing that a file contains.
+belong to, and the SHA-256 of params.msgpack. A generator carries its tokenizer, and one of text its
+text encoder, as bundles in the sub-folders tokenizer/ and text_encoder/; CLIP carries its tokenizer
+of text as a file. Reading is strict, and executes nothing that a file contains.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 
 from dimo_jax import bundle_config, bundle_places, files, models, tokenizers
-from dimo_jax.bundle_files import TOKENIZER_FOLDER, foreign, read, read_config
+from dimo_jax.bundle_files import ATTACHMENTS, TOKENIZER_FOLDER, foreign, read, read_config
 from dimo_jax.bundle_places import CONFIG_FILE, PARAMS_FILE
 from dimo_jax.common import limits
 from dimo_jax.common.shown import shown
@@ -74,8 +74,14 @@ class Bundle:
 
     @property
     def attachments(self) -> dict[str, bytes]:
-        """The files that were saved with the bundle, by name; see `attachment`."""
-        return {name: self.attachment(name) for name in self.provenance.get("attachments", {})}
+        """The files of a known name that were saved with the bundle; see `attachment`."""
+        return {name: self.attachment(name) for name in ATTACHMENTS if name in self._recorded}
+
+    @property
+    def _recorded(self) -> Mapping[str, Any]:
+        """{name of an attachment: its SHA-256}, as config.json has it."""
+        found = self.provenance.get("attachments", {})
+        return found if isinstance(found, Mapping) else {}
 
     def attachment(self, name: str) -> bytes:
         """A file that was saved with the bundle.
@@ -86,8 +92,7 @@ class Bundle:
         Raises:
             InputError: the bundle has no such file, or it is not the one that was saved.
         """
-        attachments = self.provenance.get("attachments")
-        expected = attachments.get(name) if isinstance(attachments, dict) else None
+        expected = self._recorded.get(name)
         if expected is None:
             raise InputError(f"{self.path} has no {name}; convert the checkpoint again")
         data = read(self.path, name)
@@ -139,6 +144,7 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     tokenizer_params: Any = None,
     attachments: Mapping[str, bytes] | None = None,
+    inside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AnyPath:
     """Writes a bundle, whole or not at all; a bundle that is there is replaced, and nothing else.
 
@@ -153,6 +159,7 @@ def save(
         tokenizer_params: the tokenizer's parameters; given (with `tokenizer`), the tokenizer is
             written with the model, as the sub-bundle tokenizer/.
         attachments: other files by name; their hashes go into the provenance.
+        inside: bundles in sub-folders: {name: what is given here for a bundle of its own}.
 
     Returns:
         The path.
@@ -163,24 +170,33 @@ def save(
         InputError: the path cannot be written or holds something else than a bundle, the model's
             config is not valid, or parameters are not finite.
     """
-    path = files.path(path)
-    if attachments:
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
-        provenance = {**(provenance or {}), "attachments": hashes}
-    content = _content(kind, model, params, sampler, tokenizer, provenance) | (attachments or {})
+    path, inside = files.path(path), dict(inside or {})
+    content = _content(kind, model, params, sampler, tokenizer, provenance, attachments)
     if tokenizer_params is not None:
         inner = tokenizers.build(tokenizer["config"])
         if tokenizers.fingerprint(inner, tokenizer_params) != tokenizer["hash"]:
             raise ValueError("tokenizer_params are not those of the tokenizer's hash")
-        parts = _content("tokenizer", inner.config, tokenizer_params, None, None, None)
-        content |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in parts.items()}
+        own = {"kind": "tokenizer", "model": inner.config, "params": tokenizer_params}
+        inside[TOKENIZER_FOLDER] = own
+    for folder, options in inside.items():
+        parts = _content(**options)
+        content |= {f"{folder}/{name}": data for name, data in parts.items()}
     return files.write_folder(path, content, functools.partial(foreign, written=content))
 
 
 def _content(
-    kind: str, model: Any, params: Any, sampler: Any, tokenizer: Any, provenance: Any
+    kind: str,
+    model: Any,
+    params: Any,
+    sampler: Any = None,
+    tokenizer: Any = None,
+    provenance: Any = None,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> dict[str, files.Content]:
-    """The bundle's two files."""
+    """The bundle's two files, and its attachments."""
+    if attachments:
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
+        provenance = {**(provenance or {}), "attachments": hashes}
     if kind == "generator" and sampler is None:
         raise ValueError("a generator's bundle needs the sampler it was trained for")
     wrong = trees.differences(params, _expected_params(kind, model))
@@ -192,6 +208,7 @@ def _content(
     return {
         CONFIG_FILE: config_text(*fields, params).encode(),
         PARAMS_FILE: params_pieces(params),
+        **(attachments or {}),
     }
 
 

@@ -34,6 +34,7 @@ LINES = [
     [
         "evaluation.*",
         "convert.text_to_image",
+        "convert.to_diffusers",
         "training.loop",
         "training.reader",
         "training.settings",

@@ -15,6 +15,8 @@ from dimo_jax import bundles, files, sample, validation
 from dimo_jax import config as configs
 from dimo_jax.commands import export as formats
 from dimo_jax.conditions.prompts import PromptConditions
+from dimo_jax.conditions.transformers_tokenizer import from_merges
+from dimo_jax.convert import __main__ as convert
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed, sharding
 from dimo_jax.runs import conditions, opening
@@ -47,8 +49,12 @@ def test_the_smoke_run_leaves_a_generator_its_encoder_and_the_record(finished):
     # Four prompts, each in a column of four.
     shapes = {np.asarray(Image.open(x)).shape for x in pictures}
     assert len(shapes) == 1 and min(next(iter(shapes))[:2]) > 4 * 32
-    encoder = bundles.load(workdir / "text_encoder", kind="clip")
+    encoder = bundles.load(workdir / "export" / "text_encoder", kind="clip")
     assert encoder.attachment("merges.txt") and "image" not in encoder.params
+    digest = trees.fingerprint(encoder.params["text"])
+    for name in ("export", "teacher"):
+        found = bundles.load(workdir / name).provenance["text_encoder"]
+        assert found == {"text_encoder": digest}
 
 
 def test_the_command_at_the_end_runs_as_it_stands(finished, tmp_path, monkeypatch):
@@ -81,6 +87,61 @@ def test_the_generator_is_sampled_with_a_prompt(finished, tmp_path, monkeypatch,
     status, _, err = run_command(sample, [*flags, "--step=6"], monkeypatch, capsys)
     assert status == 0 and "the averaged generator of step 6" in err
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+def test_a_generator_that_is_moved_is_complete_or_says_what_is_missing(
+    finished, tmp_path, monkeypatch, capsys
+):
+    workdir, _, _ = finished
+    moved, pictures = tmp_path / "elsewhere" / "model", []
+    shutil.copytree(workdir / "export", moved)
+
+    def draw(*more, status=0, of=moved):
+        flags = [f"--generator={of}", "--prompt=a red ball", "--batch_size=8"]
+        flags += [f"--output={tmp_path / 'x.png'}", *more]
+        found, _, err = run_command(sample, flags, monkeypatch, capsys)
+        assert found == status, err
+        if not status:
+            pictures.append((tmp_path / "x.png").read_bytes())
+        return err
+
+    def back(*more, status=0):
+        flags = ["--to=diffusers", f"--input={moved}", f"--output={tmp_path / 'folder'}", *more]
+        found, _, err = run_command(convert, flags, monkeypatch, capsys)
+        assert found == status, err
+        parts = tmp_path / "folder"
+        return err, sorted(x.name for x in parts.iterdir()) if parts.exists() else []
+
+    draw(of=workdir / "export")
+    draw()
+    (moved / "text_encoder").rename(tmp_path / "encoder")
+    err = draw(status=2)
+    assert "there is no text encoder at" in err and "give --text_encoder=BUNDLE" in err
+    err, written = back(status=2)
+    assert "lacks its text_encoder" in err and "give --text_encoder=BUNDLE, or" in err
+    assert err.count("\n") == 1 and written == []
+    # Another one than it was trained with.
+    own = bundles.load(tmp_path / "encoder")
+    for name, options in {
+        "parameters": {"params": jax.tree.map(lambda x: x + 1, own.params)},
+        "tokenizer": {"attachments": {"tokenizer.json": from_merges([], 16)}},
+    }.items():
+        options = {"params": own.params, "attachments": own.attachments, **options}
+        bundles.save(tmp_path / name, kind="clip", model=own.model, **options)
+        given = f"--text_encoder={tmp_path / name}"
+        for err in (draw(given, status=2), back(given, status=2)[0]):
+            assert f"has other {name} than the one that {moved} was trained with" in err
+    draw(f"--text_encoder={tmp_path / 'encoder'}")
+    assert pictures == pictures[:1] * 3
+    shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+    err, written = back("--text_encoder=none")
+    assert "left out, as --text_encoder=none says: text_encoder/ and tokenizer/" in err
+    assert written == ["scheduler", "transformer", "vqvae"]
+    shutil.rmtree(tmp_path / "folder")
+    _, written = back(f"--text_encoder={tmp_path / 'encoder'}")
+    assert written == ["scheduler", "text_encoder", "tokenizer", "transformer", "vqvae"]
+    err, _ = back(f"--text_encoder={moved / 'tokenizer'}", status=2)
+    assert "is one for vqvae/, not for text_encoder/" in err
 
 
 def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finished, tmp_path):

@@ -266,7 +266,7 @@ def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, bui
     asked = run_samples.sets_of(finished, [1, 3], prompts=texts)
     assert [one.name for one in asked] == ["generator_1", "teacher_3"]
     drawn = list(run_samples.draw(asked, tmp_path, num=5, seed=7, batch_size=8))
-    encoder = conditions.load_encoder(finished / "text_encoder", None)
+    encoder = conditions.load_encoder(finished / "text_encoder")
     for one, negative in zip(drawn, ("", meissonic.NEGATIVE), strict=True):
         model, tokenizer = drawing.open_pair(one.asked.bundle)
         options = {"seed": 7, "batch_size": 8, "overrides": one.asked.overrides}
@@ -294,7 +294,7 @@ def test_a_run_with_text_needs_prompts(finished):
 
 
 def test_a_run_with_text_is_timed_with_its_encoder(finished):
-    config = run_evaluation.timed_config(finished)
+    config = run_evaluation.timed_config(finished, finished / "export")
     models_ = speed.open_models(config)
     assert models_.encoder.network.config == ENCODER
     assert models_.network.config["name"] == "meissonic"

@@ -11,7 +11,7 @@ from dimo_jax import bundle_files, bundle_places, bundles, files
 from dimo_jax.common import overlaps, readers
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.convert import clip, folders, sources, text_to_image
+from dimo_jax.convert import clip, folders, sources, text_to_image, to_diffusers
 from dimo_jax.errors import InputError
 from dimo_jax.parallel import backend
 from dimo_jax.training import trees
@@ -89,7 +89,9 @@ def run(flags: FlagValues) -> None:
         raise InputError(f"--output={output} is a file; name a folder")
     if flags.to == "diffusers":
         with Progress("convert") as progress:
-            written = text_to_image.to_folder(bundle_places.find(path), output, progress.note)
+            given = {"vqvae": flags.tokenizer, TEXT_ENCODER_FOLDER: flags.text_encoder}
+            found = bundle_places.find(path)
+            written = to_diffusers.to_folder(found, output, progress.note, given)
         _report(written)
     elif (path / bundles.PARAMS_FILE).is_file():
         raise InputError(f"{path} is a bundle already: what reads bundles takes it as it is")

@@ -25,6 +25,7 @@ from dimo_jax.parallel import backend
 from dimo_jax.runs import drawing, snapshots
 from dimo_jax.samplers import one_step
 from dimo_jax.training import rng, trees
+from dimo_jax.training.progress import Progress
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
@@ -241,5 +242,11 @@ def run(flags: FlagValues) -> None:
         write_torch(output, bundle)
     else:
         files.write_file(output, exported(bundle, flags.format, flags.tokenizer or tokenizer))
+    if isinstance(getattr(bundle.build(), "condition", None), dict):
+        with Progress("export") as progress:
+            progress.note(
+                "the file holds the token network alone; to draw with it takes the tokenizer and "
+                f"the text encoder of {bundle.path} too, as bundles"
+            )
     size = output.stat().st_size
     print(f"{flags.format}{which}, {size:,} bytes, read back and compared: {output}")

@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from dimo_jax import bundle_places, bundles, cli, files, images, parts
 from dimo_jax.common import overlaps
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.errors import InputError
 from dimo_jax.evaluation import benchmark_files, prompts
 from dimo_jax.files import AnyPath
@@ -252,7 +253,8 @@ def _draw_prompts(
         )
     batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
     if flags.text_encoder or encoder is None:
-        encoder = conditions.load_encoder(flags.text_encoder, model.path)
+        expected = model.provenance.get(TEXT_ENCODER_FOLDER)
+        encoder = conditions.load_encoder(flags.text_encoder, model.path, expected)
     drawn = text_drawing.TextImages(
         model,
         tokenizer,

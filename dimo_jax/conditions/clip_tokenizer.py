@@ -37,22 +37,24 @@ class ClipTokenizer:
     Args:
         encode: texts -> the ids of each alone, without start and end.
         special: ids of (start, end, padding).
+        num_ids: one more than the largest id.
         context: ids of a row.
         files: what a bundle carries of it, by name.
 
     Attributes:
         start, end, pad: ids.
-        context, files: as given.
+        num_ids, context, files: as given.
     """
 
     def __init__(
         self,
         encode: Callable[[Sequence[str]], list[list[int]]],
         special: tuple[int, int, int],
+        num_ids: int,
         context: int,
         files: Mapping[str, bytes],
     ):
-        self.ids, self.context, self.files = encode, context, dict(files)
+        self.ids, self.num_ids, self.context, self.files = encode, num_ids, context, dict(files)
         self.start, self.end, self.pad = special
 
     @property
@@ -136,7 +138,7 @@ def open_clip(merges: Sequence[str], context: int = 77) -> ClipTokenizer:
 
     special = (len(pieces), len(pieces) + 1, 0)
     files = {clip_vocabulary.MERGES_FILE: clip_vocabulary.to_text(merges)}
-    return ClipTokenizer(encode, special, context, files)
+    return ClipTokenizer(encode, special, len(pieces) + 2, context, files)
 
 
 def _clean(text: str) -> str:
@@ -161,23 +163,31 @@ def transformers(data: bytes, context: int = 77) -> ClipTokenizer:
         fixed = [fix_surrogates(text) for text in texts]
         return [found.ids for found in tokenizer.encode_batch(fixed, add_special_tokens=False)]
 
-    return ClipTokenizer(encode, special, context, {TOKENIZER_FILE: data})
+    num_ids = 1 + max(tokenizer.get_vocab().values())
+    return ClipTokenizer(encode, special, num_ids, context, {TOKENIZER_FILE: data})
 
 
-def of_files(files: Mapping[str, bytes], context: int, where: object) -> ClipTokenizer:
+def of_files(files: Mapping[str, bytes], sizes: Mapping[str, int], where: object) -> ClipTokenizer:
     """The tokenizer that a bundle of CLIP carries: that of its Hugging Face folder, or open_clip's.
 
     Args:
         files: of the bundle, by name.
-        context: ids of a row.
+        sizes: of its text tower: the "context", ids of a row, and the "vocabulary", all ids.
         where: the bundle, for messages.
 
     Raises:
-        InputError: there is none, or a damaged one.
+        InputError: there is none, or a damaged one, or one of another tower.
     """
     if TOKENIZER_FILE in files:
-        return transformers(files[TOKENIZER_FILE], context)
-    return open_clip(merges_of(files, where), context)
+        found = transformers(files[TOKENIZER_FILE], sizes["context"])
+    else:
+        found = open_clip(merges_of(files, where), sizes["context"])
+    if found.num_ids > sizes["vocabulary"]:
+        raise InputError(
+            f"{where} has a tokenizer of {found.num_ids:,} ids and a text tower of "
+            f"{sizes['vocabulary']:,}; convert the text encoder again"
+        )
+    return found
 
 
 def merges_of(files: Mapping[str, bytes], where: object) -> list[str]:

@@ -25,6 +25,39 @@ TEXT_ENCODER_FOLDER = "text_encoder"  # of its bundle, and in the folders of dif
 Features = dict[str, Float[np.ndarray, "N ..."]]
 
 
+def identity_of(params: Any, tokenizer: ClipTokenizer) -> dict[str, str]:
+    """What decides the features of a text tower: its parameters' fingerprint, and the tokenizer.
+
+    Args:
+        params: of CLIP.
+        tokenizer: the one of the tower.
+    """
+    return {"text_encoder": trees.fingerprint(params["text"]), **tokenizer.identity}
+
+
+def check_belongs(expected: Any, found: Mapping[str, str], where: Any, model: Any) -> None:
+    """Refuses another text encoder than the one that a network was trained with.
+
+    Args:
+        expected: what its bundle remembers, the `identity_of` that one; None: nothing.
+        found: `identity_of` the encoder.
+        where: the encoder's bundle, for messages.
+        model: the network's, likewise.
+
+    Raises:
+        InputError: it is another.
+    """
+    if expected is None or expected == found:
+        return
+    told = expected if isinstance(expected, Mapping) else {}
+    names = {"text_encoder": "parameters", "text_tokenizer": "tokenizer"}
+    wrong = [shown for name, shown in names.items() if told.get(name) != found.get(name)]
+    raise InputError(
+        f"the text encoder {where} has other {' and '.join(wrong) or 'fields'} than the one that "
+        f"{model} was trained with; give that one"
+    )
+
+
 class TextConditions:
     """The text tower with its parameters; called with prompts.
 
@@ -74,10 +107,7 @@ class TextConditions:
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What decides the features: the tower's parameters, and the tokenizer."""
-        return {
-            "text_encoder": trees.fingerprint(self._params["text"]),
-            **self.tokenizer.identity,
-        }
+        return identity_of(self._params, self.tokenizer)
 
     def __call__(self, prompts: Sequence[str]) -> Features:
         """The conditions of some prompts.

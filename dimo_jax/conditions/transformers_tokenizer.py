@@ -289,11 +289,12 @@ def merges_of(data: bytes) -> list[str]:
 
 
 @readers.well_typed(TOKENIZER_FILE)
-def to_folder(data: bytes) -> dict[str, bytes]:
+def to_folder(data: bytes, context: int) -> dict[str, bytes]:
     """The folder with which transformers' CLIPTokenizer makes the same ids.
 
     Args:
         data: of `read`.
+        context: ids of a row.
 
     Returns:
         {file: content}.
@@ -301,19 +302,14 @@ def to_folder(data: bytes) -> dict[str, bytes]:
     Raises:
         InputError: as `from_json`.
     """
-    from_json(data)
+    made, special = from_json(data)
     found = json.loads(data)
-    padding, frame = found["padding"], found["post_processor"]
-    roles = {
-        "bos_token": frame["cls"][0],
-        "eos_token": frame["sep"][0],
-        "unk_token": found["model"]["unk_token"],
-        "pad_token": padding["pad_token"],
-    }
     added = {str(t["id"]): {x: t[x] for x in ("content", *_FLAGS)} for t in found["added_tokens"]}
+    roles = {name: made.id_to_token(x) for name, x in zip(_FRAME, special, strict=True)}
+    roles["unk_token"] = found["model"]["unk_token"]
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": found["truncation"]["max_length"],
+        "model_max_length": context,
         **roles,
         "added_tokens_decoder": added,
         "do_lower_case": True,

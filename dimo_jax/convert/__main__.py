@@ -84,6 +84,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "vocabulary", None, "clip: merges.txt, tokenizer.json or OpenAI's list", flag_values=FLAGS
 )
+FLAGS.group("--to=diffusers: parts that are not inside or beside --input; none: left out")
+flags.DEFINE_string("text_encoder", None, "bundle of the text encoder", flag_values=FLAGS)
+flags.DEFINE_string("tokenizer", None, "bundle of the tokenizer of images", flag_values=FLAGS)
 FLAGS.require("input", "output")
 
 

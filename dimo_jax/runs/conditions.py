@@ -1,6 +1,7 @@
 """What a run is conditioned on, from its config: classes, or prompts with their text encoder."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,12 @@ from dimo_jax.conditions import clip_tokenizer
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
-from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, TextConditions
+from dimo_jax.conditions.text import (
+    TEXT_ENCODER_FOLDER,
+    TextConditions,
+    check_belongs,
+    identity_of,
+)
 from dimo_jax.data import prompts
 from dimo_jax.errors import InputError, about
 from dimo_jax.files import AnyPath
@@ -60,44 +66,62 @@ class TextEncoder:
             self.network, self.params, self.tokenizer, network.condition, batch_size, **options
         )
 
-    def save(self, path: AnyPath) -> None:
-        """A bundle of it, unless there is one: the file is large and does not change."""
-        if (path / bundles.CONFIG_FILE).exists():
-            return
-        provenance = {k: v for k, v in self.provenance.items() if k != "attachments"}
-        bundles.save(
-            path,
-            kind="clip",
-            model=self.network.config,
-            params=self.params,
-            provenance=provenance,
-            attachments=self.tokenizer.files,
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides the features, as the bundle of a generator remembers it."""
+        return identity_of(self.params, self.tokenizer)
+
+    def content(self) -> dict[str, Any]:
+        """A bundle of it, as bundles.save takes it."""
+        return {
+            "kind": "clip",
+            "model": self.network.config,
+            "params": self.params,
+            "provenance": {k: v for k, v in self.provenance.items() if k != "attachments"},
+            "attachments": self.tokenizer.files,
+        }
+
+
+def encoder_of(model: AnyPath) -> AnyPath:
+    """Path of the text encoder that lies in a model's bundle, or beside it.
+
+    Args:
+        model: path of the network's bundle.
+
+    Raises:
+        InputError: there is none.
+    """
+    places = [place / TEXT_ENCODER_FOLDER for place in (model, model.parent)]
+    found = next((x for x in places if (x / bundles.CONFIG_FILE).is_file()), None)
+    if found is None:
+        raise InputError(
+            f"there is no text encoder at {places[0]} nor {places[1]}; give --text_encoder=BUNDLE "
+            "(of a training --config.text_encoder.bundle=BUNDLE), which python -m dimo_jax.convert "
+            "--source=meissonic makes of the folder text_encoder"
         )
+    return found
 
 
-def load_encoder(path: AnyPath | str | None, model: AnyPath | None) -> TextEncoder:
+def load_encoder(
+    path: AnyPath | str | None,
+    model: AnyPath | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> TextEncoder:
     """The text encoder that belongs to a network.
 
     Args:
         path: of its bundle; None or empty: text_encoder/ in the model's bundle or beside it.
         model: path of the network's bundle, where there is one.
+        expected: what the network remembers of the one that it was trained with, a
+            TextEncoder.identity; None: as its config.json says, if anything.
 
     Raises:
-        InputError: there is none, or it is another kind of bundle.
+        InputError: there is none, it is another kind of bundle, or another encoder than the model
+            was trained with.
     """
-    beside = [model, model.parent] if model is not None else []
-    places = [place / TEXT_ENCODER_FOLDER for place in beside]
-    path = path or next((x for x in places if (x / bundles.CONFIG_FILE).is_file()), None)
-    if path is None:
-        shown = " nor ".join(map(str, places))
-        raise InputError(
-            f"there is no text encoder at {shown}; give --text_encoder=BUNDLE (of a training "
-            "--config.text_encoder.bundle=BUNDLE), which python -m dimo_jax.convert "
-            "--source=meissonic makes of the folder text_encoder"
-        )
-    bundle = bundles.load(path, kind="clip")
+    bundle = bundles.load(path or encoder_of(model), kind="clip")
     network = bundle.build()
-    tokenizer = clip_tokenizer.of_files(bundle.attachments, network.context, bundle.path)
+    tokenizer = clip_tokenizer.of_files(bundle.attachments, bundle.model["text"], bundle.path)
     # Of a Hugging Face folder, which were converted without its tokenizer: until it was kept, all.
     if bundle.model["image"] is None and not tokenizer.identity and "file" in bundle.provenance:
         with Progress("text encoder", silent=not distributed.is_lead()) as progress:
@@ -105,7 +129,12 @@ def load_encoder(path: AnyPath | str | None, model: AnyPath | None) -> TextEncod
                 f"{bundle.path} carries open_clip's tokenizer: '!' and typographic signs have "
                 "other ids than in transformers; for those convert the folder again, tokenizer/ too"
             )
-    return TextEncoder(network, bundle.params, tokenizer, bundle.provenance)
+    encoder = TextEncoder(network, bundle.params, tokenizer, bundle.provenance)
+    if expected is None and model is not None and (model / bundles.CONFIG_FILE).is_file():
+        expected = bundles.read_config(model)["provenance"].get(TEXT_ENCODER_FOLDER)
+    if expected is not None:
+        check_belongs(expected, encoder.identity, bundle.path, model)
+    return encoder
 
 
 def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEncoder:

@@ -108,8 +108,6 @@ class ImageRun:
         if not distributed.is_lead():
             # What is left is one process's work: the command waits for it at its end.
             return "done"
-        if self.encoder is not None:
-            self.encoder.save(self.workdir / conditions.TEXT_ENCODER_FOLDER)
         if not self.has_data:
             return f"done, the generator is {self.workdir / 'export'}"
         hashes = {
@@ -177,10 +175,14 @@ class ImageRun:
     def _save(self, name: str, kind: str, params: Any, sampler: Any) -> None:
         if not distributed.is_lead():
             return
-        provenance = {"title": self.config["title"], "seed": self.config["seed"]}
+        about = {"title": self.config["title"], "seed": self.config["seed"]}
         if kind == "generator":
             num_steps = self.config["distill"]["num_steps"]
-            provenance = opening.provenance(self.config, num_steps, self.start)
+            about = opening.provenance(self.config, num_steps, self.start)
+        inside = None
+        if self.encoder is not None:
+            about = {**about, conditions.TEXT_ENCODER_FOLDER: self.encoder.identity}
+            inside = {conditions.TEXT_ENCODER_FOLDER: self.encoder.content()}
         bundles.save(
             self.workdir / name,
             kind=kind,
@@ -189,7 +191,8 @@ class ImageRun:
             sampler=sampler,
             tokenizer=self.tokenizer_entry,
             tokenizer_params=self.tokenizer_params,
-            provenance=provenance,
+            provenance=about,
+            inside=inside,
         )
 
     def _decode(self, tokens: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from dimo_jax.evaluation.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
 from dimo_jax.files import AnyPath
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import conditions, drawing, run_samples, sampler_speed, speed
+from dimo_jax.runs import conditions, drawing, opening, run_samples, sampler_speed, speed
 from dimo_jax.runs.run_samples import SampleSet
 
 SAMPLES_FOLDER = "samples"
@@ -201,8 +201,8 @@ def timed_config(workdir: AnyPath, generator: AnyPath) -> dict[str, Any]:
     config = readers.json_object(workdir / "config.json")
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")
     config["tokenizer"]["bundle"] = str(generator / "tokenizer")
-    beside = generator.parent if generator.parent == workdir else generator
-    config["text_encoder"] = {"bundle": str(beside / conditions.TEXT_ENCODER_FOLDER)}
+    if opening.is_text(config):
+        config["text_encoder"] = {"bundle": str(conditions.encoder_of(generator))}
     return config
 
 

@@ -88,11 +88,10 @@ def sets_of(
     named = config["teacher"].get("bundle")
     teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
     with_text = opening.is_text(config)
-    encoder = (snapshot[0] if snapshot else workdir) / conditions.TEXT_ENCODER_FOLDER
-    text = _text_of(config, workdir, encoder, prompts) if with_text else None
     if not with_text and prompts is not None:
         raise InputError(f"the run in {workdir} takes classes; leave --prompts away")
     found, export = [], snapshot[0] if snapshot else workdir / bundle_places.EXPORT_FOLDER
+    text = _text_of(config, workdir, export, prompts) if with_text else None
     checkpoint = snapshot[1] if snapshot else None
     # The run's own copy: a converted teacher may lie without one.
     tokenizer = export / bundles.TOKENIZER_FOLDER
@@ -116,13 +115,16 @@ def sets_of(
 
 
 def _text_of(
-    config: Mapping[str, Any], workdir: AnyPath, encoder: AnyPath, prompts: Sequence[str] | None
+    config: Mapping[str, Any], workdir: AnyPath, export: AnyPath, prompts: Sequence[str] | None
 ) -> TextAsked:
     if not prompts:
         raise InputError(
             f"the run in {workdir} takes text; give --prompts=FILE, or --prompts=coco (or hpsv2, "
             "geneval) with --metadata, the list of its prompts"
         )
+    encoder = export
+    if (export / bundles.CONFIG_FILE).is_file():  # else the run is not finished, which is said
+        encoder = conditions.encoder_of(export)
     return TextAsked(prompts, encoder, config["prompts"]["negative"])
 
 

@@ -47,9 +47,8 @@ class Snapshot(NamedTuple):
             tokenizer=one.tokenizer,
             tokenizer_params=None if tokenizer is None else tokenizer.params,
             provenance=one.provenance,
+            inside=self.encoder and {TEXT_ENCODER_FOLDER: self.encoder.content()},
         )
-        if self.encoder is not None:
-            self.encoder.save(path / TEXT_ENCODER_FOLDER)
         return path
 
 
@@ -129,6 +128,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
         provenance={
             **opening.provenance(config, step, None),
             **({"parent": parent} if parent else {}),
+            **({} if encoder is None else {TEXT_ENCODER_FOLDER: encoder.identity}),
         },
         path=place,
         params_hash=trees.fingerprint(params),

@@ -114,7 +114,7 @@ def test_ids_are_transformers(name, whole, merges, write, tmp_path_factory):
     np.testing.assert_array_equal(rows, expected(folder, PROMPTS))
     # The folder that is written of it.
     back = tmp_path_factory.mktemp("back")
-    for file, content in transformers_tokenizer.to_folder(data).items():
+    for file, content in transformers_tokenizer.to_folder(data, 77).items():
         (back / file).write_bytes(content)
     np.testing.assert_array_equal(rows, expected(back, PROMPTS))
     assert transformers_tokenizer.merges_of(data) == merges

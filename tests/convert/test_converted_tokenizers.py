@@ -11,6 +11,7 @@ from test_meissonic_folder import ENCODER
 from dimo_jax import bundles
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.convert import __main__ as command
+from dimo_jax.errors import InputError
 from dimo_jax.evaluation import clip_features
 from dimo_jax.runs import conditions
 
@@ -32,14 +33,14 @@ def test_a_bundle_without_its_folders_tokenizer_keeps_open_clips_ids(tmp_path, c
     options = {"kind": "clip", "model": ENCODER, "params": clip.random_params(ENCODER)}
     options["attachments"] = merges
     bundles.save(tmp_path / "x", provenance={"file": "model.safetensors"}, **options)
-    found = conditions.load_encoder(tmp_path / "x", None).tokenizer
+    found = conditions.load_encoder(tmp_path / "x").tokenizer
     assert found.identity == {} and found.files == merges
     assert found.ids(["low!"]) == [[513, 256]]
     note = f"{tmp_path / 'x'} carries open_clip's tokenizer: '!' and typographic signs have other"
     assert note in capfd.readouterr().err
     # One of random weights never had another.
     bundles.save(tmp_path / "y", provenance={"random": "x"}, **options)
-    conditions.load_encoder(tmp_path / "y", None)
+    conditions.load_encoder(tmp_path / "y")
     assert "carries" not in capfd.readouterr().err
 
 
@@ -48,7 +49,7 @@ def test_a_folder_of_open_clip_keeps_its_ids_beside_the_files_of_the_other(tmp_p
     folder = tmp_path / "laion"
     folder.mkdir()
     for name, content in transformers_tokenizer.to_folder(
-        transformers_tokenizer.from_merges(clip.MERGES, 9)
+        transformers_tokenizer.from_merges(clip.MERGES, 9), 9
     ).items():
         (folder / name).write_bytes(content)
     for kind, name in ((False, "open_clip_model.safetensors"), (True, "model.safetensors")):
@@ -64,3 +65,21 @@ def test_a_folder_of_open_clip_keeps_its_ids_beside_the_files_of_the_other(tmp_p
         features, _ = clip_features.load(bundle.path)
         assert features.tokenizer.ids(["low!"]) == [[513, 256]]
     assert out == [["merges.txt"], ["tokenizer.json"]]
+
+
+def test_a_tokenizer_of_more_ids_than_the_tower_is_refused(tmp_path):
+    """Which would take the last row of the table for them."""
+    files = {"tokenizer.json": transformers_tokenizer.from_merges([*clip.MERGES, "l low</w>"], 9)}
+    options = {"kind": "clip", "model": ENCODER, "params": clip.random_params(ENCODER)}
+    bundles.save(tmp_path / "x", attachments=files, **options)
+    with pytest.raises(InputError, match="has a tokenizer of 518 ids and a text tower of 517"):
+        conditions.load_encoder(tmp_path / "x")
+
+
+@pytest.mark.parametrize("recorded", [["merges.txt"], {"../elsewhere": "0" * 64}, "x", None])
+def test_only_files_of_a_known_name_are_read(tmp_path, recorded):
+    options = {"kind": "clip", "model": ENCODER, "params": clip.random_params(ENCODER)}
+    place = bundles.save(tmp_path / "x", provenance={"attachments": recorded}, **options)
+    assert bundles.load(place).attachments == {}
+    with pytest.raises(InputError, match="carries no tokenizer; convert the checkpoint again"):
+        conditions.load_encoder(place)

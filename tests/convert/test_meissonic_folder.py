@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
+from dimo_jax.conditions import transformers_tokenizer
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert import layouts, meissonic, vq_model
 from dimo_jax.runs import conditions
@@ -97,6 +97,7 @@ def assert_same(found, expected):
 
 
 MEISSONIC = ("--source=meissonic", "--image_size=64")
+ALONE = ("--to=diffusers", "--text_encoder=none")
 
 
 def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_path, run):
@@ -111,7 +112,9 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
     total = sum(x.size for x in state_of("transformer").values())
     assert f"{total:,} parameters: {tmp_path / 'b' / 'transformer'}" in out
 
-    run(tmp_path / "b", tmp_path / "back", "--to=diffusers")
+    err = run(tmp_path / "b", tmp_path / "back", "--to=diffusers", status=2)
+    assert "lacks its text_encoder" in err and not (tmp_path / "back").exists()
+    run(tmp_path / "b", tmp_path / "back", *ALONE)
     for name, (_, _, fields) in PARTS.items():
         found = load_file(tmp_path / "back" / name / WEIGHTS)
         assert found.keys() == state_of(name).keys()
@@ -127,24 +130,6 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
         np.testing.assert_array_equal(theirs[key].numpy(), value)
 
 
-def test_a_folder_for_diffusers_is_replaced_if_it_was_written_here(folder, tmp_path, run):
-    run(folder, tmp_path / "b", *MEISSONIC)
-    output = tmp_path / "back"
-    for _ in range(2):
-        run(tmp_path / "b", output, "--to=diffusers")
-    # A published folder has the same names, and no scheduler of ours goes over another's.
-    weights = output / "transformer" / WEIGHTS
-    save_file(load_file(weights), weights, metadata={"format": "pt"})
-    before = {x: x.read_bytes() for x in output.rglob("*") if x.is_file()}
-    err = run(tmp_path / "b", output, "--to=diffusers", status=2)
-    assert "transformer holds config.json of somebody else, which writing would delete" in err
-    shutil.rmtree(output / "transformer")
-    err = run(tmp_path / "b", output, "--to=diffusers", status=2)
-    assert "scheduler holds scheduler_config.json of somebody else" in err
-    left = {x: x.read_bytes() for x in output.rglob("*") if x.is_file()}
-    assert left == {x: data for x, data in before.items() if "transformer" not in x.parts}
-
-
 @pytest.fixture
 def whole_folder(folder):
     """With text encoder and tokenizer."""
@@ -156,7 +141,7 @@ def whole_folder(folder):
     (folder / "text_encoder" / "config.json").write_text(json.dumps(described))
     save_file(clip.state_of(True, ENCODER), folder / "text_encoder" / "model.safetensors")
     made = transformers_tokenizer.from_merges(clip.MERGES, 9)
-    for name, content in transformers_tokenizer.to_folder(made).items():
+    for name, content in transformers_tokenizer.to_folder(made, 9).items():
         (folder / "tokenizer" / name).write_bytes(content)
     return folder
 
@@ -219,17 +204,6 @@ def test_the_whole_folder_goes_back_for_its_libraries(kind, whole_folder, tmp_pa
     assert_same(bundle.params, clip.random_params(ENCODER))
 
 
-def test_no_bundle_is_replaced_by_a_folder_of_its_own(whole_folder, tmp_path, run):
-    run(whole_folder, tmp_path / "b", *MEISSONIC)
-    shutil.rmtree(tmp_path / "b" / "transformer")
-    before = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()}
-    # The text encoder is the one that would come along.
-    for output in (tmp_path / "b", tmp_path / "b" / ".", tmp_path / "b" / "vqvae"):
-        err = run(tmp_path / "b" / "vqvae", output, "--to=diffusers", status=2)
-        assert "is a bundle, expected a folder for diffusers" in err or "name another place" in err
-    assert {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()} == before
-
-
 def test_the_number_of_tokens_is_that_of_the_vq_model(folder, tmp_path, run):
     """With fewer levels it has more of them than the published one."""
     config = {**TOKENIZER, "ch_mult": [1, 2, 3]}
@@ -246,17 +220,9 @@ def test_the_number_of_tokens_is_that_of_the_vq_model(folder, tmp_path, run):
     assert bundles.load_tokenizer(tmp_path / "b" / "vqvae", found).model == config
 
 
-def test_a_clip_of_images_is_no_text_encoder(tmp_path, run):
-    merges = {"merges.txt": clip_vocabulary.to_text(clip.MERGES)}
-    place, params = tmp_path / "both", clip.random_params(clip.CONFIG)
-    bundles.save(place, kind="clip", model=clip.CONFIG, params=params, attachments=merges)
-    err = run(place, tmp_path / "x", "--to=diffusers", status=2)
-    assert "is a clip with an image tower" in err and not (tmp_path / "x").exists()
-
-
 def test_a_generator_takes_its_tokenizer_along_and_goes_back_with_it(folder, tmp_path, run):
     run(folder, tmp_path / "b", "--source=dimo", "--image_size=64")
-    run(tmp_path / "b" / "transformer", tmp_path / "back", "--to=diffusers")
+    run(tmp_path / "b" / "transformer", tmp_path / "back", *ALONE)
     for name in PARTS:
         found = load_file(tmp_path / "back" / name / WEIGHTS)
         for key, value in state_of(name).items():
@@ -338,25 +304,3 @@ def test_what_is_missing_is_named(folder, tmp_path, run):
     assert "expected the square of an even number" in run(
         folder / "transformer", tmp_path / "b", "--source=meissonic", "--image_size=48", status=2
     )
-
-
-def test_what_diffusers_does_not_know_does_not_go_there(folder, tmp_path, run):
-    run(folder / "transformer", tmp_path / "b", *MEISSONIC)
-    other = {"name": "gray_levels"}
-    bundles.save(
-        tmp_path / "gray", kind="tokenizer", model=other,
-        params=tokenizers.build(other).init(jax.random.key(0)),
-    )  # fmt: skip
-    err = run(tmp_path / "gray", tmp_path / "x", "--to=diffusers", status=2)
-    assert "is a gray_levels, which diffusers has no folder for" in err
-    (tmp_path / "full" / "transformer").mkdir(parents=True)
-    (tmp_path / "full" / "transformer" / "thesis.tex").write_text("mine")
-    err = run(tmp_path / "b", tmp_path / "full", "--to=diffusers", status=2)
-    assert "transformer holds thesis.tex, which writing would delete" in err
-    assert (tmp_path / "full" / "transformer" / "thesis.tex").exists()
-    (tmp_path / "beside" / "scheduler").mkdir(parents=True)
-    (tmp_path / "beside" / "scheduler" / "cron.tab").write_text("mine")
-    assert "scheduler holds cron.tab, which writing would delete" in run(
-        tmp_path / "b", tmp_path / "beside", "--to=diffusers", status=2
-    )
-    assert (tmp_path / "beside" / "scheduler" / "cron.tab").exists()
