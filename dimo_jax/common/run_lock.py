@@ -76,6 +76,7 @@ class _Lock:
         self._lost: str | None = None
         self._failures: list[Exception] = []
         self._ending = False
+        self._made: list[AnyPath] = []
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=_THREAD, daemon=True)
 
@@ -83,6 +84,8 @@ class _Lock:
         """Takes the folder, or refuses with who has it."""
         if not files.is_remote(self._path) and self._path.is_symlink():
             raise InputError(f"{self._path} is a link, expected a file of this program; remove it")
+        if not files.is_remote(self._path):
+            self._made = [x for x in self._path.parents if not x.exists()]
         began = changed = _clock()
         seen, has_changed = None, False
         while not self._create():
@@ -206,6 +209,10 @@ class _Lock:
         holder = _parse(self._read() or b"")
         if holder is not None and holder.token == self._own.token:
             self._path.unlink(missing_ok=True)
+        # A start that was refused after all leaves nothing.
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
 
 def _note(text: str) -> None:
