@@ -115,7 +115,7 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
-    "text_encoder", None, "its bundle; default: text_encoder/ beside GENERATOR", flag_values=FLAGS
+    "text_encoder", None, "its bundle; default: in or beside GENERATOR", flag_values=FLAGS
 )
 cli.define_process_flags(FLAGS)
 FLAGS.require(("generator", "workdir"), "output")
