@@ -46,6 +46,7 @@ def each(prefixes, *names):
 # (fields, what may stand there, what may not)
 TABLE = [
     ("title text_encoder.bundle tokenizer.bundle teacher.bundle", ("", "x"), NO_TEXT),
+    ("distill.generator.bundle", ("", "x"), NO_TEXT),
     ("compilation_cache data.directory prompts.cache", ("", "runs/x"), NO_TEXT),
     ("prompts.path prompts.field prompts.negative", ("", "x"), NO_TEXT),
     ("interim.features interim.reference", ("", "x"), NO_TEXT),
@@ -79,11 +80,13 @@ TABLE = [
     ),
     (
         "max_skipped_in_a_row mesh.min_shard_elements interim.every_steps "
+        "checkpoint.keep_every_steps "
         "logging.images_every_steps distill.sigma_warmup_steps data.num_classes "
         "distill.top_k distill.teacher.top_k sampler.top_k " + each(OPTIMIZERS, "warmup_steps"),
         (0, 1),
         NO_COUNT,
     ),
+    ("checkpoint.keep_best", (0,), NO_COUNT),  # others with interim.every_steps alone
     ("mesh.data mesh.fsdp", (-1, 1, 8), (*NO_NUMBER, 0, -2, 1.5, HUGE, True)),
     (
         "distill.sigma distill.auxiliary.soft_weight " + each(MASKS, "min_ratio", "max_ratio"),
