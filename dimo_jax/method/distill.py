@@ -1,11 +1,11 @@
-"""The Di[M]O step: one pure function from (state, teacher, batch) to (state, metrics).
+"""Algorithm 1 of Di[M]O: one pure function from (state, teacher, batch) to (state, metrics).
 
 Axes: B batch, L tokens, V vocabulary, K auxiliary updates a step.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -44,7 +44,7 @@ class DistillState(flax.struct.PyTreeNode):
 
 
 class DistillBatch(flax.struct.PyTreeNode):
-    """What one step is asked for; no images.
+    """What one step is given; no images.
 
     Attributes:
         seed: int32 scalar.
@@ -61,12 +61,93 @@ class DistillBatch(flax.struct.PyTreeNode):
     null_condition: Any
 
 
+class Networks(NamedTuple):
+    """The three roles; usually one network with other parameters."""
+
+    generator: Apply
+    teacher: Apply
+    auxiliary: Apply
+
+
+class Optimizers(NamedTuple):
+    """Clipping and frozen leaves included."""
+
+    generator: optax.GradientTransformation
+    auxiliary: optax.GradientTransformation
+
+
+class Drawn(NamedTuple):
+    """A sample of the generator; None for what is not kept.
+
+    Attributes:
+        logits: z_theta(x_init) [B, L, V].
+        tokens: x_theta [B, L] int32.
+    """
+
+    logits: Any = None
+    tokens: Any = None
+
+
+class Masked(NamedTuple):
+    """Which tokens of a sample are masked again, and what each of them weighs.
+
+    Drawn for a whole batch before any network runs: the weights depend on how many tokens all its
+    examples have masked. Leading axis B.
+
+    Attributes:
+        mask: [B, L] bool.
+        ratio: [B], what the mask was drawn with.
+        weights: [B, L] of the token gradient.
+        metric_weights: [B, L] of the reported divergence.
+        aux_weights: [B, L] of the auxiliary's loss on the same sample.
+    """
+
+    mask: Any
+    ratio: Any
+    weights: Any
+    metric_weights: Any
+    aux_weights: Any
+
+
+class _Examples(NamedTuple):
+    """The microbatch of a generator's step."""
+
+    index: Any
+    condition: Any
+    null_condition: Any
+    masked: Masked
+    share: Any  # [B] of each example in the batch's means
+
+
+class _AuxExamples(NamedTuple):
+    """The microbatch of an auxiliary's update; `drawn` is empty where a fresh sample is due."""
+
+    index: Any
+    condition: Any
+    corrupted: denoise.Corruption
+    drawn: Drawn
+
+
+class _Sums(NamedTuple):
+    """What the microbatches of a generator's step add up to.
+
+    Attributes:
+        gradient: of the generator.
+        metrics: scalars by name.
+        aux: the auxiliary's loss and its gradient on the same sample, None with "fresh".
+    """
+
+    gradient: Any
+    metrics: dict[str, Any]
+    aux: Any
+
+
 def create_state(
     params: Any,
     generator_optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
 ) -> DistillState:
-    """Generator, auxiliary and EMA as copies of `params`, the teacher's where it has the same tree.
+    """Copies `params` to generator, auxiliary and EMA: the teacher's, where it has the same tree.
 
     Call it under jit: the copies must not share buffers, or the state cannot be donated.
     """
@@ -81,22 +162,6 @@ def create_state(
     )
 
 
-class _Streams:
-    """The random streams of one step for some examples, by name."""
-
-    def __init__(self, seed: Int[Array, ""], index: Int[Array, "B"], step: Int[Array, ""]):
-        self._seed, self._index, self.step = seed, index, step
-
-    def examples(self, name: str) -> Key[Array, "B"]:
-        return rng.example_keys(rng.stream_key(self._seed, name, self.step), self._index)
-
-    def whole(self, name: str, used: bool = True) -> Key[Array, ""] | None:
-        """One key for all examples, another one for each part of a batch."""
-        if not used:
-            return None
-        return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
-
-
 def make_step(
     apply: Apply,
     apply_teacher: Apply,
@@ -105,7 +170,7 @@ def make_step(
     settings: DistillSettings,
     apply_auxiliary: Apply | None = None,
 ) -> Callable[[DistillState, Any, DistillBatch], tuple[DistillState, dict[str, Array]]]:
-    """The Di[M]O step, pure and ready for jit (donate the state, never the teacher).
+    """Binds networks, optimizers and settings to `step`, ready for jit.
 
     Args:
         apply: the network of generator and auxiliary.
@@ -117,233 +182,251 @@ def make_step(
             generator's.
 
     Returns:
-        step(state, teacher_params, batch) -> (state, metrics). Cost in forward passes F and
-        backward passes (2 F each): generator 3 F; teacher F, with guidance 2 F; auxiliary F for the
-        divergence; then for each of K auxiliary updates 3 F, and F more where the sample is fresh.
-        With "reuse" the divergence's forward of the auxiliary serves the first update too.
+        step(state, teacher_params, batch) -> (state, metrics); donate the state, never the teacher.
+    """
+    networks = Networks(apply, apply_teacher, apply_auxiliary or apply)
+    return functools.partial(
+        step, networks, Optimizers(generator_optimizer, aux_optimizer), settings
+    )
+
+
+def step(
+    networks: Networks,
+    optimizers: Optimizers,
+    settings: DistillSettings,
+    state: DistillState,
+    teacher_params: Any,
+    batch: DistillBatch,
+) -> tuple[DistillState, dict[str, Array]]:
+    """Updates generator, auxiliary and EMA once; pure.
+
+    Costs, in forward passes F with backward passes at 2 F each: generator 3 F; teacher F, with
+    guidance 2 F; auxiliary F for the divergence; then for each of K auxiliary updates 3 F, and F
+    more where the sample is fresh. With "reuse" the divergence's forward of the auxiliary serves
+    the first update too.
 
     Source: Di[M]O algorithm 1; order of the updates as in the released code.
     """
-    applies = (apply, apply_teacher, apply_auxiliary or apply)
-    return _Step(*applies, generator_optimizer, aux_optimizer, settings).run
+    masked = mask_again(_Streams(batch.seed, state.step, batch.index), settings)
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Step:
-    """What make_step closes over; `run` is the step."""
-
-    apply: Apply
-    apply_teacher: Apply
-    apply_auxiliary: Apply
-    generator_optimizer: optax.GradientTransformation
-    aux_optimizer: optax.GradientTransformation
-    settings: DistillSettings
-
-    def run(
-        self, state: DistillState, teacher_params: Any, batch: DistillBatch
-    ) -> tuple[DistillState, dict[str, Array]]:
-        """Generator, then auxiliary, then EMA."""
-        settings = self.settings
-        examples = self.examples(state.step, batch)
-        sums, samples = accumulate.in_parts(
-            lambda part: self.generator_part(state, teacher_params, batch.seed, part),
-            settings.parts,
-            examples,
-        )
-        generator, generator_opt, update = denoise.descend(
-            self.generator_optimizer, sums.pop("gradient"), state.generator_opt, state.generator
-        )
-        first = sums.pop("aux", None)
-        aux_params, aux_opt, aux_metrics = self.update_auxiliary(
-            state, generator, batch, examples, samples, first
-        )
-        decay = ema.decay_at(state.step, settings.ema_decay, settings.ema_warmup)
-        metrics = {
-            **sums.pop("metrics"),
-            **aux_metrics,
-            "generator_grad_norm": update["norm"],
-            "updates_skipped": update["skipped"] + aux_metrics["updates_skipped"],
-        }
-        new = DistillState(
-            step=state.step + 1,
-            generator=generator,
-            auxiliary=aux_params,
-            ema=ema.update(state.ema, generator, decay),
-            generator_opt=generator_opt,
-            aux_opt=aux_opt,
-        )
-        return new, metrics
-
-    def examples(self, step: Array, batch: DistillBatch) -> dict[str, Any]:
-        """What is known of every example before a network is called, leading axis B."""
-        settings = self.settings
-        keys = _Streams(batch.seed, batch.index, step).examples("generator_mask")
-        # The whole batch's masks at once: a part's weights depend on how many tokens all have.
-        mask, ratio = masking.sample_mask(keys, settings.generator.num_tokens, settings.mask)
-        return {
-            "index": batch.index,
-            "condition": batch.condition,
-            "null_condition": batch.null_condition,
-            "mask": mask,
-            "ratio": ratio,
-            "weights": losses.token_weights(mask, settings.reduction),
-            "mean_weights": losses.token_weights(mask, "mean_batch"),
-            "aux_weights": denoise.weights_of(mask, settings.aux),
-            "share": jnp.full(batch.index.shape, 1 / len(batch.index)),
-        }
-
-    def generator_part(
-        self, state: DistillState, teacher_params: Any, seed: Array, part: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The generator's gradient from some examples, and what the auxiliary needs of them."""
-        settings, streams = self.settings, _Streams(seed, part["index"], state.step)
-        condition, share = part["condition"], part["share"]
+    def generator_gradient(examples: _Examples) -> tuple[_Sums, Drawn]:
+        streams = _Streams(batch.seed, state.step, examples.index)
+        condition, masked = examples.condition, examples.masked
+        # One forward pass of the generator gives its logits, its sample and the pull-back.
         logits, pull_back = jax.vjp(
-            lambda p: self.logits(p, streams, "generator", condition), state.generator
+            lambda p: _logits(networks, p, streams, "generator", condition, settings),
+            state.generator,
         )
-        tokens = self.draw(streams, "generator", logits)
-        x_t = masking.apply_mask(tokens, part["mask"], settings.generator.mask_id)
+        tokens = _draw(logits, streams, "generator", settings)
+        x_t = masking.apply_mask(tokens, masked.mask, settings.generator.mask_id)
+        # Neither is differentiated in the generator: what it learns is in the cotangent alone.
         teacher = teacher_logits(
-            self.apply_teacher,
+            networks.teacher,
             teacher_params,
             x_t,
-            part["ratio"],
+            masked.ratio,
             condition,
-            part["null_condition"],
+            examples.null_condition,
             settings,
-            streams.whole("teacher_dropout", settings.teacher_dropout),
+            streams.batch("teacher_dropout", settings.teacher_dropout),
         )
-        auxiliary, pull_aux = self.judge(state.auxiliary, streams, x_t, condition)
-        cotangent = token_gradient(teacher, auxiliary, logits, part["weights"], settings)
+        dropout_key = streams.batch("aux_dropout", settings.aux_dropout)
+        auxiliary, pull_aux = _forward(
+            lambda p: networks.auxiliary(p, x_t, condition, dropout_key=dropout_key),
+            state.auxiliary,
+            differentiated=settings.aux_sample == "reuse",
+        )
+        cotangent = token_gradient(teacher, auxiliary, logits, masked.weights, settings)
         (gradient,) = pull_back(cotangent.astype(logits.dtype))
-        values = sample_metrics(logits, teacher, auxiliary, part["mean_weights"], settings)
-        sums = {
-            "gradient": gradient,
-            "metrics": {
-                name: (x if name == "divergence" else x * share).sum() for name, x in values.items()
-            },
-        }
-        samples = {}
-        if pull_aux is not None:
-            loss, aux_cotangent = jax.value_and_grad(denoise.denoise_loss)(
-                auxiliary, tokens, part["aux_weights"], settings.aux, self.soft_targets(logits)
-            )
-            sums["aux"] = (loss, pull_aux(aux_cotangent)[0])
-            if settings.aux_updates > 1:
-                samples = {"tokens": tokens}
-                if settings.aux.soft_weight:
-                    samples["logits"] = logits
-        return sums, samples
-
-    def logits(self, params: Any, streams: _Streams, name: str, condition: Any) -> Array:
-        """z_theta of a new x_init, in the streams of that name."""
-        settings = self.settings
-        sigma: Any = settings.generator.sigma
-        if settings.sigma_schedule != "fixed":
-            sigma = sigma * schedules.warmup(
-                streams.step, settings.sigma_schedule, settings.sigma_warmup_steps
-            )
-        start = initial_state(streams.examples(f"{name}_init"), settings.generator)
-        dropout_key = streams.whole(f"{name}_dropout", settings.generator_dropout)
-        return generator_logits(self.apply, params, start, condition, sigma, dropout_key)
-
-    def draw(self, streams: _Streams, name: str, logits: Array) -> Array:
-        """x_theta."""
-        g, keys = self.settings.generator, streams.examples(f"{name}_sample")
-        return sample_tokens(keys, logits, g.temperature, g.top_k, g.top_p)
-
-    def soft_targets(self, logits: Array | None) -> Array | None:
-        """The generator's probabilities, where the auxiliary learns from them."""
-        if not self.settings.aux.soft_weight:
-            return None
-        return jax.nn.softmax(logits / self.settings.generator.temperature)
-
-    def judge(
-        self, params: Any, streams: _Streams, x_t: Array, condition: Any
-    ) -> tuple[Array, Callable | None]:
-        """The auxiliary's logits on x_t, and with "reuse" their pull-back for its own update."""
-        key = streams.whole("aux_dropout", self.settings.aux_dropout)
-
-        def logits(p: Any) -> Array:
-            return self.apply_auxiliary(p, x_t, condition, dropout_key=key)
-
-        if self.settings.aux_sample == "reuse":
-            return jax.vjp(logits, params)
-        return logits(params), None
-
-    def update_auxiliary(
-        self,
-        state: DistillState,
-        generator: Any,
-        batch: DistillBatch,
-        examples: dict[str, Any],
-        samples: dict[str, Any],
-        first: tuple[Array, Any] | None,
-    ) -> tuple[Any, Any, dict[str, Array]]:
-        """K updates; `first` is the loss and gradient of update 0 where they are known already."""
-        settings = self.settings
-        params, opt_state, losses_, skipped = state.auxiliary, state.aux_opt, [], 0.0
-        for k in range(settings.aux_updates):
-            if first is not None and k == 0:
-                loss, gradient = first
-            else:
-                name, condition = f"aux{k}", batch.condition
-                if settings.aux_sample == "fresh":
-                    condition = jax.tree.map(lambda c, k=k: c[k], batch.aux_condition)
-                keys = _Streams(batch.seed, batch.index, state.step).examples(f"{name}_mask")
-                corrupted = denoise.corruption(
-                    keys,
-                    settings.generator.num_tokens,
-                    condition,
-                    batch.null_condition,
-                    settings.aux,
-                )
-                (loss, gradient), _ = accumulate.in_parts(
-                    lambda part, p=params, name=name: self.auxiliary_part(
-                        p, generator, batch.seed, state.step, name, part
-                    ),
-                    settings.parts,
-                    {
-                        "index": examples["index"],
-                        "condition": condition,
-                        "corrupted": corrupted,
-                        **samples,
-                    },
-                )
-            params, opt_state, update = denoise.descend(
-                self.aux_optimizer, gradient, opt_state, params
-            )
-            losses_.append(loss)
-            skipped = skipped + update["skipped"]
+        values = sample_metrics(logits, teacher, auxiliary, masked.metric_weights, settings)
         metrics = {
-            "aux_loss": sum(losses_) / len(losses_),
-            "aux_grad_norm": update["norm"],
-            "updates_skipped": skipped,
+            name: (x if name == "divergence" else x * examples.share).sum()
+            for name, x in values.items()
         }
-        return params, opt_state, metrics
-
-    def auxiliary_part(
-        self,
-        params: Any,
-        generator: Any,
-        seed: Array,
-        step: Array,
-        name: str,
-        part: dict[str, Any],
-    ) -> tuple[tuple[Array, Any], None]:
-        """The auxiliary's loss and gradient from some examples, on samples kept or fresh."""
-        settings, streams = self.settings, _Streams(seed, part["index"], step)
-        tokens, logits = part.get("tokens"), part.get("logits")
-        if settings.aux_sample == "fresh":
-            logits = self.logits(generator, streams, name, part["condition"])
-            tokens = self.draw(streams, name, logits)
-        found = denoise.denoise_gradient(
-            self.apply_auxiliary,
-            params,
-            tokens,
-            part["corrupted"],
-            settings.aux,
-            streams.whole(f"{name}_own_dropout", settings.aux_dropout),
-            self.soft_targets(logits),
+        if pull_aux is None:
+            return _Sums(gradient, metrics, None), Drawn()
+        loss, aux_cotangent = jax.value_and_grad(denoise.denoise_loss)(
+            auxiliary, tokens, masked.aux_weights, settings.aux, _soft_targets(logits, settings)
         )
-        return found, None
+        sums = _Sums(gradient, metrics, (loss, pull_aux(aux_cotangent)[0]))
+        if settings.aux_updates == 1:
+            return sums, Drawn()
+        return sums, Drawn(logits if settings.aux.soft_weight else None, tokens)
+
+    share = jnp.full(batch.index.shape, 1 / len(batch.index))
+    sums, drawn = accumulate.in_parts(
+        generator_gradient,
+        settings.parts,
+        _Examples(batch.index, batch.condition, batch.null_condition, masked, share),
+    )
+    generator, generator_opt, update = denoise.descend(
+        optimizers.generator, sums.gradient, state.generator_opt, state.generator
+    )
+    auxiliary, aux_opt, aux_metrics = update_auxiliary(
+        networks, optimizers.auxiliary, settings, state, generator, batch, drawn, sums.aux
+    )
+    decay = ema.decay_at(state.step, settings.ema_decay, settings.ema_warmup)
+    metrics = {
+        **sums.metrics,
+        **aux_metrics,
+        "generator_grad_norm": update["norm"],
+        "updates_skipped": update["skipped"] + aux_metrics["updates_skipped"],
+    }
+    new = DistillState(
+        step=state.step + 1,
+        generator=generator,
+        auxiliary=auxiliary,
+        ema=ema.update(state.ema, generator, decay),
+        generator_opt=generator_opt,
+        aux_opt=aux_opt,
+    )
+    return new, metrics
+
+
+def update_auxiliary(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    settings: DistillSettings,
+    state: DistillState,
+    generator: Any,
+    batch: DistillBatch,
+    drawn: Drawn,
+    first: tuple[Array, Any] | None,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Makes K updates of masked prediction on the generator's own samples.
+
+    Args:
+        networks: as in `step`.
+        optimizer: the auxiliary's.
+        settings: "fresh" draws a new sample of the updated generator for each update, "reuse" masks
+            the same one again.
+        state: before the step.
+        generator: its updated parameters.
+        batch: as in `step`.
+        drawn: the sample of the step, with "reuse" and K > 1.
+        first: loss and gradient of the first update where the step has them already ("reuse").
+
+    Returns:
+        The auxiliary's parameters, its optimizer state and the metrics.
+    """
+    params, opt_state, values, skipped = state.auxiliary, state.aux_opt, [], 0.0
+    for k in range(settings.aux_updates):
+        if first is not None and k == 0:
+            loss, gradient = first
+        else:
+            name, condition = f"aux{k}", batch.condition
+            if settings.aux_sample == "fresh":
+                condition = jax.tree.map(lambda c, k=k: c[k], batch.aux_condition)
+            corrupted = denoise.corruption(
+                _Streams(batch.seed, state.step, batch.index).examples(f"{name}_mask"),
+                settings.generator.num_tokens,
+                condition,
+                batch.null_condition,
+                settings.aux,
+            )
+
+            def aux_gradient(
+                examples: _AuxExamples, params: Any = params, name: str = name
+            ) -> tuple[tuple[Array, Any], None]:
+                streams = _Streams(batch.seed, state.step, examples.index)
+                logits, tokens = examples.drawn
+                if settings.aux_sample == "fresh":
+                    logits = _logits(
+                        networks, generator, streams, name, examples.condition, settings
+                    )
+                    tokens = _draw(logits, streams, name, settings)
+                found = denoise.denoise_gradient(
+                    networks.auxiliary,
+                    params,
+                    tokens,
+                    examples.corrupted,
+                    settings.aux,
+                    streams.batch(f"{name}_own_dropout", settings.aux_dropout),
+                    _soft_targets(logits, settings),
+                )
+                return found, None
+
+            (loss, gradient), _ = accumulate.in_parts(
+                aux_gradient,
+                settings.parts,
+                _AuxExamples(batch.index, condition, corrupted, drawn),
+            )
+        params, opt_state, update = denoise.descend(optimizer, gradient, opt_state, params)
+        values.append(loss)
+        skipped = skipped + update["skipped"]
+    metrics = {
+        "aux_loss": sum(values) / len(values),
+        "aux_grad_norm": update["norm"],
+        "updates_skipped": skipped,
+    }
+    return params, opt_state, metrics
+
+
+class _Streams:
+    """Random keys of one step for some examples, by the stream's name."""
+
+    def __init__(self, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, "B"]):
+        self._seed, self.step, self._index = seed, step, index
+
+    def examples(self, name: str) -> Key[Array, "B"]:
+        """One key for each example."""
+        return rng.example_keys(rng.stream_key(self._seed, name, self.step), self._index)
+
+    def batch(self, name: str, used: bool) -> Key[Array, ""] | None:
+        """One key for all examples, another one for each microbatch; None where it is not used."""
+        if not used:
+            return None
+        return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
+
+
+def mask_again(streams: _Streams, settings: DistillSettings) -> Masked:
+    """Draws the mask of every example of a batch at a random time, and the weights it implies."""
+    mask, ratio = masking.sample_mask(
+        streams.examples("generator_mask"), settings.generator.num_tokens, settings.mask
+    )
+    return Masked(
+        mask=mask,
+        ratio=ratio,
+        weights=losses.token_weights(mask, settings.reduction),
+        metric_weights=losses.token_weights(mask, "mean_batch"),
+        aux_weights=denoise.weights_of(mask, settings.aux),
+    )
+
+
+def _logits(
+    networks: Networks,
+    params: Any,
+    streams: _Streams,
+    name: str,
+    condition: Any,
+    settings: DistillSettings,
+) -> Array:
+    """Computes z_theta [B, L, V] of a new x_init, in the streams of that name."""
+    sigma: Any = settings.generator.sigma
+    if settings.sigma_schedule != "fixed":
+        sigma = sigma * schedules.warmup(
+            streams.step, settings.sigma_schedule, settings.sigma_warmup_steps
+        )
+    start = initial_state(streams.examples(f"{name}_init"), settings.generator)
+    dropout_key = streams.batch(f"{name}_dropout", settings.generator_dropout)
+    return generator_logits(networks.generator, params, start, condition, sigma, dropout_key)
+
+
+def _draw(logits: Array, streams: _Streams, name: str, settings: DistillSettings) -> Array:
+    """Draws x_theta [B, L]."""
+    chosen, keys = settings.generator, streams.examples(f"{name}_sample")
+    return sample_tokens(keys, logits, chosen.temperature, chosen.top_k, chosen.top_p)
+
+
+def _forward(
+    function: Callable[[Any], Array], params: Any, differentiated: bool
+) -> tuple[Array, Callable | None]:
+    """Calls function(params); its pull-back comes with it only where somebody needs it."""
+    return jax.vjp(function, params) if differentiated else (function(params), None)
+
+
+def _soft_targets(logits: Array | None, settings: DistillSettings) -> Array | None:
+    """Gives the generator's probabilities, where the auxiliary learns from them."""
+    if not settings.aux.soft_weight:
+        return None
+    return jax.nn.softmax(logits / settings.generator.temperature)
