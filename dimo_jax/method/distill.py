@@ -7,85 +7,17 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array
 
-from dimo_jax.method import accumulate, denoise, ema, losses, masking, schedules
+from dimo_jax.method import accumulate, auxiliary, denoise, ema, losses, masking, samples
 from dimo_jax.method.distill_settings import DistillSettings
-from dimo_jax.method.generate import Apply, generator_logits, initial_state, sample_tokens
+from dimo_jax.method.distill_state import DistillBatch, DistillState, Networks, Optimizers
+from dimo_jax.method.generate import Apply
+from dimo_jax.method.samples import Drawn, Streams
 from dimo_jax.method.token_gradient import sample_metrics, teacher_logits, token_gradient
-from dimo_jax.training import rng
-
-
-class DistillState(flax.struct.PyTreeNode):
-    """Everything that a step changes. The frozen teacher is not in it.
-
-    Its fields are of any type, as those of the batch, because the same classes hold arrays, their
-    shapes and their shardings.
-
-    Attributes:
-        step: int32 scalar, updates made.
-        generator: parameters.
-        auxiliary: parameters.
-        ema: the averaged generator.
-        generator_opt: the generator's optimizer state.
-        aux_opt: the auxiliary's.
-    """
-
-    step: Any
-    generator: Any
-    auxiliary: Any
-    ema: Any
-    generator_opt: Any
-    aux_opt: Any
-
-
-class DistillBatch(flax.struct.PyTreeNode):
-    """What one step is given; no images.
-
-    Attributes:
-        seed: int32 scalar.
-        index: [B] int32, global example indices within the step.
-        condition: the generator's, leading axis B.
-        aux_condition: for fresh samples, leading axes K, B; None where the sample is reused.
-        null_condition: the teacher's unconditional branch, leading axis B.
-    """
-
-    seed: Any
-    index: Any
-    condition: Any
-    aux_condition: Any
-    null_condition: Any
-
-
-class Networks(NamedTuple):
-    """The three roles; usually one network with other parameters."""
-
-    generator: Apply
-    teacher: Apply
-    auxiliary: Apply
-
-
-class Optimizers(NamedTuple):
-    """Clipping and frozen leaves included."""
-
-    generator: optax.GradientTransformation
-    auxiliary: optax.GradientTransformation
-
-
-class Drawn(NamedTuple):
-    """A sample of the generator; None for what is not kept.
-
-    Attributes:
-        logits: z_theta(x_init) [B, L, V].
-        tokens: x_theta [B, L] int32.
-    """
-
-    logits: Any = None
-    tokens: Any = None
 
 
 class Masked(NamedTuple):
@@ -119,15 +51,6 @@ class _Examples(NamedTuple):
     share: Any  # [B] of each example in the batch's means
 
 
-class _AuxExamples(NamedTuple):
-    """The microbatch of an auxiliary's update; `drawn` is empty where a fresh sample is due."""
-
-    index: Any
-    condition: Any
-    corrupted: denoise.Corruption
-    drawn: Drawn
-
-
 class _Sums(NamedTuple):
     """What the microbatches of a generator's step add up to.
 
@@ -140,26 +63,6 @@ class _Sums(NamedTuple):
     gradient: Any
     metrics: dict[str, Any]
     aux: Any
-
-
-def create_state(
-    params: Any,
-    generator_optimizer: optax.GradientTransformation,
-    aux_optimizer: optax.GradientTransformation,
-) -> DistillState:
-    """Copies `params` to generator, auxiliary and EMA: the teacher's, where it has the same tree.
-
-    Call it under jit: the copies must not share buffers, or the state cannot be donated.
-    """
-    generator, auxiliary, averaged = (jax.tree.map(jnp.copy, params) for _ in range(3))
-    return DistillState(
-        step=jnp.zeros((), jnp.int32),
-        generator=generator,
-        auxiliary=auxiliary,
-        ema=averaged,
-        generator_opt=generator_optimizer.init(generator),
-        aux_opt=aux_optimizer.init(auxiliary),
-    )
 
 
 def make_step(
@@ -183,6 +86,10 @@ def make_step(
 
     Returns:
         step(state, teacher_params, batch) -> (state, metrics); donate the state, never the teacher.
+        It costs, in forward passes F with backward passes at 2 F each: generator 3 F; teacher F,
+        with guidance 2 F; auxiliary F for the divergence; then for each of K auxiliary updates 3 F,
+        and F more where the sample is fresh. With "reuse" the divergence's forward of the auxiliary
+        serves the first update too.
     """
     networks = Networks(apply, apply_teacher, apply_auxiliary or apply)
     return functools.partial(
@@ -200,24 +107,21 @@ def step(
 ) -> tuple[DistillState, dict[str, Array]]:
     """Updates generator, auxiliary and EMA once; pure.
 
-    Costs, in forward passes F with backward passes at 2 F each: generator 3 F; teacher F, with
-    guidance 2 F; auxiliary F for the divergence; then for each of K auxiliary updates 3 F, and F
-    more where the sample is fresh. With "reuse" the divergence's forward of the auxiliary serves
-    the first update too.
-
     Source: Di[M]O algorithm 1; order of the updates as in the released code.
     """
-    masked = mask_again(_Streams(batch.seed, state.step, batch.index), settings)
+    masked = mask_again(Streams(batch.seed, state.step, batch.index), settings)
 
     def generator_gradient(examples: _Examples) -> tuple[_Sums, Drawn]:
-        streams = _Streams(batch.seed, state.step, examples.index)
+        streams = Streams(batch.seed, state.step, examples.index)
         condition, masked = examples.condition, examples.masked
         # One forward pass of the generator gives its logits, its sample and the pull-back.
         logits, pull_back = jax.vjp(
-            lambda p: _logits(networks, p, streams, "generator", condition, settings),
+            lambda p: samples.sample_logits(
+                networks.generator, p, streams, "generator", condition, settings
+            ),
             state.generator,
         )
-        tokens = _draw(logits, streams, "generator", settings)
+        tokens = samples.draw_tokens(logits, streams, "generator", settings)
         x_t = masking.apply_mask(tokens, masked.mask, settings.generator.mask_id)
         # Neither is differentiated in the generator: what it learns is in the cotangent alone.
         teacher = teacher_logits(
@@ -231,27 +135,19 @@ def step(
             streams.batch("teacher_dropout", settings.teacher_dropout),
         )
         dropout_key = streams.batch("aux_dropout", settings.aux_dropout)
-        auxiliary, pull_aux = _forward(
+        aux_logits, pull_aux = _forward(
             lambda p: networks.auxiliary(p, x_t, condition, dropout_key=dropout_key),
             state.auxiliary,
             differentiated=settings.aux_sample == "reuse",
         )
-        cotangent = token_gradient(teacher, auxiliary, logits, masked.weights, settings)
+        cotangent = token_gradient(teacher, aux_logits, logits, masked.weights, settings)
         (gradient,) = pull_back(cotangent.astype(logits.dtype))
-        values = sample_metrics(logits, teacher, auxiliary, masked.metric_weights, settings)
-        metrics = {
-            name: (x if name == "divergence" else x * examples.share).sum()
-            for name, x in values.items()
-        }
-        if pull_aux is None:
-            return _Sums(gradient, metrics, None), Drawn()
-        loss, aux_cotangent = jax.value_and_grad(denoise.denoise_loss)(
-            auxiliary, tokens, masked.aux_weights, settings.aux, _soft_targets(logits, settings)
+        values = sample_metrics(logits, teacher, aux_logits, masked.metric_weights, settings)
+        metrics = _summed(values, examples.share)
+        first, kept = auxiliary.of_same_sample(
+            pull_aux, aux_logits, Drawn(logits, tokens), masked.aux_weights, settings
         )
-        sums = _Sums(gradient, metrics, (loss, pull_aux(aux_cotangent)[0]))
-        if settings.aux_updates == 1:
-            return sums, Drawn()
-        return sums, Drawn(logits if settings.aux.soft_weight else None, tokens)
+        return _Sums(gradient, metrics, first), kept
 
     share = jnp.full(batch.index.shape, 1 / len(batch.index))
     sums, drawn = accumulate.in_parts(
@@ -262,7 +158,7 @@ def step(
     generator, generator_opt, update = denoise.descend(
         optimizers.generator, sums.gradient, state.generator_opt, state.generator
     )
-    auxiliary, aux_opt, aux_metrics = update_auxiliary(
+    aux_params, aux_opt, aux_metrics = auxiliary.update_auxiliary(
         networks, optimizers.auxiliary, settings, state, generator, batch, drawn, sums.aux
     )
     decay = ema.decay_at(state.step, settings.ema_decay, settings.ema_warmup)
@@ -275,7 +171,7 @@ def step(
     new = DistillState(
         step=state.step + 1,
         generator=generator,
-        auxiliary=auxiliary,
+        auxiliary=aux_params,
         ema=ema.update(state.ema, generator, decay),
         generator_opt=generator_opt,
         aux_opt=aux_opt,
@@ -283,103 +179,7 @@ def step(
     return new, metrics
 
 
-def update_auxiliary(
-    networks: Networks,
-    optimizer: optax.GradientTransformation,
-    settings: DistillSettings,
-    state: DistillState,
-    generator: Any,
-    batch: DistillBatch,
-    drawn: Drawn,
-    first: tuple[Array, Any] | None,
-) -> tuple[Any, Any, dict[str, Array]]:
-    """Makes K updates of masked prediction on the generator's own samples.
-
-    Args:
-        networks: as in `step`.
-        optimizer: the auxiliary's.
-        settings: "fresh" draws a new sample of the updated generator for each update, "reuse" masks
-            the same one again.
-        state: before the step.
-        generator: its updated parameters.
-        batch: as in `step`.
-        drawn: the sample of the step, with "reuse" and K > 1.
-        first: loss and gradient of the first update where the step has them already ("reuse").
-
-    Returns:
-        The auxiliary's parameters, its optimizer state and the metrics.
-    """
-    params, opt_state, values, skipped = state.auxiliary, state.aux_opt, [], 0.0
-    for k in range(settings.aux_updates):
-        if first is not None and k == 0:
-            loss, gradient = first
-        else:
-            name, condition = f"aux{k}", batch.condition
-            if settings.aux_sample == "fresh":
-                condition = jax.tree.map(lambda c, k=k: c[k], batch.aux_condition)
-            corrupted = denoise.corruption(
-                _Streams(batch.seed, state.step, batch.index).examples(f"{name}_mask"),
-                settings.generator.num_tokens,
-                condition,
-                batch.null_condition,
-                settings.aux,
-            )
-
-            def aux_gradient(
-                examples: _AuxExamples, params: Any = params, name: str = name
-            ) -> tuple[tuple[Array, Any], None]:
-                streams = _Streams(batch.seed, state.step, examples.index)
-                logits, tokens = examples.drawn
-                if settings.aux_sample == "fresh":
-                    logits = _logits(
-                        networks, generator, streams, name, examples.condition, settings
-                    )
-                    tokens = _draw(logits, streams, name, settings)
-                found = denoise.denoise_gradient(
-                    networks.auxiliary,
-                    params,
-                    tokens,
-                    examples.corrupted,
-                    settings.aux,
-                    streams.batch(f"{name}_own_dropout", settings.aux_dropout),
-                    _soft_targets(logits, settings),
-                )
-                return found, None
-
-            (loss, gradient), _ = accumulate.in_parts(
-                aux_gradient,
-                settings.parts,
-                _AuxExamples(batch.index, condition, corrupted, drawn),
-            )
-        params, opt_state, update = denoise.descend(optimizer, gradient, opt_state, params)
-        values.append(loss)
-        skipped = skipped + update["skipped"]
-    metrics = {
-        "aux_loss": sum(values) / len(values),
-        "aux_grad_norm": update["norm"],
-        "updates_skipped": skipped,
-    }
-    return params, opt_state, metrics
-
-
-class _Streams:
-    """Random keys of one step for some examples, by the stream's name."""
-
-    def __init__(self, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, "B"]):
-        self._seed, self.step, self._index = seed, step, index
-
-    def examples(self, name: str) -> Key[Array, "B"]:
-        """One key for each example."""
-        return rng.example_keys(rng.stream_key(self._seed, name, self.step), self._index)
-
-    def batch(self, name: str, used: bool) -> Key[Array, ""] | None:
-        """One key for all examples, another one for each microbatch; None where it is not used."""
-        if not used:
-            return None
-        return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
-
-
-def mask_again(streams: _Streams, settings: DistillSettings) -> Masked:
+def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
     """Draws the mask of every example of a batch at a random time, and the weights it implies."""
     mask, ratio = masking.sample_mask(
         streams.examples("generator_mask"), settings.generator.num_tokens, settings.mask
@@ -393,31 +193,6 @@ def mask_again(streams: _Streams, settings: DistillSettings) -> Masked:
     )
 
 
-def _logits(
-    networks: Networks,
-    params: Any,
-    streams: _Streams,
-    name: str,
-    condition: Any,
-    settings: DistillSettings,
-) -> Array:
-    """Computes z_theta [B, L, V] of a new x_init, in the streams of that name."""
-    sigma: Any = settings.generator.sigma
-    if settings.sigma_schedule != "fixed":
-        sigma = sigma * schedules.warmup(
-            streams.step, settings.sigma_schedule, settings.sigma_warmup_steps
-        )
-    start = initial_state(streams.examples(f"{name}_init"), settings.generator)
-    dropout_key = streams.batch(f"{name}_dropout", settings.generator_dropout)
-    return generator_logits(networks.generator, params, start, condition, sigma, dropout_key)
-
-
-def _draw(logits: Array, streams: _Streams, name: str, settings: DistillSettings) -> Array:
-    """Draws x_theta [B, L]."""
-    chosen, keys = settings.generator, streams.examples(f"{name}_sample")
-    return sample_tokens(keys, logits, chosen.temperature, chosen.top_k, chosen.top_p)
-
-
 def _forward(
     function: Callable[[Any], Array], params: Any, differentiated: bool
 ) -> tuple[Array, Callable | None]:
@@ -425,8 +200,6 @@ def _forward(
     return jax.vjp(function, params) if differentiated else (function(params), None)
 
 
-def _soft_targets(logits: Array | None, settings: DistillSettings) -> Array | None:
-    """Gives the generator's probabilities, where the auxiliary learns from them."""
-    if not settings.aux.soft_weight:
-        return None
-    return jax.nn.softmax(logits / settings.generator.temperature)
+def _summed(values: dict[str, Array], share: Array) -> dict[str, Array]:
+    """Sums metrics [B] over examples: the divergence as it is, the rest to the batch's mean."""
+    return {name: (x if name == "divergence" else x * share).sum() for name, x in values.items()}

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from dimo_jax.conditions import labels, prompts
 from dimo_jax.data import stream
-from dimo_jax.method import distill, pretrain
+from dimo_jax.method import distill, distill_state, pretrain
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
@@ -148,7 +148,7 @@ def distill_program(
         "distill",
         config,
         layout,
-        lambda given: distill.create_state(given, generator, auxiliary),
+        lambda given: distill_state.create_state(given, generator, auxiliary),
         _with_rates(step, rates),
         params,
         teacher,
@@ -156,7 +156,7 @@ def distill_program(
     )
 
 
-def _distill_batch(config: Config, network: Network) -> distill.DistillBatch:
+def _distill_batch(config: Config, network: Network) -> distill_state.DistillBatch:
     """Shapes of what one step is asked for."""
     size, updates = config["distill"]["batch_size"], fresh_updates(config)
 
@@ -167,7 +167,7 @@ def _distill_batch(config: Config, network: Network) -> distill.DistillBatch:
 
     number = jax.ShapeDtypeStruct((size,), jnp.int32)
     several = of(updates, size) if updates else None
-    return distill.DistillBatch(
+    return distill_state.DistillBatch(
         jax.ShapeDtypeStruct((), jnp.int32), number, of(size), several, of(size)
     )
 
@@ -217,7 +217,7 @@ def pretrain_batches(
 
 def distill_batches(
     config: Config, conditions: Conditions, layout: Layout
-) -> Callable[[int], distill.DistillBatch]:
+) -> Callable[[int], distill_state.DistillBatch]:
     """The batch of every distillation step: conditions, nothing else.
 
     Args:
@@ -231,7 +231,7 @@ def distill_batches(
     seed, size = config["seed"], config["distill"]["batch_size"]
     index = mesh.put(np.arange(size, dtype=np.int32), layout.batch)
     of_step = conditions.batches(seed, size, fresh_updates(config), layout)
-    return lambda number: distill.DistillBatch(np.int32(seed), index, *of_step(number))
+    return lambda number: distill_state.DistillBatch(np.int32(seed), index, *of_step(number))
 
 
 def _program(

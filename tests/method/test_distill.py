@@ -11,6 +11,7 @@ from small_network import CLASSES, MASK_ID, L, V, apply, init
 from dimo_jax.method import (
     denoise,
     distill,
+    distill_state,
     divergences,
     generate,
     guidance,
@@ -53,7 +54,7 @@ BASE = DistillSettings(
 
 def batch(updates=1):
     index = jnp.arange(B)
-    return distill.DistillBatch(
+    return distill_state.DistillBatch(
         seed=jnp.int32(3),
         index=index,
         condition=index % CLASSES,
@@ -65,7 +66,7 @@ def batch(updates=1):
 def started(same=False, step=0, optimizer=None):
     """A state whose networks differ (or not); SGD of rate 1, so that updates are gradients."""
     optimizer = optimizer or optax.sgd(1.0)
-    state = distill.create_state(init(1), optimizer, optimizer)
+    state = distill_state.create_state(init(1), optimizer, optimizer)
     auxiliary = state.auxiliary if same else init(2)
     return state.replace(auxiliary=auxiliary, step=jnp.int32(step))
 
@@ -316,7 +317,7 @@ def test_frozen_leaves_never_move_and_have_no_moments():
         beta2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=1.0, frozen=("table", "position"),
         params=params,
     )  # fmt: skip
-    state = distill.create_state(params, optimizer, optimizer).replace(auxiliary=init(2))
+    state = distill_state.create_state(params, optimizer, optimizer).replace(auxiliary=init(2))
     step = jax.jit(distill.make_step(apply, apply, optimizer, optimizer, BASE))
     new = state
     for _ in range(3):
@@ -337,7 +338,7 @@ def test_donation_of_the_state_needs_no_copy_and_one_trace():
     step = jax.jit(
         distill.make_step(apply, apply, optax.adam(1e-3), optax.adam(1e-3), BASE), donate_argnums=0
     )
-    make = jax.jit(lambda p: distill.create_state(p, optax.adam(1e-3), optax.adam(1e-3)))
+    make = jax.jit(lambda p: distill_state.create_state(p, optax.adam(1e-3), optax.adam(1e-3)))
     teacher = init(1)
     state = make(teacher)
     for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 from test_distill import BASE
 
 from dimo_jax import models
-from dimo_jax.method import distill, generate
+from dimo_jax.method import distill, distill_state, generate
 
 # Wide enough that the products are nearly all of the work.
 SIZES = {
@@ -54,9 +54,9 @@ def test_a_step_costs_the_passes_it_says(changes, passes):
         **changes,
     )
     optimizer = optax.sgd(1.0)
-    state = jax.eval_shape(lambda p: distill.create_state(p, optimizer, optimizer), params)
+    state = jax.eval_shape(lambda p: distill_state.create_state(p, optimizer, optimizer), params)
     number = jnp.zeros((SIZE,), jnp.int32)
-    batch = distill.DistillBatch(
+    batch = distill_state.DistillBatch(
         jnp.int32(0), number, number, jnp.zeros((settings.aux_updates, SIZE), jnp.int32), number
     )
     step = distill.make_step(network.apply, network.apply, optimizer, optimizer, settings)

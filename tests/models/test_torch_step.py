@@ -18,7 +18,7 @@ from test_maskgit_parity import in_torch, random_state
 from configs import imagenet
 from dimo_jax import models
 from dimo_jax.convert import layouts, maskgit
-from dimo_jax.method import distill, generate, masking
+from dimo_jax.method import distill, distill_state, generate, masking
 from dimo_jax.training import rng
 from dimo_jax.training import settings as training_settings
 
@@ -131,9 +131,9 @@ def our_step(settings, states):
     teacher, generator, auxiliary = (
         jax.tree.map(jnp.asarray, layouts.to_params(table, state, like)) for state in states
     )
-    state = distill.create_state(generator, keep_gradient(), keep_gradient())
+    state = distill_state.create_state(generator, keep_gradient(), keep_gradient())
     state = state.replace(auxiliary=auxiliary, step=jnp.int32(STEP))
-    batch = distill.DistillBatch(
+    batch = distill_state.DistillBatch(
         seed=jnp.int32(SEED),
         index=jnp.asarray(INDEX),
         condition=jnp.asarray(LABELS),

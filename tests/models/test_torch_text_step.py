@@ -18,7 +18,7 @@ from configs import imagenet
 from dimo_jax import models
 from dimo_jax.convert import layouts
 from dimo_jax.convert import meissonic as table
-from dimo_jax.method import distill
+from dimo_jax.method import distill, distill_state
 from dimo_jax.training import settings as training_settings
 
 SIZES = {**LARGER, "single_depth": 1}  # compiling the step is most of the time
@@ -101,9 +101,9 @@ def test_both_gradients_are_pytorchs_for_every_tensor():
     settings, every = settings_of(network), conditions()
     condition, fresh, negative = every
     teacher, generator, auxiliary = (in_jax(SIZES, state) for state in states())
-    state = distill.create_state(generator, keep_gradient(), keep_gradient())
+    state = distill_state.create_state(generator, keep_gradient(), keep_gradient())
     state = state.replace(auxiliary=auxiliary, step=jnp.int32(STEP))
-    batch = distill.DistillBatch(
+    batch = distill_state.DistillBatch(
         seed=jnp.int32(SEED),
         index=jnp.asarray(INDEX),
         condition=condition,
