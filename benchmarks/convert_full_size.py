@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dimo_jax import models
-from dimo_jax.convert import layouts, maskgit
+from dimo_jax.convert.networks import layouts, maskgit
 
 CONFIG = {
     "name": "maskgit",

@@ -35,8 +35,8 @@ from fuzz_format import Format  # noqa: E402
 from fuzz_formats import FORMATS  # noqa: E402
 from fuzz_mutations import mutated  # noqa: E402
 
+from dimo_jax.common.errors import InputError  # noqa: E402
 from dimo_jax.common.shown import printable  # noqa: E402
-from dimo_jax.errors import InputError  # noqa: E402
 
 _PATIENCE = 6  # so many times the seconds of a case, by the clock
 _MAX_SENTENCE = 4000  # characters; a difference of trees lists every leaf

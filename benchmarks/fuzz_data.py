@@ -13,22 +13,16 @@ from fuzz_mutations import bomb, zip_member, zipped
 from PIL import Image
 from pyarrow import parquet
 
+from dimo_jax.common.resumable import Parts
 from dimo_jax.conditions.text_cache import TextCache
-from dimo_jax.convert import (
-    torch_writer,
-)
+from dimo_jax.convert.formats import torch_writer
+from dimo_jax.data import benchmark_prompts
 from dimo_jax.data import prompts as prompt_lists
-from dimo_jax.evaluation import (
-    geneval,
-    image_sets,
-    page_data,
-    prompt_scores,
-    prompts,
-    references,
-    report,
-)
-from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
-from dimo_jax.parts import Parts
+from dimo_jax.evaluation import references
+from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.metrics import geneval, prompt_scores
+from dimo_jax.evaluation.report import digits_report, page_data
 from dimo_jax.runs import run_samples
 from dimo_jax.training import checksums, metrics
 
@@ -149,8 +143,8 @@ def _run(folder: Path) -> None:
 
 
 def _read_results(path: Path) -> None:
-    report.hashes_of(path.parent)
-    report.read_rows(path)
+    digits_report.hashes_of(path.parent)
+    digits_report.read_rows(path)
     for row in page_data.load(path).rows:
         assert row.temperature is None or row.temperature == row.temperature
 
@@ -220,13 +214,15 @@ FORMATS: dict[str, Format] = {
         lambda p: prompt_lists.read(str(p)),
     ),
     "prompts_coco": text_file(
-        "x.csv", b"image_id,text\n1,a cat\n2,a dog\n", lambda p: prompts.read("coco", p)
+        "x.csv", b"image_id,text\n1,a cat\n2,a dog\n", lambda p: benchmark_prompts.read("coco", p)
     ),
-    "prompts_hps": json_file("anime.json", ["a cat", "a dog"], lambda p: prompts.read("hpsv2", p)),
+    "prompts_hps": json_file(
+        "anime.json", ["a cat", "a dog"], lambda p: benchmark_prompts.read("hpsv2", p)
+    ),
     "prompts_geneval": text_file(
         "x.jsonl",
         _lines({"tag": "colors", "prompt": "a", "include": [{"class": "car", "count": 1}]}),
-        lambda p: prompts.read("geneval", p),
+        lambda p: benchmark_prompts.read("geneval", p),
     ),
     "geneval_results": text_file(
         "x.jsonl",

@@ -18,15 +18,14 @@ from fuzz_mutations import zip_member
 from dimo_jax import bundles, models, tokenizers
 from dimo_jax.common import readers
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
-from dimo_jax.convert import (
+from dimo_jax.convert import sources
+from dimo_jax.convert.formats import folders, torch_writer
+from dimo_jax.convert.networks import (
     clip_json,
-    folders,
     google,
     layouts,
     maskgit,
     meissonic,
-    sources,
-    torch_writer,
     vq_model,
     vqgan,
 )
@@ -105,7 +104,7 @@ def _bundle(folder: Path) -> None:
 
 
 def _load_bundle(path: Path) -> None:
-    from dimo_jax.runs import drawing
+    from dimo_jax.generation import drawing
 
     bundle = bundles.load(path.parent)
     drawing.sampler_of(bundle, {})

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dimo_jax import files
-from dimo_jax.evaluation import timing
+from dimo_jax.common import files
+from dimo_jax.profiling import timing
 
 # By the clock, and the processor's time over all threads, which other programs change less.
 _CLOCKS = {"seconds": time.perf_counter, "processor_seconds": time.process_time}

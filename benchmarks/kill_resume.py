@@ -26,7 +26,8 @@ import orbax.checkpoint as ocp
 
 import dimo_jax.main
 from dimo_jax import cli
-from dimo_jax.training import metrics, trees
+from dimo_jax.common import trees
+from dimo_jax.training import metrics
 
 SMALL = [
     "--config=configs/digits.py:patch",

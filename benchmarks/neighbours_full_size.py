@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from dimo_jax.commands import benchmark
-from dimo_jax.evaluation import neighbours
+from dimo_jax.evaluation.metrics import neighbours
 
 
 def main() -> None:

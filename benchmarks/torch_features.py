@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import in_turns  # noqa: E402
-import inception_weights  # noqa: E402
 import torch  # noqa: E402
-import torch_peers  # noqa: E402, F401
 from PIL import Image  # noqa: E402
 from torch_fidelity import metrics  # noqa: E402
 
-from dimo_jax import bundles, host_memory  # noqa: E402
+from dimo_jax import bundles  # noqa: E402
 from dimo_jax.commands import benchmark  # noqa: E402
-from dimo_jax.evaluation import image_sets, measure, references  # noqa: E402
-from dimo_jax.evaluation.protocols import PROTOCOLS  # noqa: E402
+from dimo_jax.common import host_memory  # noqa: E402
+from dimo_jax.evaluation import measure, references  # noqa: E402
+from dimo_jax.evaluation.images import image_sets  # noqa: E402
+from dimo_jax.evaluation.metrics.protocols import PROTOCOLS  # noqa: E402
+from tests.helpers import inception_weights, torch_peers  # noqa: E402, F401
 
 
 def write_pictures(folder: Path, num: int, size: int, seed: int) -> Path:

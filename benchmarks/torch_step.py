@@ -23,22 +23,22 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "models")]
+sys.path.insert(0, str(ROOT))
 
 import in_turns  # noqa: E402
 import jax  # noqa: E402
-import test_torch_step as reference  # noqa: E402
-from torch_maskgit import TorchMaskGit  # noqa: E402
 
 from configs import imagenet  # noqa: E402
-from dimo_jax import host_memory, models  # noqa: E402
+from dimo_jax import models  # noqa: E402
 from dimo_jax.commands import benchmark  # noqa: E402
+from dimo_jax.common import host_memory  # noqa: E402
 from dimo_jax.conditions.labels import LabelConditions  # noqa: E402
-from dimo_jax.convert import layouts, maskgit  # noqa: E402
-from dimo_jax.evaluation import timing  # noqa: E402
+from dimo_jax.convert.networks import layouts, maskgit  # noqa: E402
 from dimo_jax.parallel import mesh, sharding  # noqa: E402
-from dimo_jax.runs import speed  # noqa: E402
+from dimo_jax.profiling import step_speed, timing  # noqa: E402
 from dimo_jax.training import programs  # noqa: E402
+from tests.helpers.torch_maskgit import TorchMaskGit  # noqa: E402
+from tests.models import test_torch_step as reference  # noqa: E402
 
 FROZEN = ("tok_emb.weight", "pos_emb", "bias")
 
@@ -162,7 +162,7 @@ def main() -> None:
     host_memory.keep_freed_memory()
     config = imagenet.get_config("smoke").to_dict()
     config |= {"compute_dtype": "float32", "fast_compile": False}
-    network = speed.open_models(config).network
+    network = step_speed.open_models(config).network
     start = jax.device_get(jax.jit(network.init)(jax.random.key(config["seed"])))
     state = layouts.to_state(maskgit.entries(network.config), start)
     state = {name: np.array(x) for name, x in state.items()}  # PyTorch wants to own them

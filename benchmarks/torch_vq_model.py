@@ -19,10 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tokenizers
 
 import in_turns  # noqa: E402
 import jax  # noqa: E402
-import test_vq_model as reference  # noqa: E402
 
 from dimo_jax import tokenizers  # noqa: E402
 from dimo_jax.commands import benchmark  # noqa: E402
+from tests.tokenizers import test_vq_model as reference  # noqa: E402
 
 
 def main() -> None:

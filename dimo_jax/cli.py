@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from dimo_jax import config_text, host_memory, overrides
+from dimo_jax.common import host_memory
 from dimo_jax.common.command_flags import Flags
+from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.common.outputs import FULL_DISK
 from dimo_jax.common.shown import printable
-from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.config import overrides, reference
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -53,7 +54,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
                 f"unexpected argument {arguments[0]!r}; every flag is written --name=value"
             )
         if "print_config" in flag_values and flag_values.print_config:
-            print(config_text.as_text(flag_values.config.to_dict()))
+            print(reference.as_text(flag_values.config.to_dict()))
             raise SystemExit(0)
         host_memory.keep_freed_memory()
         _finish(functools.partial(main, arguments) if takes_arguments else main)

@@ -29,8 +29,8 @@ from absl import flags
 
 from dimo_jax import cli
 from dimo_jax.common.command_flags import Flags
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation.protocols import METRICS, PROTOCOLS
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 
 MODES = ("samples", "workdir", "compare", "geneval")  # what is asked for: one of them
 

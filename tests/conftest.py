@@ -26,7 +26,7 @@ install_import_hook("dimo_jax", "beartype.beartype")
 
 import pytest  # noqa: E402
 
-from dimo_jax import host_memory  # noqa: E402
+from dimo_jax.common import host_memory  # noqa: E402
 from dimo_jax.parallel import distributed  # noqa: E402
 
 host_memory.keep_freed_memory()

@@ -5,20 +5,20 @@ import json
 import jax
 import numpy as np
 import pytest
-from command_line import NETWORK, run_command
-from timed_models import opened, small_config
 
 from dimo_jax import benchmark, bundles, models, tokenizers
 from dimo_jax.commands import benchmark as timing
-from dimo_jax.errors import InputError
-from dimo_jax.parallel import devices
-from dimo_jax.runs import drawing, sampler_speed, speed
+from dimo_jax.common.errors import InputError
+from dimo_jax.generation import drawing
+from dimo_jax.profiling import devices, sampler_speed, step_speed
+from tests.helpers.command_line import NETWORK, run_command
+from tests.helpers.timed_models import opened, small_config
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command on small models."""
-    monkeypatch.setattr(speed, "open_models", lambda config: opened())
+    monkeypatch.setattr(step_speed, "open_models", lambda config: opened())
 
     def run(*arguments, config="configs/imagenet.py:smoke"):
         # Overrides of the config's fields become flags, once for each parsing.
@@ -71,7 +71,7 @@ def test_each_choice_goes_to_its_measurement(run, monkeypatch, what):
         result = {"batch_size": 1, "images_per_second": 2.0}
         return result if what == "train" else [result]
 
-    monkeypatch.setattr(speed if what == "train" else sampler_speed, what, measured)
+    monkeypatch.setattr(step_speed if what == "train" else sampler_speed, what, measured)
     extra = ["--steps=4,2"] if what == "teacher_sample" else []
     status, out, err = run(f"--what={what}", "--batch_size=2,6", "--calls=7", *extra)
     assert status == 0, err
@@ -124,7 +124,7 @@ def test_too_little_memory_is_said_and_what_helps(run, monkeypatch):
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(speed, "train", full)
+    monkeypatch.setattr(step_speed, "train", full)
     status, _, err = run()
     assert status == 2 and "memory is too small (RESOURCE_EXHAUSTED: " in err
     assert "allocating 1 bytes); give a smaller --batch_size" in err
@@ -150,21 +150,21 @@ def test_the_bundles_that_are_named_are_what_is_timed(tmp_path):
     config["teacher"]["bundle"] = str(tmp_path / "teacher")
     config["tokenizer"] = {"bundle": str(tmp_path / "gray"), "name": "vqgan"}
     with pytest.raises(InputError, match="has 10 classes, config.data.num_classes is 1000"):
-        speed.open_models(config)
+        step_speed.open_models(config)
     config["data"]["num_classes"] = 10
-    found = speed.open_models(config)
+    found = step_speed.open_models(config)
     assert found.network.config == NETWORK and found.tokenizer.config == gray.config
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     jax.tree.map(np.testing.assert_array_equal, found.make_params(0, place), params)
     config["tokenizer"] = {"bundle": "", "name": "gray_levels", "image_size": 4}
     with pytest.raises(InputError, match="64 tokens of 17 codes, the tokenizer 16 of 17; set con"):
-        speed.open_models(config)
+        step_speed.open_models(config)
     config["data"]["name"] = "joint"
     with pytest.raises(InputError, match="joint, which has no images"):
-        speed.open_models(config)
+        step_speed.open_models(config)
 
 
 def test_without_bundles_the_configs_own_models_are_made():
-    found = speed.open_models(small_config())
+    found = step_speed.open_models(small_config())
     assert (found.network.num_tokens, found.network.config["width"]) == (64, 64)
     assert found.params is None and found.tokenizer.config["name"] == "vqgan"

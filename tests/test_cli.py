@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from dimo_jax import cli
 from dimo_jax.common.command_flags import Flags
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 CONFIG = """
 from ml_collections import config_dict

@@ -9,10 +9,11 @@ from dimo_jax import __main__ as overview
 from dimo_jax import benchmark, cli, evaluate, plan, sample
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.convert import sources
-from dimo_jax.evaluation import clip_score, hps, prompts
-from dimo_jax.evaluation.protocols import METRICS, PROTOCOLS
+from dimo_jax.data import benchmark_prompts
+from dimo_jax.evaluation.metrics import clip_score, hps
+from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 from dimo_jax.models import clip
-from dimo_jax.runs import planning
+from dimo_jax.profiling import plans
 from dimo_jax.samplers import SAMPLERS
 
 # Of what a command does, or large; numpy is small, and the protocols' module needs it.
@@ -84,8 +85,8 @@ def test_the_package_lists_its_commands_with_examples():
         (evaluate, "protocol", PROTOCOLS),
         (evaluate, "clip_form", clip_score.FORMS),
         (evaluate, "hps_version", hps.VERSIONS),
-        (plan, "what", planning.PROGRAMS),
-        (benchmark, "what", [*planning.PROGRAMS, "decode"]),
+        (plan, "what", plans.PROGRAMS),
+        (benchmark, "what", [*plans.PROGRAMS, "decode"]),
         (convert, "source", [*sources.SOURCES, "meissonic"]),
         (convert, "activation", clip.ACTIVATIONS),
     ],
@@ -98,8 +99,8 @@ def test_choices_are_those_of_the_dicts_that_define_them(module, flag, names):
     ("module", "flag", "names"),
     [
         (evaluate, "metrics", METRICS),
-        (sample, "prompts", prompts.READERS),
-        (evaluate, "prompts", prompts.READERS),
+        (sample, "prompts", benchmark_prompts.READERS),
+        (evaluate, "prompts", benchmark_prompts.READERS),
     ],
 )
 def test_names_that_are_no_choices_alone_are_in_the_help(module, flag, names):

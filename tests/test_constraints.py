@@ -2,14 +2,14 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 # Extras that the suite does not install, and so has no versions of.
 UNTESTED = {"s3fs"}
 

@@ -3,18 +3,20 @@
 import functools
 import json
 
-import inception_weights
 import numpy as np
 import pytest
-from command_line import run_command
 from PIL import Image
 from prdc import compute_prdc
 
 from dimo_jax import bundles, evaluate
-from dimo_jax.evaluation import feature_store, measure, neighbours, protocols, resize
-from dimo_jax.evaluation.feature_store import Extractor
-from dimo_jax.evaluation.statistics import frechet_distance
+from dimo_jax.evaluation import measure
+from dimo_jax.evaluation.features import feature_store, resize
+from dimo_jax.evaluation.features.feature_store import Extractor
+from dimo_jax.evaluation.metrics import neighbours, protocols
+from dimo_jax.evaluation.metrics.frechet import frechet_distance
 from dimo_jax.models.inception import Inception
+from tests.helpers import inception_weights
+from tests.helpers.command_line import run_command
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("evaluate")

@@ -2,16 +2,19 @@
 
 import json
 
-import inception_weights
 import jax
 import numpy as np
 import pytest
-from command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network
 
-from dimo_jax import bundles, evaluate, parts, tokenizers
-from dimo_jax.evaluation import measure, neighbours
-from dimo_jax.evaluation.feature_store import Extractor
-from dimo_jax.runs import run_samples, sampler_speed, speed
+from dimo_jax import bundles, evaluate, tokenizers
+from dimo_jax.common import resumable
+from dimo_jax.evaluation import measure
+from dimo_jax.evaluation.features.feature_store import Extractor
+from dimo_jax.evaluation.metrics import neighbours
+from dimo_jax.profiling import sampler_speed, step_speed
+from dimo_jax.runs import run_samples
+from tests.helpers import inception_weights
+from tests.helpers.command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("evaluate_run")
@@ -74,9 +77,9 @@ def run(monkeypatch, capsys, built_once, places, tmp_path):
 
 
 def test_a_row_for_each_temperature_and_for_the_teacher(run, workdir, places, monkeypatch):
-    drawn, save = [], parts.Parts.save
+    drawn, save = [], resumable.Parts.save
     monkeypatch.setattr(
-        parts.Parts, "save", lambda self, *given: drawn.append(given) or save(self, *given)
+        resumable.Parts, "save", lambda self, *given: drawn.append(given) or save(self, *given)
     )
     flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=20"]
     flags += ["--steps=1,3", "--temperatures=0.5,1", "--batch_size=8", "--guidance=1.5"]
@@ -130,8 +133,10 @@ def test_speed_is_a_metric(run, workdir, places, monkeypatch):
 
     monkeypatch.setattr(sampler_speed, "sample", timed("sample"))
     monkeypatch.setattr(sampler_speed, "teacher_sample", timed("teacher", ("steps",)))
-    models = speed.Models(tiny_network(), None, tokenizers.build({"name": "gray_levels"}), None)
-    monkeypatch.setattr(speed, "open_models", lambda config: models)
+    models = step_speed.Models(
+        tiny_network(), None, tokenizers.build({"name": "gray_levels"}), None
+    )
+    monkeypatch.setattr(step_speed, "open_models", lambda config: models)
     flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=12", "--speed"]
     run(*flags, "--steps=1,2", "--temperatures=1,2", "--batch_size=8")
     rows = json.loads((run.output / "results.json").read_text())["rows"]

@@ -7,14 +7,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from command_line import built_once, run_command, save_tiny, tiny_params
 from flax import serialization
 from jax import export as jax_export
 from safetensors import safe_open
 
 from dimo_jax import bundles, export, sample
 from dimo_jax.commands import export as formats
-from dimo_jax.training import trees
+from dimo_jax.common import trees
+from tests.helpers.command_line import built_once, run_command, save_tiny, tiny_params
 
 __all__ = ["built_once"]  # a fixture
 

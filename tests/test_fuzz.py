@@ -12,7 +12,7 @@ import fuzz
 from fuzz_format import Format
 from fuzz_formats import FORMATS
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 
 @pytest.fixture(autouse=True)

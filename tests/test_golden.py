@@ -1,7 +1,8 @@
 """The golden weight function against its published values."""
 
 import numpy as np
-from golden import golden, golden_state
+
+from tests.helpers.golden import golden, golden_state
 
 
 def test_numbers_are_the_published_ones():

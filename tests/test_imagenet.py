@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from command_line import command, finish, run_printed
 from PIL import Image
 
 from configs import imagenet
 from dimo_jax import config as configs
-from dimo_jax import validation
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.config import validation
 from dimo_jax.training import metrics
+from tests.helpers.command_line import command, finish, run_printed
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("imagenet")

@@ -7,11 +7,11 @@ import time
 from unittest import mock
 
 import numpy as np
-import object_store
 import pytest
-from command_line import command, finish
 
 from dimo_jax.training import metrics
+from tests.helpers import object_store
+from tests.helpers.command_line import command, finish
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("main")

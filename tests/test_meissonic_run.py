@@ -6,22 +6,24 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from command_line import command, finish, run_command, run_printed, save_tiny
 from PIL import Image
-from test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 from configs import meissonic
-from dimo_jax import bundles, files, sample, validation
+from dimo_jax import bundles, sample
 from dimo_jax import config as configs
 from dimo_jax.commands import export as formats
+from dimo_jax.common import files, trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.conditions.transformers_tokenizer import from_merges
+from dimo_jax.config import validation
 from dimo_jax.convert import __main__ as convert
-from dimo_jax.errors import InputError
 from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs import conditions, opening
 from dimo_jax.runs.image_run import ImageRun
-from dimo_jax.training import metrics, trees
+from dimo_jax.training import load_models, metrics
+from tests.helpers.command_line import command, finish, run_command, run_printed, save_tiny
+from tests.test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("meissonic_run")
@@ -306,10 +308,10 @@ def test_the_variants_change_what_they_say():
 
 def test_the_defaults_are_the_released_networks_sizes():
     config = meissonic.get_config().to_dict()
-    network = opening.open_network(config, None, opening.open_tokenizer(config, None)[0])
-    encoder = conditions.encoder_network(config)
+    network = load_models.open_network(config, None, load_models.open_tokenizer(config, None)[0])
+    encoder = text_encoder.encoder_network(config)
     for init, expected in ((network.init, 1_006_946_304), (encoder.init, 354_032_640)):
         shapes = jax.eval_shape(init, jax.random.key(0))
         assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
     small = meissonic.get_config("512").to_dict()
-    assert opening.open_tokenizer(small, None)[0].num_tokens == 1024
+    assert load_models.open_tokenizer(small, None)[0].num_tokens == 1024

@@ -6,12 +6,13 @@ import math
 
 import jax
 import pytest
-from command_line import command, finish
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.parallel import backend, topologies
-from dimo_jax.training import trees
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.parallel import backend
+from dimo_jax.profiling import topologies
+from tests.helpers.command_line import command, finish
 
 has_libtpu = importlib.util.find_spec("libtpu") is not None
 CONFIG = "--config=configs/imagenet.py:smoke"

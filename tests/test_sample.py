@@ -8,14 +8,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from command_line import SAMPLER, built_once, save_tiny, tiny_network, tiny_params
 from PIL import Image
-from sample_command import generator, run
 
 from dimo_jax import bundles, models, samplers
-from dimo_jax.errors import InputError
-from dimo_jax.runs import drawing
+from dimo_jax.common.errors import InputError
+from dimo_jax.generation import drawing
 from dimo_jax.samplers import maskgit, one_step, solvers
+from tests.helpers.command_line import SAMPLER, built_once, save_tiny, tiny_network, tiny_params
+from tests.helpers.sample_command import generator, run
 
 __all__ = ["built_once", "generator", "run"]  # fixtures
 

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from command_line import built_once, run_command
-from sample_command import generator, run
 
-from dimo_jax import parts, sample
-from dimo_jax.runs import drawing
+from dimo_jax import sample
+from dimo_jax.common import resumable
+from dimo_jax.generation import drawing
 from dimo_jax.samplers import one_step
+from tests.helpers.command_line import built_once, run_command
+from tests.helpers.sample_command import generator, run
 
 __all__ = ["built_once", "generator", "run"]  # fixtures
 
@@ -72,7 +73,7 @@ def test_a_grid_is_drawn_batch_by_batch_and_says_how_far_it_is(
 def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
     run, generator, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
     run(*flags, f"--output={tmp_path / 'whole' / name}")
     drawn, draw = [], drawing.draw_tokens
@@ -105,11 +106,11 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("name", ["x.npz", "x"])
 def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=12", "--batch_size=8"]
     whole, output = tmp_path / "whole" / name, tmp_path / "again" / name
     run(*flags, f"--output={whole}")
-    finish = parts.Parts.finish
+    finish = resumable.Parts.finish
 
     def damaged(self, *arguments):
         path = self.path(0)
@@ -118,7 +119,7 @@ def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, c
         path.write_bytes(data)
         finish(self, *arguments)
 
-    monkeypatch.setattr(parts.Parts, "finish", damaged)
+    monkeypatch.setattr(resumable.Parts, "finish", damaged)
     run(*flags, f"--output={output}")
     files = [whole] if whole.is_file() else list(whole.iterdir())
     for file in files:
@@ -131,7 +132,7 @@ def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, c
 
 
 def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once):
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
     model, tokenizer = drawing.open_pair(generator)
     labels = np.arange(20, dtype=np.int32) % 10
 
@@ -140,10 +141,10 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
         drawing.draw_set(model, tokenizer, labels, tmp_path / name, **options)
 
     draw("one.npz")
-    drawn, save = [], parts.Parts.save
+    drawn, save = [], resumable.Parts.save
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        parts.Parts, "save", lambda self, *given: drawn.append(given[0]) or save(self, *given)
+        resumable.Parts, "save", lambda self, *given: drawn.append(given[0]) or save(self, *given)
     )
     for index, own in ((1, [8]), (0, [0, 16])):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
@@ -157,7 +158,7 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
 
 def test_all_ranges_are_drawn_by_one_compiled_program(generator, tmp_path, monkeypatch, capsys):
     # Without built_once, which would hide a network that is built for each range.
-    monkeypatch.setattr(parts, "RANGE_SIZE", 8)
+    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
     before = one_step._generate._cache_size()
     flags = [f"--generator={generator}", "--num=24", "--batch_size=8"]
     status, _, err = run_command(

@@ -7,18 +7,20 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from command_line import run_command, save_tiny
 from PIL import Image
 
 from configs import meissonic
 from dimo_jax import bundles, models, sample, tokenizers
-from dimo_jax.conditions import clip_tokenizer, clip_vocabulary
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.conditions import clip_tokenizer, clip_vocabulary, text_encoder
 from dimo_jax.conditions.text import TextConditions
-from dimo_jax.errors import InputError
+from dimo_jax.generation import drawing
+from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.models import clip
-from dimo_jax.runs import conditions, drawing, run_evaluation, run_samples, speed
-from dimo_jax.runs.text_drawing import TextImages
-from dimo_jax.training import trees
+from dimo_jax.profiling import step_speed
+from dimo_jax.runs import run_evaluation, run_samples
+from tests.helpers.command_line import run_command, save_tiny
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("sample_text")
@@ -230,9 +232,9 @@ def test_the_condition_is_the_towers_own(place):
     expected = models.build(NETWORK).condition
     # Of a trained encoder's size: a number near zero in a vector of hundreds would be round-off.
     params = jax.tree.map(lambda x: x / 10, bundle.params)
-    conditions = TextConditions(network, params, tokenizer, expected, 2)
+    text = TextConditions(network, params, tokenizer, expected, 2)
     texts = ["a ball", "", "a very long prompt of more than twelve letters"]
-    found = conditions(texts)
+    found = text(texts)
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(found["pooled"], 2)) > 0.01
     for i, text in enumerate(texts):
         alone = jax.jit(network.encode_text)(params, tokenizer([text]))
@@ -266,7 +268,7 @@ def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, bui
     asked = run_samples.sets_of(finished, [1, 3], prompts=texts)
     assert [one.name for one in asked] == ["generator_1", "teacher_3"]
     drawn = list(run_samples.draw(asked, tmp_path, num=5, seed=7, batch_size=8))
-    encoder = conditions.load_encoder(finished / "text_encoder")
+    encoder = text_encoder.load_encoder(finished / "text_encoder")
     for one, negative in zip(drawn, ("", meissonic.NEGATIVE), strict=True):
         model, tokenizer = drawing.open_pair(one.asked.bundle)
         options = {"seed": 7, "batch_size": 8, "overrides": one.asked.overrides}
@@ -295,6 +297,6 @@ def test_a_run_with_text_needs_prompts(finished):
 
 def test_a_run_with_text_is_timed_with_its_encoder(finished):
     config = run_evaluation.timed_config(finished, finished / "export")
-    models_ = speed.open_models(config)
+    models_ = step_speed.open_models(config)
     assert models_.encoder.network.config == ENCODER
     assert models_.network.config["name"] == "meissonic"

@@ -14,12 +14,16 @@ import numpy as np
 from absl.flags import FlagValues
 from ml_collections import config_flags
 
-from dimo_jax import cli, files, validation
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import report
-from dimo_jax.parallel import devices, distributed
-from dimo_jax.runs import banner, drawing, sampler_speed, speed
-from dimo_jax.training.progress import Progress
+from dimo_jax import cli
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.progress import Progress
+from dimo_jax.config import validation
+from dimo_jax.evaluation.report import digits_report
+from dimo_jax.generation import drawing
+from dimo_jax.parallel import distributed
+from dimo_jax.profiling import devices, sampler_speed, step_speed
+from dimo_jax.runs import banner
 
 # Flag -> the only choice of --what that it is for.
 _OWN_FLAGS = {"steps": "teacher_sample", "guidance": "teacher_sample", "profile": "train"}
@@ -28,7 +32,7 @@ _SETTINGS = ("compute_dtype", "remat", "scan_layers", "attention", "fast_compile
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    found = report.environment()
+    found = digits_report.environment()
     return {
         "device_kind": found["device"]["kind"],
         "device_count": found["device"]["count"],
@@ -66,8 +70,8 @@ def peak(peak_tflops: float | None) -> dict[str, Any]:
 def _results(
     flags: FlagValues,
     config: dict[str, Any],
-    models: speed.Models,
-    clock: speed.Clock,
+    models: step_speed.Models,
+    clock: step_speed.Clock,
     sizes: list[int],
     steps: list[int],
 ) -> Iterator[dict[str, Any]]:
@@ -76,7 +80,7 @@ def _results(
         for size in sizes:
             changed = copy.deepcopy(config)
             changed["distill"]["batch_size"] = size
-            yield speed.train(changed, models, clock)
+            yield step_speed.train(changed, models, clock)
     elif flags.what == "teacher_sample":
         yield from sampler_speed.teacher_sample(config, models, clock, sizes, steps, flags.guidance)
     else:
@@ -97,9 +101,9 @@ def _measure(
     """All that is written."""
     sizes = cli.numbers(flags, "batch_size", int, [])
     steps = cli.numbers(flags, "steps", int, [8, 16])
-    stated, models = peak(flags.peak_tflops), speed.open_models(config)
+    stated, models = peak(flags.peak_tflops), step_speed.open_models(config)
     sizes = sizes or _own_sizes(flags.what, config, models.network.num_tokens)
-    clock = speed.Clock(
+    clock = step_speed.Clock(
         flags.repetitions,
         flags.warmup,
         flags.calls,

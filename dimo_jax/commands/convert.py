@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 from absl.flags import FlagValues
 
-from dimo_jax import bundle_files, bundle_places, bundles, files
-from dimo_jax.common import overlaps, readers
+from dimo_jax import bundles
+from dimo_jax.bundles import ownership, places
+from dimo_jax.common import files, overlaps, readers, trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.convert import clip, folders, sources, text_to_image, to_diffusers
-from dimo_jax.errors import InputError
+from dimo_jax.convert import sources, text_to_image, to_diffusers
+from dimo_jax.convert.formats import folders
+from dimo_jax.convert.networks import clip
 from dimo_jax.parallel import backend
-from dimo_jax.training import trees
-from dimo_jax.training.progress import Progress
 
 _CHUNK_BYTES = 1 << 26
 
@@ -90,7 +92,7 @@ def run(flags: FlagValues) -> None:
     if flags.to == "diffusers":
         with Progress("convert") as progress:
             given = {"vqvae": flags.tokenizer, TEXT_ENCODER_FOLDER: flags.text_encoder}
-            found = bundle_places.find(path)
+            found = places.find(path)
             written = to_diffusers.to_folder(found, output, progress.note, given)
         _report(written)
     elif (path / bundles.PARAMS_FILE).is_file():
@@ -110,7 +112,7 @@ def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
     """The models of text to image, each to a bundle of its folder's name."""
     encoder = path / TEXT_ENCODER_FOLDER
     if encoder.is_dir():
-        files.check_folder(output / TEXT_ENCODER_FOLDER, bundle_files.foreign)
+        files.check_folder(output / TEXT_ENCODER_FOLDER, ownership.foreign)
     with Progress("convert") as progress:
         written = text_to_image.from_folder(
             path,
@@ -126,7 +128,7 @@ def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
 
 def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
     """One model whose keys tell its sizes."""
-    files.check_folder(output, bundle_files.foreign)
+    files.check_folder(output, ownership.foreign)
     state = sources.read(path, flags.key)
     with Progress("convert") as progress:
         if name is None:

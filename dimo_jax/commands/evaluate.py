@@ -8,32 +8,32 @@ from typing import Any
 
 from absl.flags import FlagValues
 
-from dimo_jax import bundle_places, bundles, cli, files
+from dimo_jax import bundles, cli
 from dimo_jax import config as configs
-from dimo_jax.common import overlaps, run_lock
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import (
+from dimo_jax.bundles import places
+from dimo_jax.common import files, overlaps, run_lock
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
+from dimo_jax.data import benchmark_prompts
+from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.metrics import geneval, prompt_scores
+from dimo_jax.evaluation.metrics import names as metric_names
+from dimo_jax.evaluation.metrics.protocols import PROTOCOLS, Protocol
+from dimo_jax.evaluation.report import (
     compare,
-    geneval,
-    image_sets,
-    measure,
+    digits_report,
     page,
-    prompt_scores,
-    prompts,
-    references,
-    report,
     result_folders,
     results,
     showcase,
-    words,
 )
-from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
-from dimo_jax.evaluation.protocols import PROTOCOLS, Protocol
-from dimo_jax.files import AnyPath
-from dimo_jax.parallel import backend, distributed
-from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots, speed, work_folder
+from dimo_jax.parallel import backend, distributed, locks
+from dimo_jax.profiling import step_speed
+from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots
 from dimo_jax.runs.run_evaluation import Yardstick
-from dimo_jax.training.progress import Progress
 
 FEATURES_FOLDER = "features"
 
@@ -113,7 +113,7 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
     if flags.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
     teacher = {} if flags.guidance is None else {"guidance": flags.guidance}
-    found = prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
+    found = benchmark_prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
     texts = found and [prompt.text for prompt in found.prompts]
     steps = cli.numbers(flags, "steps", int, [1])
     temperatures = cli.numbers(flags, "temperatures", float, [])
@@ -124,7 +124,7 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
         image_bytes = run_samples.image_bytes(asked[0])
         samples_folder = output / run_evaluation.SAMPLES_FOLDER
         progress.note(run_evaluation.check_space(samples_folder, asked, flags.num, image_bytes))
-        clock = speed.Clock(5, 1, 1, None, progress.note) if flags.speed else None
+        clock = step_speed.Clock(5, 1, 1, None, progress.note) if flags.speed else None
     rows, looks = run_evaluation.judge_run(
         workdir,
         asked,
@@ -176,7 +176,7 @@ def _write(
     if len(rows) > 1:
         del hashes["samples"]  # each row has its own
     workdir = files.path(flags.workdir) if flags.workdir else None
-    trained = configs.flat(bundle_places.run_config(workdir)) if workdir else {}
+    trained = configs.flat(places.run_config(workdir)) if workdir else {}
     paths = results.write(
         output,
         rows,
@@ -192,7 +192,7 @@ def _write(
     paths.append(page.write(output, title=_title(flags), workdir=workdir))
     for row in rows:
         if len(rows) > 1:
-            print(f"{row['model']}, {row['steps']} steps, {words.describe(row['sampler'])}")
+            print(f"{row['model']}, {row['steps']} steps, {metric_names.describe(row['sampler'])}")
         print(results.adm_lines(row, protocol))
     print(f"{rows[0]['num']} samples, protocol {protocol.name}: {', '.join(map(str, paths))}")
 
@@ -202,7 +202,7 @@ def _title(flags: FlagValues) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    found = report.environment()
+    found = digits_report.environment()
     return {**found, "versions": {**found["versions"], "code": distributed.code_version()}}
 
 
@@ -244,7 +244,7 @@ def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
         return
     if mode == "compare":
         return result_folders.check_comparison(output)
-    run = bundle_places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
+    run = places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     given = (flags.samples, flags.reference, flags.features, flags.clip, flags.hps)
     result_folders.check(output, [*given, flags.hps_prompts, *map(str, run)])
 
@@ -280,7 +280,7 @@ def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     protocol = PROTOCOLS[flags.protocol]
     if flags.num_neighbours is not None:
         protocol = dataclasses.replace(protocol, num_neighbours=flags.num_neighbours)
-    with work_folder.held(output / run_lock.FILE_NAME, f"--output={output}"):
+    with locks.held(output / run_lock.FILE_NAME, f"--output={output}"):
         if mode == "workdir":
             return _evaluate_run(flags, protocol, output, began)
         if flags.make_reference:

@@ -15,17 +15,20 @@ from jaxtyping import Array, Float, Int, UInt32
 from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
-from dimo_jax import bundle_files, bundle_places, bundles, files
-from dimo_jax.common import overlaps
-from dimo_jax.convert import layouts, sources, torch_files, torch_writer
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
-from dimo_jax.method.generate import generate
+from dimo_jax import bundles
+from dimo_jax.bundles import ownership, places
+from dimo_jax.common import files, overlaps, rng, trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
+from dimo_jax.convert import sources
+from dimo_jax.convert.formats import torch_files, torch_writer
+from dimo_jax.convert.networks import layouts
+from dimo_jax.generation import drawing
+from dimo_jax.method.dimo.generate import generate
 from dimo_jax.parallel import backend
-from dimo_jax.runs import drawing, snapshots
+from dimo_jax.runs import snapshots
 from dimo_jax.samplers import one_step
-from dimo_jax.training import rng, trees
-from dimo_jax.training.progress import Progress
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
@@ -205,8 +208,8 @@ def _source(flags: FlagValues) -> bundles.Bundle | snapshots.Snapshot:
 def _inputs(flags: FlagValues) -> list[AnyPath]:
     """The folders that are read."""
     if flags.workdir:
-        return bundle_places.parts_of_run(files.path(flags.workdir))
-    return [bundle_places.find(flags.bundle)] if flags.bundle else []
+        return places.parts_of_run(files.path(flags.workdir))
+    return [places.find(flags.bundle)] if flags.bundle else []
 
 
 def _write_bundle(output: AnyPath, found: bundles.Bundle | snapshots.Snapshot) -> None:
@@ -228,7 +231,7 @@ def run(flags: FlagValues) -> None:
     backend.start()
     if flags.format == "bundle":
         output = files.path(flags.output)
-        files.check_folder(output, bundle_files.foreign)
+        files.check_folder(output, ownership.foreign)
         overlaps.refuse(output, _inputs(flags))
         return _write_bundle(output, _source(flags))
     output = files.local(flags.output)

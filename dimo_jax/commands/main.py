@@ -7,17 +7,18 @@ from typing import Any
 import jax
 from absl.flags import FlagValues
 
-from dimo_jax import cli, files, validation
+from dimo_jax import cli
 from dimo_jax import config as configs
-from dimo_jax.common import run_lock
-from dimo_jax.files import AnyPath
-from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs import banner, dry_run, opening, work_folder
+from dimo_jax.common import files, run_lock
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import format_seconds
+from dimo_jax.config import validation
+from dimo_jax.parallel import distributed, locks, sharding
+from dimo_jax.runs import banner, dry_run, work_folder
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
-from dimo_jax.training import stages
+from dimo_jax.training import load_models, stages
 from dimo_jax.training.metrics import Metrics
-from dimo_jax.training.progress import format_seconds
 
 
 def run(flags: FlagValues) -> None:
@@ -41,7 +42,7 @@ def run(flags: FlagValues) -> None:
     )
     banner.show(banner.machine_lines())
     layout = sharding.layout(config["mesh"])
-    lock = work_folder.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}")
+    lock = locks.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}")
     if flags.dry_run:
         # To look at the checkpoints of a run that goes on would remove what it is writing.
         with lock if workdir.exists() else contextlib.nullcontext():
@@ -51,7 +52,7 @@ def run(flags: FlagValues) -> None:
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
-            print(f"images of it: {banner.sample_command(workdir, opening.is_text(config))}")
+            print(f"images of it: {banner.sample_command(workdir, load_models.is_text(config))}")
 
 
 def _described(

@@ -4,11 +4,12 @@ import json
 
 from absl.flags import FlagValues
 
-from dimo_jax import files, validation
-from dimo_jax.errors import InputError
-from dimo_jax.parallel import sharding, topologies
-from dimo_jax.runs import planning
-from dimo_jax.training.progress import Progress
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.progress import Progress
+from dimo_jax.config import validation
+from dimo_jax.parallel import sharding
+from dimo_jax.profiling import plans, topologies
 
 
 def run(flags: FlagValues) -> None:
@@ -27,11 +28,11 @@ def run(flags: FlagValues) -> None:
     found, device = topologies.find(flags.topology, flags.num_slices)
     layout = sharding.layout(config["mesh"], found)
     with Progress("plan") as progress:
-        sampling = planning.Sampling(flags.batch_size, flags.steps, flags.guidance)
-        result = planning.plan(config, flags.what, layout, device, sampling, progress.note)
+        sampling = plans.Sampling(flags.batch_size, flags.steps, flags.guidance)
+        result = plans.plan(config, flags.what, layout, device, sampling, progress.note)
     result = {"topology": flags.topology, "num_slices": flags.num_slices, **result}
     if flags.output:
         files.write_file(flags.output, json.dumps(result, indent=1).encode())
-    print(planning.text(result))
+    print(plans.text(result))
     if not result["fits"]:
         raise InputError(f"the run does not fit on {flags.topology}; see the verdict above")

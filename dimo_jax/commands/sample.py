@@ -10,15 +10,18 @@ from absl.flags import FlagValues
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from dimo_jax import bundle_places, bundles, cli, files, images, parts
-from dimo_jax.common import overlaps
+from dimo_jax import bundles, cli
+from dimo_jax.bundles import places
+from dimo_jax.common import files, images, overlaps, resumable
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
+from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import benchmark_files, prompts
-from dimo_jax.files import AnyPath
-from dimo_jax.parallel import distributed
-from dimo_jax.runs import banner, conditions, drawing, snapshots, text_drawing, work_folder
-from dimo_jax.training.progress import Progress
+from dimo_jax.data import benchmark_prompts
+from dimo_jax.generation import benchmark_files, drawing, text_drawing
+from dimo_jax.parallel import distributed, locks
+from dimo_jax.runs import banner, snapshots
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
 _TEACHER_FLAGS = {
@@ -69,12 +72,12 @@ def check_output(path: AnyPath) -> None:
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
     if path.suffix != ".png":
-        parts.check_ranges(path)
+        resumable.check_ranges(path)
     if path.suffix:
         files.check_writable(path)
         return
     # In an object store the pictures are there one by one, while the same command had the parts.
-    joining = files.is_remote(path) and parts.folder_of(path).exists()
+    joining = files.is_remote(path) and resumable.folder_of(path).exists()
     files.check_folder(path, lambda _: None if joining else files.anything(path))
 
 
@@ -124,8 +127,8 @@ def run(flags: FlagValues) -> None:
     if not output.name:
         raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
     kinds = {"generator": None, "tokenizer": "tokenizer", "text_encoder": "clip"}
-    read = [bundle_places.find(flags[x].value, k) for x, k in kinds.items() if flags[x].value]
-    read += bundle_places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
+    read = [places.find(flags[x].value, k) for x, k in kinds.items() if flags[x].value]
+    read += places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     overlaps.refuse(output, [*read, flags.metadata])
     # By every process before any of them writes, which none does before all have started.
     if flags.prompts:
@@ -153,7 +156,7 @@ def run(flags: FlagValues) -> None:
         print(f"{num} images, seed {flags.seed}: {output}")
 
 
-def _source(flags: FlagValues) -> tuple[Any, Any, conditions.TextEncoder | None]:
+def _source(flags: FlagValues) -> tuple[Any, Any, text_encoder.TextEncoder | None]:
     """Model, tokenizer (paths or bundles) and, of a checkpoint, the text encoder."""
     if flags.generator is not None and flags.workdir is not None:
         raise InputError("--generator and --workdir exclude each other; give one of the two")
@@ -176,7 +179,7 @@ def _draw_labels(
     model: bundles.Bundle,
     tokenizer: bundles.Bundle,
     output: AnyPath,
-    _: conditions.TextEncoder | None,
+    _: text_encoder.TextEncoder | None,
 ) -> int:
     """Images of classes; returns how many."""
     network = model.build()
@@ -233,12 +236,12 @@ def _draw_prompts(
     model: bundles.Bundle,
     tokenizer: bundles.Bundle,
     output: AnyPath,
-    encoder: conditions.TextEncoder | None,
+    encoder: text_encoder.TextEncoder | None,
 ) -> int:
     """Images of prompts; returns how many."""
     if bool(flags.prompt) == bool(flags.prompts):
         raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=FILE")
-    found = prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
+    found = benchmark_prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
     if flags.prompt and output.suffix != ".png":
         raise InputError(f"--output={output} must end in .png; --prompts=FILE fills a folder")
     if flags.prompts and output.suffix == ".png":
@@ -254,7 +257,7 @@ def _draw_prompts(
     batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
     if flags.text_encoder or encoder is None:
         expected = model.provenance.get(TEXT_ENCODER_FOLDER)
-        encoder = conditions.load_encoder(flags.text_encoder, model.path, expected)
+        encoder = text_encoder.load_encoder(flags.text_encoder, model.path, expected)
     drawn = text_drawing.TextImages(
         model,
         tokenizer,
@@ -275,8 +278,8 @@ def _draw_prompts(
             pixels = _batch_by_batch(lambda i, j: drawn(items[i:j]), num, batch_size)
             images.save_png(output, images.grid(pixels, per_prompt))
         return num
-    lock, silent = parts.lock_of(output), not distributed.is_lead()
-    with work_folder.held(lock, str(output)), Progress("sample", silent=silent) as progress:
+    lock, silent = resumable.lock_of(output), not distributed.is_lead()
+    with locks.held(lock, str(output)), Progress("sample", silent=silent) as progress:
         benchmark_files.write_benchmark(
             found.layout,
             found.prompts,

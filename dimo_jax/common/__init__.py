@@ -1,1 +1,1 @@
-"""What every floor above uses: the lowest one, which imports only dimo_jax.errors."""
+"""What every floor above uses: the lowest one, which imports only dimo_jax.common.errors."""

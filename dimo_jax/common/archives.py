@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dimo_jax.common import readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.errors import InputError
 
 # Deflate makes 258 bytes of 2 bits at most; the rest is for members of a few bytes.
 _DEFLATE_RATIO, _SMALL_BYTES = 1032, 1024

@@ -7,8 +7,8 @@ what is allocated; each bound is several times that of any published model.
 from collections.abc import Mapping
 from typing import Any
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import quoted, shown
-from dimo_jax.errors import InputError
 
 _LAYERS = ("depth", "single_depth", "num_res_blocks", "registers")
 _MOST = {

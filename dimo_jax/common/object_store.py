@@ -19,7 +19,7 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 import fsspec  # noqa: E402
 from etils import epath  # noqa: E402
 
-from dimo_jax.errors import InputError  # noqa: E402
+from dimo_jax.common.errors import InputError  # noqa: E402
 
 AnyPath = Path | epath.Path
 # Of a file: all of it, or its pieces one after the other.

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.object_store import AnyPath, is_remote
-from dimo_jax.errors import InputError
 
 # The commands report a full disk in their own words (dimo_jax/cli.py); it is no fault of the path.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

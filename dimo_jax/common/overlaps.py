@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.object_store import is_remote
-from dimo_jax.errors import InputError
 
 
 def refuse(

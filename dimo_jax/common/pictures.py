@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dimo_jax.common import readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.errors import InputError
 
 # What Pillow decodes by itself, in its own process.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -168,6 +168,15 @@ def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
     except Exception as error:  # Pillow raises whatever its decoders stumble over
         said = shown(error) or type(error).__name__
         raise InputError(f"{what} is no readable picture ({said}); write it again") from error
+
+
+def read_image(path: Any) -> Image.Image:
+    """Read and decode an image file; it keeps its mode.
+
+    Raises:
+        InputError: it cannot be read, or is no image.
+    """
+    return decode(read(path), str(path)).image
 
 
 def _kinds(image: Image.Image) -> tuple[str, ...]:

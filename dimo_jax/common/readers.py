@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import quoted, shown
-from dimo_jax.errors import InputError
 
 # Text and JSON that this program reads are far smaller: COCO's captions take 91 MB.
 MAX_BYTES = 1 << 28

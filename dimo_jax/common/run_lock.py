@@ -16,11 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from dimo_jax import files
-from dimo_jax.common import object_store, processes, readers
+from dimo_jax.common import files, object_store, processes, readers
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
 from dimo_jax.common.shown import shown
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
 
 FILE_NAME = ".run.lock"
 BEAT_SECONDS = 10.0
@@ -223,7 +222,7 @@ def _note(text: str) -> None:
 def hold(path: AnyPath, held: str, note: Callable[[str], None] = _note) -> Iterator[None]:
     """Holds a folder while the block runs: no other process that asks gets it.
 
-    Before anything is written through dimo_jax.files, this process then makes sure that it still
+    Before anything is written through common.files, this process then makes sure that it still
     has the folder; see files.guards.
 
     Args:

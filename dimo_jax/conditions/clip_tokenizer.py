@@ -16,9 +16,9 @@ from ftfy.fixes import fix_surrogates
 from jaxtyping import Int
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.transformers_tokenizer import TOKENIZER_FILE
-from dimo_jax.errors import InputError
 
 # Special tokens, contractions, words, single digits, and runs of anything else. By open_clip's own
 # package: with IGNORECASE it takes signs for letters that have a letter as their other case.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dimo_jax.common import readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.errors import InputError
 
 MERGES_FILE = "merges.txt"
 OPENAI_FILE = "bpe_simple_vocab_16e6.txt.gz"

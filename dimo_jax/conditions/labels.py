@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from dimo_jax.common import rng
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import rng
 
 
 def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:

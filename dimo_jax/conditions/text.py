@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
-from dimo_jax.errors import InputError
 from dimo_jax.models.clip import Clip
 from dimo_jax.models.meissonic import MICRO_CONDITIONS
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import trees
 
 TEXT_ENCODER_FOLDER = "text_encoder"  # of its bundle, and in the folders of diffusers
 Features = dict[str, Float[np.ndarray, "N ..."]]

@@ -16,11 +16,10 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimo_jax import files
-from dimo_jax.common import archives, readers
-from dimo_jax.errors import InputError
+from dimo_jax.common import archives, files, readers
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.progress import Progress
 from dimo_jax.parallel import distributed
-from dimo_jax.training.progress import Progress
 
 RANGE_SIZE = 1024  # prompts of a file: 160 MB of CLIP-H in bfloat16
 SETTINGS_FILE = "cache.json"

@@ -13,10 +13,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from dimo_jax.common import readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.conditions import clip_vocabulary
 from dimo_jax.conditions.clip_vocabulary import END, START
-from dimo_jax.errors import InputError
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE, _SPECIAL_FILE = "tokenizer_config.json", "special_tokens_map.json"

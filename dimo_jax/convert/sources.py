@@ -10,25 +10,23 @@ import jax
 import numpy as np
 
 from dimo_jax import models, tokenizers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.convert import (
+from dimo_jax.common.trees import Tree
+from dimo_jax.convert.formats import folders, numpy_pickle, torch_files
+from dimo_jax.convert.networks import (
     clip,
-    folders,
     google,
     halton,
     inception,
     layouts,
     maskgit,
     meissonic,
-    numpy_pickle,
-    torch_files,
     vq_model,
     vqgan,
 )
-from dimo_jax.convert.layouts import Entry
-from dimo_jax.errors import InputError
+from dimo_jax.convert.networks.layouts import Entry
 from dimo_jax.models import clip as clip_model
-from dimo_jax.training.trees import Tree
 
 State = Mapping[str, np.ndarray]
 

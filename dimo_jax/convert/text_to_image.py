@@ -1,7 +1,7 @@
 """Meissonic's folder -> bundles: transformer/ and vqvae/, side by side.
 
 The released one-step generator is a folder with transformer/ alone. The text encoder beside them is
-an ordinary CLIP, which comes by convert/clip.py. convert/to_diffusers.py is the way back.
+an ordinary CLIP, which comes by convert/networks/clip.py. convert/to_diffusers.py is the way back.
 """
 
 import dataclasses
@@ -11,20 +11,14 @@ from typing import Any
 
 import jax
 
-from dimo_jax import bundle_files, bundles, files, models, tokenizers
-from dimo_jax.common import readers
+from dimo_jax import bundles, models, tokenizers
+from dimo_jax.bundles import ownership
+from dimo_jax.common import files, readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.convert import (
-    clip_json,
-    diffusers_folder,
-    folders,
-    layouts,
-    meissonic,
-    torch_files,
-    vq_model,
-)
-from dimo_jax.convert.layouts import Entry
-from dimo_jax.errors import InputError
+from dimo_jax.convert.formats import folders, torch_files
+from dimo_jax.convert.networks import clip_json, diffusers_folder, layouts, meissonic, vq_model
+from dimo_jax.convert.networks.layouts import Entry
 
 # 64 steps and guidance 9, as its authors recommend.
 _TEACHER_SAMPLER = {"num_steps": 64, "guidance": 9.0, "choice_temperature": 2.0}
@@ -86,7 +80,7 @@ def from_folder(
     found = _models_in(path)
     for name, folder in found.items():
         target = output if folder == path else output / name
-        files.check_folder(target, bundle_files.foreign)
+        files.check_folder(target, ownership.foreign)
     size = image_size or _image_size(found)
     written = {}
     tokenizer: dict[str, Any] = {}

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dimo_jax import bundle_files, bundles, files
+from dimo_jax import bundles
+from dimo_jax.bundles import ownership
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, check_belongs, identity_of
-from dimo_jax.convert import clip, clip_json, diffusers_folder, meissonic
+from dimo_jax.convert.networks import clip, clip_json, diffusers_folder, meissonic
 from dimo_jax.convert.text_to_image import PARTS, Part
-from dimo_jax.errors import InputError
 from dimo_jax.models import clip as clip_network
 
 _PARTS_BACK = {
@@ -130,7 +132,7 @@ def _check_output(output: Path, names: Iterable[str]) -> None:
 def _check_parts(places: Mapping[str, Path], note: Callable[[str], None]) -> None:
     """Refuses another tokenizer or text encoder than the transformer was trained with."""
     place = places["transformer"]
-    config = bundle_files.read_config(place)
+    config = ownership.read_config(place)
     fields = {name: config[name] for name in ("kind", "model", "sampler", "tokenizer")}
     # Its parameters are gigabytes that decide nothing here.
     model = bundles.Bundle(
@@ -196,7 +198,7 @@ def _bundles_in(path: Path) -> list[Path]:
 
 def _name_back(place: Path) -> str:
     """The sub-folder of a bundle's model, by what its config.json says."""
-    model: Mapping[str, Any] = bundle_files.read_config(place)["model"]
+    model: Mapping[str, Any] = ownership.read_config(place)["model"]
     name = model.get("name")
     if name == "clip" and model.get("image") is not None:
         name = "clip with an image tower"

@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, Int, UInt8
 
-from dimo_jax.errors import InputError
-from dimo_jax.files import is_remote
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import is_remote
 
 NUM_CLASSES = 10
 NUM_EXAMPLES = {"train": 1400, "test": 397}

@@ -6,7 +6,7 @@ Axes: one for each of the L tokens, V values each.
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 
 def _pair() -> np.ndarray:

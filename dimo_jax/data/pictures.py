@@ -5,8 +5,8 @@ import os
 import numpy as np
 from jaxtyping import UInt8
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.data import digits, splits
-from dimo_jax.errors import InputError
 
 
 class Source:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from pyarrow import parquet
 
-from dimo_jax import files
-from dimo_jax.common import readers
+from dimo_jax.common import files, readers
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.data import splits
-from dimo_jax.errors import InputError
 
 # Where a prompt is looked for in a record when no field is named, in this order and in any case.
 FIELDS = ("prompt", "caption", "text")

@@ -5,8 +5,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.data import prompt_files
-from dimo_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

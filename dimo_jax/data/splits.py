@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 DATASET = "tfds:"
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from dimo_jax import bundles
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import inception_score, prdc, protocols, statistics
-from dimo_jax.evaluation.feature_store import OUTPUTS, Extractor, FeatureStore
-from dimo_jax.evaluation.image_set import ImageSet
-from dimo_jax.evaluation.inception_features import InceptionFeatures
-from dimo_jax.evaluation.moments import Moments
-from dimo_jax.evaluation.protocols import Protocol
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.features.feature_store import OUTPUTS, Extractor, FeatureStore
+from dimo_jax.evaluation.features.inception_features import InceptionFeatures
+from dimo_jax.evaluation.features.moments import Moments
+from dimo_jax.evaluation.images.image_set import ImageSet
+from dimo_jax.evaluation.metrics import frechet, inception_score, prdc, protocols
+from dimo_jax.evaluation.metrics.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
 from dimo_jax.parallel import distributed
 
@@ -187,7 +187,7 @@ def _frechet(
             f"the reference has {len(of_reference.mean)} features and the network "
             f"{len(found.mean)}; give the reference of this network"
         )
-    result = statistics.frechet(of_reference, found)._asdict()
+    result = frechet.frechet(of_reference, found)._asdict()
     return {**result, "reference_num": real.images.num if stored is None else None}
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimo_jax.evaluation import by_class, statistics
-from dimo_jax.evaluation.by_class import Extremes
-from dimo_jax.evaluation.features import FeatureNetwork
+from dimo_jax.evaluation.features.classifier import FeatureNetwork
+from dimo_jax.evaluation.metrics import by_class, frechet
+from dimo_jax.evaluation.metrics.by_class import Extremes
 
 Images = Float[np.ndarray, "N H W C"]
 Labels = Int[np.ndarray, "N"]
@@ -65,9 +65,9 @@ class Reference:
         self.data = data
         self.network = network
         self.num_neighbours = num_neighbours
-        self.pixel_moments = statistics.moments(data.train_images)
+        self.pixel_moments = frechet.moments(data.train_images)
         self.train_features = network.features(data.train_images)
-        self.feature_moments = statistics.moments(self.train_features)
+        self.feature_moments = frechet.moments(self.train_features)
         self.class_moments = by_class.class_moments(
             self.train_features, data.train_labels, data.num_classes
         )
@@ -78,10 +78,10 @@ class Reference:
         return self._distances(images, self.network.features(images))
 
     def _distances(self, images: Images, features: np.ndarray) -> dict[str, float]:
-        samples, pixels = statistics.moments(features), statistics.moments(images)
+        samples, pixels = frechet.moments(features), frechet.moments(images)
         return {
-            "frechet_features": statistics.frechet_percent(self.feature_moments, samples),
-            "frechet_pixels": statistics.frechet_percent(self.pixel_moments, pixels),
+            "frechet_features": frechet.frechet_percent(self.feature_moments, samples),
+            "frechet_pixels": frechet.frechet_percent(self.pixel_moments, pixels),
         }
 
     def measure(self, images: Images, labels: Labels) -> Measured:
@@ -93,13 +93,13 @@ class Reference:
         features, predicted = self.network.features(images), self.network.predict(images)
         metrics = {
             **self._distances(images, features),
-            "accuracy": statistics.accuracy(predicted, labels),
-            **statistics.precision_recall_density_coverage(
+            "accuracy": frechet.accuracy(predicted, labels),
+            **frechet.precision_recall_density_coverage(
                 self.data.train_images, images, self.num_neighbours
             ),
-            "duplicates": statistics.share_of_duplicates(tokens),
-            "copies": statistics.share_of_copies(tokens, self.train_tokens),
-            "entropy": statistics.token_entropy(tokens, self.data.codebook_size),
+            "duplicates": frechet.share_of_duplicates(tokens),
+            "copies": frechet.share_of_copies(tokens, self.train_tokens),
+            "entropy": frechet.token_entropy(tokens, self.data.codebook_size),
         }
         num_classes = self.data.num_classes
         of_classes = by_class.class_moments(features, labels, num_classes)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import by_class, statistics, words
-from dimo_jax.evaluation.by_class import Extremes
-from dimo_jax.evaluation.features import FeatureNetwork
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.measurements import METRICS, Data, Images, Labels, Measured, Reference
+from dimo_jax.evaluation.metrics import by_class, frechet
+from dimo_jax.evaluation.metrics import names as metric_names
+from dimo_jax.evaluation.metrics.by_class import Extremes
 
 Sampler = dict[str, Any]
 # (work done, work in all, what is being done); work is in images times network calls.
@@ -166,7 +167,7 @@ def evaluate(
         """Adds the rows of every seed; gives the first seed's images."""
         results, first = [], None
         for seed in settings.seeds:
-            work.start(f"{model}, {words.count_steps(steps)}, seed {seed}")
+            work.start(f"{model}, {metric_names.count_steps(steps)}, seed {seed}")
             images = np.asarray(sample(seed, labels), np.float32)
             first = images if first is None else first
             results.append(reference.measure(images, labels))
@@ -186,7 +187,7 @@ def evaluate(
     pictures["test_split", 0] = images_with_labels(
         data.test_images, data.test_labels, picture_labels
     )
-    index, _ = statistics.nearest(pictures["generator", 1], data.train_images)
+    index, _ = frechet.nearest(pictures["generator", 1], data.train_images)
     neighbours = data.train_images[index]
     extremes = reference.extremes(generated, labels)
     return Evaluation(
@@ -260,7 +261,9 @@ def _sweep(
     for steps in settings.sweep_steps:
         here = []
         for sampler in _distinct(samplers, steps):
-            work.start(f"sweep, {words.count_steps(steps)}, {words.describe(sampler)}")
+            work.start(
+                f"sweep, {metric_names.count_steps(steps)}, {metric_names.describe(sampler)}"
+            )
             images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
             here.append({"steps": steps, "sampler": sampler, **reference.distances(images)})
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))

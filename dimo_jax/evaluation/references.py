@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dimo_jax import files
-from dimo_jax.common import archives
+from dimo_jax.common import archives, files
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.convert import torch_files
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import image_sets
-from dimo_jax.evaluation.feature_store import FeatureStore
-from dimo_jax.evaluation.image_set import ImageSet, listed, read_settings
-from dimo_jax.evaluation.moments import ROUNDING, Moments, covariance_fault
-from dimo_jax.evaluation.protocols import METRICS, Protocol
+from dimo_jax.convert.formats import torch_files
+from dimo_jax.evaluation.features.feature_store import FeatureStore
+from dimo_jax.evaluation.features.moments import ROUNDING, Moments, covariance_fault
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.images.image_set import ImageSet, listed, read_settings
+from dimo_jax.evaluation.metrics.protocols import METRICS, Protocol
 
 # (mean, covariance) as they are called; the files with `cov` are PyTorch's.
 MOMENTS = (("mu", "sigma"), ("ref_mu", "ref_sigma"), ("mu", "cov"))

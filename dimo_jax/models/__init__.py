@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dimo_jax.common import limits
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.models import (
     classifier,
     exact_posterior,

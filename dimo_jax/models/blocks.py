@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.models.network import Compute
 
 _POLICIES = {

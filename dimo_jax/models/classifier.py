@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 Params = Any  # a pytree of arrays
 

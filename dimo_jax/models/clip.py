@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common import limits
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
 from dimo_jax.models.network import Compute
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 Params = Any  # a pytree of arrays
 Size = int | tuple[int, int]

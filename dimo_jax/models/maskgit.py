@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
 from dimo_jax.models.network import Compute, Network, from_module
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
 from dimo_jax.models.network import Compute, Network
 from dimo_jax.models.waves import rotary, rotated, sinusoids

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import jax
 from jax._src import hardware_utils
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 # Without these libtpu asks a metadata server for its host, for minutes, refuses a second process on
 # the machine, and reports to stderr that it found no TPU (libtpu 0.0.42).

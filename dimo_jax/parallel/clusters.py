@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 
 def cluster_of(environ: Mapping[str, str]) -> str | None:

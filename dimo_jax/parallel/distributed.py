@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import dimo_jax
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import clusters, runtime_errors
 
 # A process that is not heard of for that long counts as lost.

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 AXES = ("data", "fsdp")
 

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import mesh as meshes
-from dimo_jax.training import trees
 
 # (expression, "largest" | "whole" | the mesh axis of every dimension, None for none)
 Rule = tuple[str, Any]

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from dimo_jax import config as configs
-from dimo_jax.bundle_places import EXPORT_FOLDER
-from dimo_jax.files import AnyPath
+from dimo_jax.bundles.places import EXPORT_FOLDER
+from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import backend, distributed
 from dimo_jax.parallel.sharding import Layout

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 
 from dimo_jax import config as configs
-from dimo_jax import files, models
+from dimo_jax import models
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError, about
+from dimo_jax.common.files import AnyPath
 from dimo_jax.data import digits
-from dimo_jax.errors import InputError, about
-from dimo_jax.evaluation import features, protocol
-from dimo_jax.files import AnyPath
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.features import classifier
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.tokenizers import Tokenizer
@@ -156,12 +158,12 @@ def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSe
 def check_classifier(config: Config, image_shape: tuple[int, ...]) -> None:
     """Refuses a classifier that does not fit the images."""
     with about("config.classifier.channels"):
-        built = features.model_config(
+        built = classifier.model_config(
             image_shape, config["data"]["num_classes"], classifier_settings(config)
         )
         models.build(built)
 
 
-def classifier_settings(config: Config) -> features.FitSettings:
+def classifier_settings(config: Config) -> classifier.FitSettings:
     """How the data's own classifier is fitted."""
-    return features.FitSettings(**config["classifier"])
+    return classifier.FitSettings(**config["classifier"])

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from dimo_jax import bundles
+from dimo_jax.common.errors import about
+from dimo_jax.common.files import AnyPath
 from dimo_jax.data import digits
-from dimo_jax.errors import about
-from dimo_jax.files import AnyPath
 from dimo_jax.tokenizers import Tokenizer, patches
 
 

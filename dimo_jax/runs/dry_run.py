@@ -8,16 +8,16 @@ from typing import Any
 import jax
 
 from dimo_jax import config as configs
-from dimo_jax import files
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
 from dimo_jax.parallel import distributed
 from dimo_jax.runs.image_run import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.programs import Program
-from dimo_jax.training.progress import Progress
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 

@@ -8,19 +8,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from dimo_jax import bundles, images, samplers, tokenizers
+from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
+from dimo_jax.common import images, trees
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
+from dimo_jax.conditions import text_encoder
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import digits
-from dimo_jax.evaluation import features, page, protocol, report
-from dimo_jax.files import AnyPath
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.features import classifier
+from dimo_jax.evaluation.report import digits_report, page
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import checks, codebook, conditions, interim, opening
+from dimo_jax.runs import checks, codebook, interim
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
-from dimo_jax.training import settings, stages, trees
+from dimo_jax.training import load_conditions, load_models, settings, stages
 from dimo_jax.training.metrics import Metrics
-from dimo_jax.training.progress import Progress
 
 # Rows of the grids drawn in training.
 _PICTURES_OF_EACH = 4
@@ -43,8 +48,8 @@ class ImageRun:
         self.config, self.workdir, self.layout = config, workdir, layout
         self.has_data = config["data"]["name"] == "digits"
         checks.check_places(config, workdir)
-        self.bundle = opening.open_teacher(config)
-        self.tokenizer, self.tokenizer_params = opening.open_tokenizer(config, self.bundle)
+        self.bundle = load_models.open_teacher(config)
+        self.tokenizer, self.tokenizer_params = load_models.open_tokenizer(config, self.bundle)
         if self.has_data:
             checks.check_digits(config, self.tokenizer, workdir)
             checks.check_classifier(config, self.tokenizer.image_shape)
@@ -57,17 +62,17 @@ class ImageRun:
             self.tokenizer_params = {}
         known = self._fitted if self.tokenizer_params is None else self.tokenizer_params
         digest = None if known is None else tokenizers.fingerprint(self.tokenizer, known)
-        self.network = opening.open_network(config, self.bundle, self.tokenizer, digest)
-        self.start = opening.open_generator(config, self.network, digest)
+        self.network = load_models.open_network(config, self.bundle, self.tokenizer, digest)
+        self.start = load_models.open_generator(config, self.network, digest)
         checks.check_draws(config, self.network.codebook_size)
         checks.check_attention(config, self.network)
         self.protocol = checks.evaluation_settings(config, self.network) if self.has_data else None
         self.judge = interim.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
         self.encoder = None
-        if opening.is_text(config):
+        if load_models.is_text(config):
             where = None if self.bundle is None else self.bundle.path
-            self.encoder = conditions.open_encoder(config, where)
-        self.conditions = conditions.open_conditions(config, self.network, self.encoder)
+            self.encoder = text_encoder.open_encoder(config, where)
+        self.conditions = load_conditions.open_conditions(config, self.network, self.encoder)
         self.programs = checks.stage_programs(
             config,
             self.network,
@@ -119,7 +124,7 @@ class ImageRun:
         folder = self.workdir / "report"
         page_file = folder / page.FILE_NAME
         # The page is written last.
-        if page_file.exists() and report.hashes_of(folder).items() >= hashes.items():
+        if page_file.exists() and digits_report.hashes_of(folder).items() >= hashes.items():
             return f"done already, see {page_file}; nothing was left to do"
         self._evaluate(teacher, generator, folder, hashes, began)
         return f"done, see {page_file} or report.md beside it: teacher, generator and report"
@@ -149,7 +154,7 @@ class ImageRun:
     @functools.cached_property
     def pictured(self) -> tuple[Any, Any]:
         """(condition, null condition) of the grids drawn in training."""
-        return conditions.pictured(self.config, self.conditions, _PICTURES_OF_EACH)
+        return load_conditions.pictured(self.config, self.conditions, _PICTURES_OF_EACH)
 
     def _teacher(self) -> Any:
         """The teacher's parameters: from its bundle, random, or trained here."""
@@ -178,11 +183,11 @@ class ImageRun:
         about = {"title": self.config["title"], "seed": self.config["seed"]}
         if kind == "generator":
             num_steps = self.config["distill"]["num_steps"]
-            about = opening.provenance(self.config, num_steps, self.start)
+            about = load_models.provenance(self.config, num_steps, self.start)
         inside = None
         if self.encoder is not None:
-            about = {**about, conditions.TEXT_ENCODER_FOLDER: self.encoder.identity}
-            inside = {conditions.TEXT_ENCODER_FOLDER: self.encoder.content()}
+            about = {**about, TEXT_ENCODER_FOLDER: self.encoder.identity}
+            inside = {TEXT_ENCODER_FOLDER: self.encoder.content()}
         bundles.save(
             self.workdir / name,
             kind=kind,
@@ -272,14 +277,14 @@ class ImageRun:
             condition = self.conditions.features(some)
             return self._sample_generator(params, section["seed"], condition, start)
 
-        numbers = conditions.in_turn(self.conditions, section["num_samples"])
+        numbers = load_conditions.in_turn(self.conditions, section["num_samples"])
         return lambda params: interim.distance(
             functools.partial(draw, params), judge, numbers, size
         )
 
-    def _classifier(self) -> features.FeatureNetwork:
+    def _classifier(self) -> classifier.FeatureNetwork:
         """The network that the data's own distances are measured with: trained once, and kept."""
-        return features.load_or_fit(
+        return classifier.load_or_fit(
             self.workdir / "classifier",
             self.train.images,
             self.train.labels,
@@ -324,13 +329,13 @@ class ImageRun:
                 settings=self.protocol,
                 progress=progress.update,
             )
-        report.write(
+        digits_report.write(
             folder,
             result,
             title=self.config["title"],
             provenance={
                 "seed": self.config["seed"],
-                **report.environment(),
+                **digits_report.environment(),
                 "wall_seconds": round(time.monotonic() - began, 1),
                 "hashes": {**hashes, "classifier": network.params_hash},
             },

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dimo_jax import bundles, images
-from dimo_jax.errors import InputError, about
-from dimo_jax.evaluation import measure, moments, protocols, references, statistics
-from dimo_jax.evaluation.features import FeatureNetwork
-from dimo_jax.evaluation.moments import Moments
+from dimo_jax import bundles
+from dimo_jax.common import images
+from dimo_jax.common.errors import InputError, about
+from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation.features import moments
+from dimo_jax.evaluation.features.classifier import FeatureNetwork
+from dimo_jax.evaluation.features.moments import Moments
+from dimo_jax.evaluation.metrics import frechet, protocols
 from dimo_jax.models import inception
 from dimo_jax.parallel import distributed
 
@@ -45,8 +48,8 @@ def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
         network: the classifier.
         real: the training split.
     """
-    reference = statistics.moments(network.features(real))
-    return Judge("frechet_features", network.features, statistics.frechet_percent, reference)
+    reference = frechet.moments(network.features(real))
+    return Judge("frechet_features", network.features, frechet.frechet_percent, reference)
 
 
 def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int) -> Judge:
@@ -81,7 +84,7 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
     return Judge(
         "fid",
         lambda pixels: extractor.extract(images.to_uint8(pixels))["2048"],
-        lambda one, other: statistics.frechet(one, other).distance,
+        lambda one, other: frechet.frechet(one, other).distance,
         real.moments,
     )
 

@@ -8,17 +8,19 @@ import jax
 import numpy as np
 
 from dimo_jax import bundles
+from dimo_jax.common import trees
+from dimo_jax.common.errors import about
+from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data import joints
-from dimo_jax.errors import about
-from dimo_jax.evaluation import report, total_variation
-from dimo_jax.files import AnyPath
+from dimo_jax.evaluation.metrics import total_variation
+from dimo_jax.evaluation.report import digits_report
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import checks, opening
+from dimo_jax.runs import checks
 from dimo_jax.samplers import one_step
-from dimo_jax.training import settings, stages, trees
+from dimo_jax.training import load_models, settings, stages
 from dimo_jax.training.metrics import Metrics
 
 # Enough that what the copies start from does not remember single samples.
@@ -45,7 +47,7 @@ class JointRun:
         num_tokens, codebook_size = self.joint.ndim, self.joint.shape[0]
         with about("config.model"):
             self.network: Network = settings.network_of(config, num_tokens, codebook_size)
-        self.start = opening.open_generator(config, self.network, None)
+        self.start = load_models.open_generator(config, self.network, None)
         self.teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
         self.teacher_params = {"log_joint": np.log(self.joint).astype(np.float32)}
         checks.check_draws(config, codebook_size)
@@ -99,7 +101,7 @@ class JointRun:
             model=self.network.config,
             params=generator,
             sampler=sampler,
-            provenance=opening.provenance(
+            provenance=load_models.provenance(
                 self.config, self.config["distill"]["num_steps"], self.start
             ),
         )
@@ -120,7 +122,7 @@ class JointRun:
             title=self.config["title"],
             provenance={
                 "seed": seed,
-                **report.environment(),
+                **digits_report.environment(),
                 "wall_seconds": round(time.monotonic() - began, 1),
                 "hashes": {"generator": trees.fingerprint(generator)},
             },

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dimo_jax.common import readers
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import image_sets, measure, showcase
-from dimo_jax.evaluation.feature_store import Extractor, FeatureStore
-from dimo_jax.evaluation.image_set import ImageSet
-from dimo_jax.evaluation.protocols import Protocol
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.conditions import text_encoder
+from dimo_jax.evaluation import measure
+from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.images.image_set import ImageSet
+from dimo_jax.evaluation.metrics.protocols import Protocol
 from dimo_jax.evaluation.references import Reference
-from dimo_jax.files import AnyPath
+from dimo_jax.evaluation.report import showcase
+from dimo_jax.generation import drawing
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import conditions, drawing, opening, run_samples, sampler_speed, speed
+from dimo_jax.profiling import sampler_speed, step_speed
+from dimo_jax.runs import run_samples
 from dimo_jax.runs.run_samples import SampleSet
+from dimo_jax.training import load_models
 
 SAMPLES_FOLDER = "samples"
 
@@ -105,7 +111,7 @@ def judge_run(
     num: int,
     seed: int,
     batch_size: int | None,
-    clock: speed.Clock | None = None,
+    clock: step_speed.Clock | None = None,
 ) -> tuple[list[dict[str, Any]], list[showcase.Look]]:
     """Draws and judges one set after the other; what is on disk already is not done again.
 
@@ -155,11 +161,11 @@ def _add_speed(
     generator: AnyPath,
     rows: Sequence[dict[str, Any]],
     batch_size: int | None,
-    clock: speed.Clock,
+    clock: step_speed.Clock,
 ) -> None:
     """Times each sampler at batch 1 and at the batch size, whole and in parts."""
     config = timed_config(workdir, generator)
-    models = speed.open_models(config)
+    models = step_speed.open_models(config)
     largest = drawing.images_at_once(models.network.num_tokens, batch_size)
     sizes, known = list(dict.fromkeys([1, largest])), {}
     for row in rows:
@@ -178,8 +184,8 @@ def _add_speed(
 
 def _timed(
     config: Mapping[str, Any],
-    models: speed.Models,
-    clock: speed.Clock,
+    models: step_speed.Models,
+    clock: step_speed.Clock,
     sizes: Sequence[int],
     model: str,
     steps: int,
@@ -201,8 +207,8 @@ def timed_config(workdir: AnyPath, generator: AnyPath) -> dict[str, Any]:
     config = readers.json_object(workdir / "config.json")
     config["teacher"]["bundle"] = config["teacher"]["bundle"] or str(workdir / "teacher")
     config["tokenizer"]["bundle"] = str(generator / "tokenizer")
-    if opening.is_text(config):
-        config["text_encoder"] = {"bundle": str(conditions.encoder_of(generator))}
+    if load_models.is_text(config):
+        config["text_encoder"] = {"bundle": str(text_encoder.encoder_of(generator))}
     return config
 
 

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from dimo_jax import bundle_places, bundles
-from dimo_jax.errors import InputError
+from dimo_jax import bundles
+from dimo_jax.bundles import places
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
+from dimo_jax.conditions import text_encoder
 from dimo_jax.evaluation.protocol import balanced_labels
-from dimo_jax.files import AnyPath
+from dimo_jax.generation import drawing
+from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import conditions, drawing, opening
-from dimo_jax.runs.text_drawing import TextImages
-from dimo_jax.training.progress import Progress
+from dimo_jax.training import load_models
 
 
 class TextAsked(NamedTuple):
@@ -84,13 +87,13 @@ def sets_of(
         InputError: the run, or a bundle that is needed, is not there; prompts are missing, or given
             for classes.
     """
-    config = opening.run_config(workdir)
+    config = load_models.run_config(workdir)
     named = config["teacher"].get("bundle")
-    teacher_path = bundle_places.find(named, "teacher") if named else workdir / "teacher"
-    with_text = opening.is_text(config)
+    teacher_path = places.find(named, "teacher") if named else workdir / "teacher"
+    with_text = load_models.is_text(config)
     if not with_text and prompts is not None:
         raise InputError(f"the run in {workdir} takes classes; leave --prompts away")
-    found, export = [], snapshot[0] if snapshot else workdir / bundle_places.EXPORT_FOLDER
+    found, export = [], snapshot[0] if snapshot else workdir / places.EXPORT_FOLDER
     text = _text_of(config, workdir, export, prompts) if with_text else None
     checkpoint = snapshot[1] if snapshot else None
     # The run's own copy: a converted teacher may lie without one.
@@ -124,7 +127,7 @@ def _text_of(
         )
     encoder = export
     if (export / bundles.CONFIG_FILE).is_file():  # else the run is not finished, which is said
-        encoder = conditions.encoder_of(export)
+        encoder = text_encoder.encoder_of(export)
     return TextAsked(prompts, encoder, config["prompts"]["negative"])
 
 
@@ -189,13 +192,13 @@ def _of_prompts(
     options: Mapping[str, Any],
 ) -> tuple[Int[np.ndarray, "N"], dict[str, Any], str | None]:
     """The prompt of every image, how drawing.draw_set draws it, and what to say of the prompts."""
-    encoder = conditions.load_encoder(asked.encoder, None)
+    encoder = text_encoder.load_encoder(asked.encoder, None)
     text = TextImages(model, tokenizer, encoder, **options, negative_prompt=asked.negative)
     count = len(asked.prompts)
 
     def tokens_of(start: int, stop: int) -> Int[np.ndarray, "n L"]:
-        places = [(i % count, i // count) for i in range(start, stop)]
-        return text.tokens([(asked.prompts[index], index, k) for index, k in places])
+        numbered = [(i % count, i // count) for i in range(start, stop)]
+        return text.tokens([(asked.prompts[index], index, k) for index, k in numbered])
 
     numbers = np.arange(num, dtype=np.int32) % np.int32(count)
     texts = "\0".join(asked.prompts).encode("utf-8", "surrogatepass")

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dimo_jax import bundle_places, bundles, tokenizers
+from dimo_jax import bundles, tokenizers
+from dimo_jax.bundles import places
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import joints
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
 from dimo_jax.models import Network
-from dimo_jax.runs import conditions, opening
-from dimo_jax.runs.conditions import TextEncoder
-from dimo_jax.training import saved, settings, stages, trees
+from dimo_jax.training import load_models, saved, settings, stages
+from dimo_jax.training.load_conditions import TextEncoder
 
 
 class Snapshot(NamedTuple):
@@ -68,7 +70,7 @@ def generator_of(workdir: AnyPath, step: str | None) -> AnyPath | Snapshot:
     """
     if step is not None and step not in (saved.NEWEST, saved.BEST) and not step.isdecimal():
         raise InputError(f"--step={step} is neither a number of steps nor newest or best")
-    export = workdir / bundle_places.EXPORT_FOLDER
+    export = workdir / places.EXPORT_FOLDER
     if step is None and (export / bundles.CONFIG_FILE).is_file():
         # A run that was made longer has newer checkpoints than its export.
         made = bundles.read_config(export)["provenance"].get("steps")
@@ -89,7 +91,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
     Raises:
         InputError: there is no such checkpoint, or what belongs to it cannot be read.
     """
-    config, directory = opening.run_config(workdir), stages.checkpoints_of(workdir, "distill")
+    config, directory = load_models.run_config(workdir), stages.checkpoints_of(workdir, "distill")
     if not saved.steps(directory):
         raise InputError(
             f"the run in {workdir} has no checkpoint of a generator yet; start the same training "
@@ -126,7 +128,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
         sampler=sampler,
         tokenizer=entry,
         provenance={
-            **opening.provenance(config, step, None),
+            **load_models.provenance(config, step, None),
             **({"parent": parent} if parent else {}),
             **({} if encoder is None else {TEXT_ENCODER_FOLDER: encoder.identity}),
         },
@@ -144,10 +146,10 @@ def _around(
         joint = joints.load(config["data"]["joint"])
         return settings.network_of(config, joint.ndim, joint.shape[0]), None, None
     given = config["teacher"]["bundle"]
-    named = bundle_places.find(given, "teacher") if given else None
+    named = places.find(given, "teacher") if given else None
     # Its own is there before the distillation begins.
     model = bundles.read_config(named or workdir / "teacher")["model"]
-    encoder = conditions.open_encoder(config, named) if opening.is_text(config) else None
+    encoder = text_encoder.open_encoder(config, named) if load_models.is_text(config) else None
     return settings.network_from(model, config), _tokenizer(config, workdir, named), encoder
 
 
@@ -155,13 +157,13 @@ def _tokenizer(
     config: Mapping[str, Any], workdir: AnyPath, teacher: AnyPath | None
 ) -> bundles.Bundle:
     """The tokenizer of a run: named in its config, kept in its work directory, or made anew."""
-    named = opening.tokenizer_bundle(config, teacher)
+    named = load_models.tokenizer_bundle(config, teacher)
     kept = [workdir / "teacher" / bundles.TOKENIZER_FOLDER, workdir / "tokenizer"]
     for place in [named] if named else kept:
         if named or (place / bundles.CONFIG_FILE).is_file():
             return bundles.load_tokenizer(place)
     # As runs.image_run makes it, where the teacher is a bundle: a function of config and seed.
-    tokenizer, _ = opening.open_tokenizer(config, None)
+    tokenizer, _ = load_models.open_tokenizer(config, None)
     params = jax.device_get(jax.jit(tokenizer.init)(jax.random.key(config["seed"])))
     return bundles.Bundle(
         kind="tokenizer",

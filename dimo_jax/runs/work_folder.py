@@ -1,14 +1,13 @@
 """The folder of a run: whose files it holds, and which process has it."""
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dimo_jax import bundle_files, bundle_places, files
-from dimo_jax.common import overlaps, run_lock
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
+from dimo_jax.bundles import ownership, places
+from dimo_jax.common import files, overlaps
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
 from dimo_jax.parallel import distributed
 
 CONFIG_FILE = "config.json"
@@ -32,7 +31,7 @@ def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
         raise InputError(f"--workdir={workdir} is a file; name a folder")
     files.check_writable(workdir / CONFIG_FILE)
     there = [x for x in (CONFIG_FILE, *_BUNDLES, *_OTHERS) if (workdir / x).exists()]
-    if there and not bundle_places.run_config(workdir):
+    if there and not places.run_config(workdir):
         raise InputError(
             f"--workdir={workdir} holds {there[0]} and no {CONFIG_FILE} of a run, which would "
             "replace it; name a new folder"
@@ -41,7 +40,7 @@ def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
     overlaps.refuse(workdir, read, may_hold=True, flag="--workdir")
     overlaps.refuse(workdir / "export", read, flag="the export of --workdir")
     for name in _BUNDLES:
-        files.check_folder(workdir / name, bundle_files.foreign)
+        files.check_folder(workdir / name, ownership.foreign)
 
 
 def _bundles_of(section: Mapping[str, Any]) -> Iterator[str]:
@@ -62,28 +61,3 @@ def write_config(config: Mapping[str, Any], path: AnyPath) -> None:
             f"not all processes see {path}, which process 0 wrote; --workdir must be on a disk "
             "that all of them share"
         )
-
-
-@contextlib.contextmanager
-def held(lock: AnyPath, what: str) -> Iterator[None]:
-    """Holds a folder for all processes of this run while the block runs; each must call it.
-
-    Args:
-        lock: as run_lock.hold takes it.
-        what: as the user typed it.
-
-    Raises:
-        InputError: on every process, if another run has it.
-    """
-    with contextlib.ExitStack() as stack:
-        refusal = b""
-        if distributed.is_lead():
-            try:
-                stack.enter_context(run_lock.hold(lock, what))
-            except InputError as error:
-                refusal = str(error).encode()
-        # A collective of the devices would not wait as long.
-        distributed.barrier("lock")
-        if refusal := distributed.gather_bytes(refusal)[0]:
-            raise InputError(refusal.decode())
-        yield

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from dimo_jax.common import rng
 from dimo_jax.parallel import mesh
-from dimo_jax.training import rng
 
 
 def in_batches(

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.errors import InputError
-from dimo_jax.method import guidance
-from dimo_jax.method.generate import Apply
+from dimo_jax.common.errors import InputError
+from dimo_jax.method.masked import guidance
+from dimo_jax.method.masked.denoise import Apply
 from dimo_jax.samplers.batches import sampler
 
 

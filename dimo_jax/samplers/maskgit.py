@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dimo_jax.errors import InputError
-from dimo_jax.method import guidance
-from dimo_jax.method.generate import Apply
+from dimo_jax.common.errors import InputError
+from dimo_jax.method.masked import guidance
+from dimo_jax.method.masked.denoise import Apply
 from dimo_jax.samplers.batches import sampler
 
 # Share of the tokens written at r, where r runs from 1 to 0. Not method.schedules: those are mask

@@ -10,9 +10,10 @@ import jax
 from jaxtyping import Array, Int, Key
 from numpy import ndarray
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import quoted
-from dimo_jax.errors import InputError
-from dimo_jax.method.generate import Apply, GeneratorSettings, generate
+from dimo_jax.method.dimo.generate import GeneratorSettings, generate
+from dimo_jax.method.masked.denoise import Apply
 from dimo_jax.samplers.batches import in_batches
 
 # What a generator's bundle says about sampling; there are no defaults for what it was trained with.

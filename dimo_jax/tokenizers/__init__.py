@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dimo_jax.common import limits
-from dimo_jax.errors import InputError
+from dimo_jax.common import limits, trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.tokenizers import google_vqgan, gray_levels, patches, vq_model, vqgan
 from dimo_jax.tokenizers.tokenizer import Tokenizer
-from dimo_jax.training import trees
 
 __all__ = ["TOKENIZERS", "Tokenizer", "build", "fingerprint"]
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.layers import (
     ResidualBlock,
     as_tokenizer,
@@ -23,7 +24,6 @@ from dimo_jax.tokenizers.layers import (
     upsample,
 )
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
-from dimo_jax.training.trees import Tree
 
 
 class _Side(nn.Module):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens, check_shape, check_sizes
-from dimo_jax.training.trees import Tree
 
 PATCH_SIZE = 2
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.errors import InputError
-from dimo_jax.training.trees import Tree
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.trees import Tree
 
 # Data sets hand over numpy arrays, networks hand over JAX arrays: a tokenizer takes both.
 Images = Float[Array | np.ndarray, "B H W C"]

@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.layers import as_tokenizer, check_config
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
 from dimo_jax.tokenizers.vqgan import VqganModule
-from dimo_jax.training.trees import Tree
 
 
 def _module(config: Mapping[str, Any]) -> VqganModule:

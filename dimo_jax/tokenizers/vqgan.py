@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.layers import (
     AttentionBlock,
     ResidualBlock,
@@ -30,7 +31,6 @@ from dimo_jax.tokenizers.layers import (
     upsample,
 )
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
-from dimo_jax.training.trees import Tree
 
 
 class _Side(nn.Module):

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dimo_jax import files
-from dimo_jax.errors import InputError
+from dimo_jax.common import files, trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import distributed
-from dimo_jax.training import checksums, computed_with, orbax_errors, trees
+from dimo_jax.training import checksums, computed_with, orbax_errors
 from dimo_jax.training.orbax_errors import Unreadable, reading
 from dimo_jax.training.orbax_manager import (
     TEMPORARY,

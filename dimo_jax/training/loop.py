@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dimo_jax.errors import InputError, Interrupted
-from dimo_jax.files import AnyPath
+from dimo_jax.common.errors import InputError, Interrupted
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress, format_seconds
 from dimo_jax.parallel import distributed
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
-from dimo_jax.training.progress import Progress, format_seconds
 from dimo_jax.training.reader import Reader
 from dimo_jax.training.signals import StopSignals
 

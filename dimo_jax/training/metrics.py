@@ -19,11 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dimo_jax import files
-from dimo_jax.common import readers
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
-from dimo_jax.images import save_png
+from dimo_jax.common import files, readers
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
+from dimo_jax.common.images import save_png
 
 FILE_NAME = "metrics.jsonl"
 # Between two writes of the whole record to an object store; what a kill may cost of it.

@@ -11,8 +11,8 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
-from dimo_jax.errors import InputError
-from dimo_jax.training import trees
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 
 NAMES = ("adam", "muon")
 SCHEDULES = ("constant", "cosine", "linear")

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from dimo_jax.common import trees
 from dimo_jax.conditions import labels, prompts
 from dimo_jax.data import stream
-from dimo_jax.method import distill, distill_state, pretrain
+from dimo_jax.method.dimo import distill, distill_state
+from dimo_jax.method.masked import pretrain
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import settings, trees
+from dimo_jax.training import settings
 
 Config = Mapping[str, Any]
 # What a run is conditioned on. Both number their examples: classes, or prompts of a list.

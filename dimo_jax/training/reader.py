@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.progress import Progress
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
-from dimo_jax.training.progress import Progress
 
 # Among a step's metrics: how many optimizer updates it left out, since a gradient was not finite.
 SKIPPED = "updates_skipped"

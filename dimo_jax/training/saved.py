@@ -14,10 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dimo_jax import files
-from dimo_jax.common import readers
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
+from dimo_jax.common import files, readers
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
 from dimo_jax.parallel import distributed
 from dimo_jax.training import checksums, retention
 from dimo_jax.training.orbax_errors import Unreadable, reading

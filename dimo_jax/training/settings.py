@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.method import denoise, divergences, masking
-from dimo_jax.method.distill_settings import DistillSettings
-from dimo_jax.method.generate import GeneratorSettings
+from dimo_jax.common.errors import InputError
+from dimo_jax.method.dimo import divergences
+from dimo_jax.method.dimo.generate import GeneratorSettings
+from dimo_jax.method.dimo.settings import DistillSettings
+from dimo_jax.method.masked import denoise, masking
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import optimizers

@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from dimo_jax import config as configs
-from dimo_jax.errors import InputError
-from dimo_jax.files import AnyPath
+from dimo_jax.common import rng, trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import programs, rng, saved, trees
+from dimo_jax.training import programs, saved
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics

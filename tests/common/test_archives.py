@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dimo_jax.common import archives
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 ARRAYS = {
     "a": np.arange(12, dtype=np.float32).reshape(3, 4),

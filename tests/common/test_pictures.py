@@ -15,7 +15,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from dimo_jax.common import pictures
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 1 << 16, (6, 9), np.uint16)

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from dimo_jax.common import readers, shown
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 PAGE = b"\n<!DOCTYPE html><html></html>"

@@ -11,9 +11,8 @@ import time
 
 import pytest
 
-from dimo_jax import files
-from dimo_jax.common import object_store, processes, run_lock
-from dimo_jax.errors import InputError
+from dimo_jax.common import files, object_store, processes, run_lock
+from dimo_jax.common.errors import InputError
 
 HOLDER = """
 import sys, time

@@ -1,6 +1,6 @@
 """The ids of texts against those of open_clip, and vocabularies from files."""
 
-import torch_peers  # noqa: F401
+from tests.helpers import torch_peers  # noqa: F401
 
 # isort: split
 import gzip
@@ -8,11 +8,11 @@ import json
 
 import numpy as np
 import pytest
-import unicode_prompts
 from open_clip.tokenizer import SimpleTokenizer
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, clip_vocabulary
-from dimo_jax.errors import InputError
+from tests.helpers import unicode_prompts
 
 TEXTS = [
     "",

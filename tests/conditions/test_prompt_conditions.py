@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import meissonic
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, text_cache
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.data import prompts, stream
-from dimo_jax.errors import InputError
 from dimo_jax.models import clip
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import settings

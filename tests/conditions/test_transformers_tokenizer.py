@@ -1,6 +1,6 @@
 """The tokenizer of a Hugging Face folder: transformers' CLIPTokenizer, for every kind of text."""
 
-import torch_peers  # noqa: F401
+from tests.helpers import torch_peers  # noqa: F401
 
 # isort: split
 import json
@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 from transformers import CLIPTokenizer
-from unicode_prompts import prompts
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, clip_vocabulary, transformers_tokenizer
-from dimo_jax.errors import InputError
+from tests.helpers.unicode_prompts import prompts
 
 pytestmark = pytest.mark.xdist_group("transformers_tokenizer")
 

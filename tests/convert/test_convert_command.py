@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 import torch
-from command_line import run_command
 from safetensors.numpy import save_file
 
 from dimo_jax import bundles, export, models, tokenizers
 from dimo_jax.convert import __main__ as command
-from dimo_jax.convert import google, layouts, sources
+from dimo_jax.convert import sources
+from dimo_jax.convert.networks import google, layouts
+from tests.helpers.command_line import run_command
 
 MASKGIT = {
     "name": "maskgit",

@@ -3,17 +3,16 @@
 import json
 
 import pytest
-import test_clip_tables as clip
-from command_line import run_command
 from safetensors.numpy import save_file
-from test_meissonic_folder import ENCODER
 
 from dimo_jax import bundles
-from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
+from dimo_jax.common.errors import InputError
+from dimo_jax.conditions import clip_vocabulary, text_encoder, transformers_tokenizer
 from dimo_jax.convert import __main__ as command
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import clip_features
-from dimo_jax.runs import conditions
+from dimo_jax.evaluation.features import clip_features
+from tests.convert.networks import test_clip_tables as clip
+from tests.convert.test_meissonic_folder import ENCODER
+from tests.helpers.command_line import run_command
 
 
 @pytest.fixture
@@ -33,14 +32,14 @@ def test_a_bundle_without_its_folders_tokenizer_keeps_open_clips_ids(tmp_path, c
     options = {"kind": "clip", "model": ENCODER, "params": clip.random_params(ENCODER)}
     options["attachments"] = merges
     bundles.save(tmp_path / "x", provenance={"file": "model.safetensors"}, **options)
-    found = conditions.load_encoder(tmp_path / "x").tokenizer
+    found = text_encoder.load_encoder(tmp_path / "x").tokenizer
     assert found.identity == {} and found.files == merges
     assert found.ids(["low!"]) == [[513, 256]]
     note = f"{tmp_path / 'x'} carries open_clip's tokenizer: '!' and typographic signs have other"
     assert note in capfd.readouterr().err
     # One of random weights never had another.
     bundles.save(tmp_path / "y", provenance={"random": "x"}, **options)
-    conditions.load_encoder(tmp_path / "y")
+    text_encoder.load_encoder(tmp_path / "y")
     assert "carries" not in capfd.readouterr().err
 
 
@@ -73,7 +72,7 @@ def test_a_tokenizer_of_more_ids_than_the_tower_is_refused(tmp_path):
     options = {"kind": "clip", "model": ENCODER, "params": clip.random_params(ENCODER)}
     bundles.save(tmp_path / "x", attachments=files, **options)
     with pytest.raises(InputError, match="has a tokenizer of 518 ids and a text tower of 517"):
-        conditions.load_encoder(tmp_path / "x")
+        text_encoder.load_encoder(tmp_path / "x")
 
 
 @pytest.mark.parametrize("recorded", [["merges.txt"], {"../elsewhere": "0" * 64}, "x", None])
@@ -82,4 +81,4 @@ def test_only_files_of_a_known_name_are_read(tmp_path, recorded):
     place = bundles.save(tmp_path / "x", provenance={"attachments": recorded}, **options)
     assert bundles.load(place).attachments == {}
     with pytest.raises(InputError, match="carries no tokenizer; convert the checkpoint again"):
-        conditions.load_encoder(place)
+        text_encoder.load_encoder(place)

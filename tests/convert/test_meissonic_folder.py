@@ -7,20 +7,19 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import test_clip_tables as clip
-import torch_peers  # noqa: F401
-from command_line import run_command
 from diffusers import AmusedScheduler, VQModel
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.conditions import transformers_tokenizer
+from dimo_jax.common import trees
+from dimo_jax.conditions import text_encoder, transformers_tokenizer
 from dimo_jax.convert import __main__ as command
-from dimo_jax.convert import layouts, meissonic, vq_model
-from dimo_jax.runs import conditions
-from dimo_jax.training import trees
+from dimo_jax.convert.networks import layouts, meissonic, vq_model
+from tests.convert.networks import test_clip_tables as clip
+from tests.helpers import torch_peers  # noqa: F401
+from tests.helpers.command_line import run_command
 
 NETWORK = {
     "name": "meissonic", "num_tokens": 16, "codebook_size": 11, "vocabulary": 15, "width": 16,
@@ -189,7 +188,7 @@ def test_the_whole_folder_goes_back_for_its_libraries(kind, whole_folder, tmp_pa
     expected = peer(texts, padding="max_length", truncation=True).input_ids
     whose = CLIPTokenizer.from_pretrained(whole_folder / "tokenizer", local_files_only=True)
     assert whose(texts, padding="max_length", truncation=True).input_ids == expected
-    encoder = conditions.load_encoder(None, tmp_path / "b" / "transformer")
+    encoder = text_encoder.load_encoder(None, tmp_path / "b" / "transformer")
     np.testing.assert_array_equal(encoder.tokenizer(texts), expected)
     assert expected[4] == [515, 513, 0, 516, 0, 0, 0, 0, 0]
 

@@ -3,9 +3,12 @@
 import shutil
 
 import jax
-import test_clip_tables as clip
 from safetensors.numpy import load_file, save_file
-from test_meissonic_folder import (  # noqa: F401
+
+from dimo_jax import bundles, tokenizers
+from dimo_jax.conditions import clip_vocabulary
+from tests.convert.networks import test_clip_tables as clip
+from tests.convert.test_meissonic_folder import (  # noqa: F401
     ALONE,
     MEISSONIC,
     WEIGHTS,
@@ -13,9 +16,6 @@ from test_meissonic_folder import (  # noqa: F401
     run,
     whole_folder,
 )
-
-from dimo_jax import bundles, tokenizers
-from dimo_jax.conditions import clip_vocabulary
 
 
 def test_a_folder_for_diffusers_is_replaced_if_it_was_written_here(folder, tmp_path, run):  # noqa: F811

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.data import digits
-from dimo_jax.errors import InputError
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 VERSION_DIR = Path("digits", "1.0.0")
 
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from pyarrow import parquet
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.data import prompts
-from dimo_jax.errors import InputError
 
 TEXTS = ["a red ball", 'a "blue"/cube', "黄色い犬 / ein Hund"]
 

@@ -1,14 +1,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dimo_jax.data.stream import batch_indices
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
 
 
 def positions(seed, num_positions, batch_size, num_examples):

@@ -2,21 +2,24 @@
 
 import dataclasses
 
-import inception_weights
 import numpy as np
-import picture_files
 import pytest
 import torch
-import torch_peers  # noqa: F401
 from cleanfid import fid
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dimo_jax import models
-from dimo_jax.evaluation import image_sets, measure, references
-from dimo_jax.evaluation.feature_store import Extractor
-from dimo_jax.evaluation.inception_features import InceptionFeatures
-from dimo_jax.evaluation.protocols import PROTOCOLS
+from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation.features.feature_store import Extractor
+from dimo_jax.evaluation.features.inception_features import InceptionFeatures
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
+from tests.helpers import (
+    inception_weights,
+    picture_files,
+    torch_peers,  # noqa: F401
+)
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("parity")

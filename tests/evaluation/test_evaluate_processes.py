@@ -4,18 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import evaluate_processes
 import numpy as np
-import picture_files
 import pytest
-from command_line import run_command
 
 from dimo_jax import bundles, evaluate
-from dimo_jax.evaluation import feature_store, measure, neighbours
+from dimo_jax.evaluation import measure
+from dimo_jax.evaluation.features import feature_store
+from dimo_jax.evaluation.metrics import neighbours
+from tests.helpers import ROOT, evaluate_processes, picture_files
+from tests.helpers.command_line import run_command
 
-DRIVER = Path(evaluate_processes.__file__)
 PIXELS = picture_files.random_pixels(45)
 
 
@@ -28,14 +27,14 @@ def told(tmp_path_factory):
     picture_files.damage(root / "damaged" / "6.png")
     np.savez(root / "real.npz", arr_0=PIXELS[23:])
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    path = os.pathsep.join([str(DRIVER.parent), str(DRIVER.parents[2])])
     lives = [
         [*flags(root), f"--samples={root / name}", f"--output={root / name}.results"]
         for name in ("samples", "damaged")
     ]
     result = subprocess.run(
-        [sys.executable, DRIVER, root, json.dumps(lives)],
-        env=environment | {"PYTHONPATH": path},
+        [sys.executable, "-m", "tests.helpers.evaluate_processes", root, json.dumps(lives)],
+        cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=200,

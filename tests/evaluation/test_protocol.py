@@ -5,9 +5,10 @@ import pytest
 from prdc import compute_prdc
 from sklearn.datasets import load_digits
 
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import by_class, protocol, statistics
-from dimo_jax.evaluation.features import FeatureNetwork
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.features.classifier import FeatureNetwork
+from dimo_jax.evaluation.metrics import by_class, frechet
 
 BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
 SETTINGS = protocol.ProtocolSettings(
@@ -209,7 +210,7 @@ def test_classes_are_measured_apart_in_percent_of_the_whole_variance(data, outco
         values = []
         for seed in SETTINGS.seeds:
             samples = fake.generator(seed, labels)[labels == label].reshape(4, -1)[:, ::2]
-            distance = statistics.frechet_distance(real[data.train_labels == label], samples)
+            distance = frechet.frechet_distance(real[data.train_labels == label], samples)
             values.append(100 * distance / variance)
         found = generator["frechet_features"][label]
         assert found["mean"] == pytest.approx(np.mean(values), rel=1e-4)

@@ -3,14 +3,15 @@
 import json
 
 import numpy as np
-import picture_files
 import pytest
 import torch
 
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import image_sets, references
-from dimo_jax.evaluation.feature_store import FeatureStore
-from dimo_jax.evaluation.protocols import PROTOCOLS
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation import references
+from dimo_jax.evaluation.features.feature_store import FeatureStore
+from dimo_jax.evaluation.images import image_sets
+from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
+from tests.helpers import picture_files
 
 ROWS = np.random.default_rng(0).normal(size=(30, 4))
 MU, SIGMA = ROWS.mean(0), np.cov(ROWS.T)

@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch_scripts import AWKWARD, LAUNCH, SCRIPTS, arguments, calls, environment, install, run
+
+from tests.helpers.launch_scripts import (
+    AWKWARD,
+    LAUNCH,
+    SCRIPTS,
+    arguments,
+    calls,
+    environment,
+    install,
+    run,
+)
 
 ALL = [*SCRIPTS, "pod.sh", "tpu_worker.sh", "common.sh"]
 TPU = ["--name=dimo", "--zone=z", "--accelerator_type=v4-32"]

@@ -7,7 +7,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api import models
-from launch_scripts import (
+
+from tests.helpers.launch_scripts import (
     AWKWARD,
     LAUNCH,
     arguments,

@@ -5,7 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from launch_scripts import calls, environment, install, run, start, wait_until
+
+from tests.helpers.launch_scripts import calls, environment, install, run, start, wait_until
 
 # Behaves by the number after --process_id=: the lines that follow are one test's.
 PROGRAM = """

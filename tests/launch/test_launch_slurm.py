@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_scripts import (
+
+from tests.helpers.launch_scripts import (
     AWKWARD,
     LAUNCH,
     arguments,

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from launch_scripts import (
+
+from tests.helpers.launch_scripts import (
     AWKWARD,
     LAUNCH,
     arguments,

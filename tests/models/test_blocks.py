@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
-from dimo_jax.training import trees
 
 SIZES = {"num_tokens": 16, "codebook_size": 30, "num_classes": 7, "width": 16, "depth": 3}
 SIZES |= {"heads": 2, "mlp_dim": 32}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 
 CONFIG = {
     "name": "classifier",

@@ -1,6 +1,6 @@
 """CLIP against open_clip and transformers on random weights, the golden vector and full sizes."""
 
-import torch_peers  # noqa: F401
+from tests.helpers import torch_peers  # noqa: F401
 
 # isort: split
 import math
@@ -11,14 +11,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from golden import golden_state
 from open_clip.model import CLIP
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
-from dimo_jax.convert import clip as table
-from dimo_jax.convert import layouts
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import clip as table
+from dimo_jax.convert.networks import layouts
 from dimo_jax.models import clip
+from tests.helpers.golden import golden_state
 
 # Three heads of 16 in one tower and five of 8 in the other; 4 x 4 patches.
 CONFIG = {

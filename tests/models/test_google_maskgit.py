@@ -7,8 +7,8 @@ import pytest
 from scipy.special import softmax
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.training import trees
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 
 SIZES = {
     "name": "google_maskgit",

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden import golden_state
-from torch_halton import TorchHalton
 
 from dimo_jax import models
-from dimo_jax.convert import halton as table
-from dimo_jax.convert import layouts
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import halton as table
+from dimo_jax.convert.networks import layouts
 from dimo_jax.models import halton
-from dimo_jax.training import trees
+from tests.helpers.golden import golden_state
+from tests.helpers.torch_halton import TorchHalton
 
 # Three heads of 8 in 26: like "small", whose six heads do not divide its width either.
 SIZES = {

@@ -3,19 +3,21 @@
 import functools
 import math
 
-import inception_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_peers  # noqa: F401
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import resize
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.features import resize
 from dimo_jax.models import inception
+from tests.helpers import (
+    inception_weights,
+    torch_peers,  # noqa: F401
+)
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("inception")

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import erf, softmax
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.training import trees
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 
 SIZES = {
     "name": "maskgit",

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden import golden_state
-from torch_maskgit import TorchMaskGit
 
 from dimo_jax import models
-from dimo_jax.convert import layouts, maskgit
+from dimo_jax.convert.networks import layouts, maskgit
+from tests.helpers.golden import golden_state
+from tests.helpers.torch_maskgit import TorchMaskGit
 
 SIZES = {
     "name": "maskgit",

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden import golden, golden_state
-from torch_meissonic import TorchMeissonic, get_timestep_embedding
 
 from dimo_jax import config as configs
 from dimo_jax import models
-from dimo_jax.convert import layouts
-from dimo_jax.convert import meissonic as table
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import layouts
+from dimo_jax.convert.networks import meissonic as table
 from dimo_jax.models import meissonic, waves
 from dimo_jax.parallel import sharding
-from dimo_jax.training import trees
+from tests.helpers.golden import golden, golden_state
+from tests.helpers.torch_meissonic import TorchMeissonic, get_timestep_embedding
 
 SIZES = {
     "name": "meissonic",

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_maskgit_parity import in_torch, random_state
 
 from dimo_jax import models
-from dimo_jax.convert import layouts, maskgit
-from dimo_jax.method import generate
+from dimo_jax.convert.networks import layouts, maskgit
+from dimo_jax.method.dimo import generate
 from dimo_jax.samplers import maskgit as confidence_decoding
 from dimo_jax.samplers import one_step
+from tests.models.test_maskgit_parity import in_torch, random_state
 
 B, L, CODES, CLASSES, WIDTH = 6, 16, 12, 5, 32
 MASK_ID, NULL, V = CODES, CLASSES, CODES + 1

@@ -13,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_maskgit_parity import in_torch, random_state
 
 from configs import imagenet
 from dimo_jax import models
-from dimo_jax.convert import layouts, maskgit
-from dimo_jax.method import distill, distill_state, generate, masking
-from dimo_jax.training import rng
+from dimo_jax.common import rng
+from dimo_jax.convert.networks import layouts, maskgit
+from dimo_jax.method.dimo import distill, distill_state, generate
+from dimo_jax.method.masked import masking
 from dimo_jax.training import settings as training_settings
+from tests.models.test_maskgit_parity import in_torch, random_state
 
 B, L, CODES, CLASSES, WIDTH = 8, 16, 12, 5, 32
 MASK_ID, NULL = CODES, CLASSES

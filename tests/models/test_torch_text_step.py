@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_meissonic import SIZES as LARGER
-from test_meissonic import in_jax, in_torch, inputs, random_state, torch_inputs
-from test_torch_step import INDEX, SEED, STEP, B, Draws, L, keep_gradient
 
 from configs import imagenet
 from dimo_jax import models
-from dimo_jax.convert import layouts
-from dimo_jax.convert import meissonic as table
-from dimo_jax.method import distill, distill_state
+from dimo_jax.convert.networks import layouts
+from dimo_jax.convert.networks import meissonic as table
+from dimo_jax.method.dimo import distill, distill_state
 from dimo_jax.training import settings as training_settings
+from tests.models.test_meissonic import SIZES as LARGER
+from tests.models.test_meissonic import in_jax, in_torch, inputs, random_state, torch_inputs
+from tests.models.test_torch_step import INDEX, SEED, STEP, B, Draws, L, keep_gradient
 
 SIZES = {**LARGER, "single_depth": 1}  # compiling the step is most of the time
 CODES = SIZES["codebook_size"]

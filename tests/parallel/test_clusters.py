@@ -1,8 +1,8 @@
 import pytest
-from environments import MPI, POD, SLURM
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import clusters
+from tests.helpers.environments import MPI, POD, SLURM
 
 
 @pytest.mark.parametrize(

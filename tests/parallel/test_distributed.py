@@ -1,10 +1,10 @@
 import jax
 import pytest
-from environments import MPI, SLURM
 
 import dimo_jax
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import distributed
+from tests.helpers.environments import MPI, SLURM
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from dimo_jax import cli
 from dimo_jax.common.command_flags import Flags
-from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.parallel import distributed
 
 

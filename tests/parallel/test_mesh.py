@@ -5,9 +5,9 @@ from jax.sharding import PartitionSpec
 
 from dimo_jax import config as configs
 from dimo_jax import models
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import mesh, sharding
-from dimo_jax.training import trees
 
 SECTION = configs.default_config().to_dict()["mesh"]
 

@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dimo_jax.training import metrics
+from tests.helpers import ROOT
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -23,10 +23,10 @@ NUM_STEPS, SAVE_EVERY = 20, 5
 def lives(tmp_path_factory):
     """(directory, {life: what the driver says of each of its processes})."""
     root = tmp_path_factory.mktemp("processes")
-    driver = Path(__file__).with_name("processes_driver.py")
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     result = subprocess.run(
-        [sys.executable, str(driver), str(root)],
+        [sys.executable, "-m", "tests.helpers.processes_driver", str(root)],
+        cwd=ROOT,
         env=environment | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

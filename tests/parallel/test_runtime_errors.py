@@ -9,7 +9,7 @@ import re
 import jax
 import pytest
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import runtime_errors
 
 NCCL = "INTERNAL: NCCL operation ncclGroupEnd() failed: {}. Last NCCL warning(error) log entry (may"

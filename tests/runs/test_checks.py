@@ -2,15 +2,15 @@
 
 import importlib
 
-import inception_weights
 import jax
 import numpy as np
 import pytest
-from command_line import NETWORK, save_tiny
-from opened_runs import CLASSES, DIGITS, PATCH, TEXT, TOY, opened
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from tests.helpers import inception_weights
+from tests.helpers.command_line import NETWORK, save_tiny
+from tests.helpers.opened_runs import CLASSES, DIGITS, PATCH, TEXT, TOY, opened
 
 GENERATOR = "distill.generator.optimizer.frozen"
 

@@ -6,15 +6,15 @@ from collections import namedtuple
 
 import jax.numpy as jnp
 import pytest
-from command_line import command, finish
-from opened_runs import CLASSES, DIGITS, PATCH, TEXT, TOY, opened
 
 from dimo_jax import config as configs
-from dimo_jax import defaults
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.config import defaults
 from dimo_jax.runs import dry_run
 from dimo_jax.training import stages
 from dimo_jax.training.checkpoints import Checkpoints
+from tests.helpers.command_line import command, finish
+from tests.helpers.opened_runs import CLASSES, DIGITS, PATCH, TEXT, TOY, opened
 
 
 def parameters(width, mlp_dim, tokens, codes, classes):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import command, finish
 
 from dimo_jax import bundles, models, tokenizers
-from dimo_jax.runs import drawing
+from dimo_jax.generation import drawing
+from tests.helpers.command_line import command, finish
 
 SIZES = {"num_tokens": 64, "codebook_size": 17, "num_classes": 10, "width": 16, "depth": 1}
 FAMILIES = {

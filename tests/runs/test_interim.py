@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dimo_jax import config as configs
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import moments
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.features import moments
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import interim
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from configs import toy
-from dimo_jax import bundles, validation
+from dimo_jax import bundles
 from dimo_jax import config as configs
-from dimo_jax.errors import InputError
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
+from dimo_jax.config import validation
 from dimo_jax.parallel import sharding
 from dimo_jax.runs import joint_run, snapshots
-from dimo_jax.training import saved, stages, trees
+from dimo_jax.training import saved, stages
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 

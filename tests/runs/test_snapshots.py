@@ -9,17 +9,17 @@ from unittest import mock
 
 import jax
 import numpy as np
-import object_store
 import pytest
 import safetensors
-from command_line import command, finish, run_command
-from test_main import SMALL
 
 from dimo_jax import bundles, evaluate, export, sample
 from dimo_jax.commands import evaluate as evaluate_command
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.runs import snapshots
 from dimo_jax.training import metrics, saved, stages
+from tests.helpers import object_store
+from tests.helpers.command_line import command, finish, run_command
+from tests.test_main import SMALL
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("snapshots")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.samplers import google
 from dimo_jax.samplers.google import GoogleSettings
 

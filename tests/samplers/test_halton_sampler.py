@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import qmc
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.samplers import halton
 from dimo_jax.samplers.halton import HaltonSettings
 

@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.samplers import maskgit
 from dimo_jax.samplers.maskgit import MaskGitSettings
 

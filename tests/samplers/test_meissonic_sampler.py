@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 from diffusers.schedulers import scheduling_amused
 
-from dimo_jax.errors import InputError
-from dimo_jax.method import guidance
+from dimo_jax.common.errors import InputError
+from dimo_jax.method.masked import guidance
 from dimo_jax.samplers import meissonic
 from dimo_jax.samplers.meissonic import MeissonicSettings
+from tests.helpers import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 
 B, L, CODES, P = 3, 9, 6, 2
 MASK_ID = CODES

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dimo_jax.errors import InputError
-from dimo_jax.method.generate import GeneratorSettings
+from dimo_jax.common.errors import InputError
+from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models.network import Network
 from dimo_jax.samplers import one_step
 

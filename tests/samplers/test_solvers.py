@@ -12,8 +12,8 @@ import pytest
 import scipy.special
 
 from dimo_jax import models
-from dimo_jax.errors import InputError
-from dimo_jax.evaluation import total_variation
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation.metrics import total_variation
 from dimo_jax.samplers import solvers
 from dimo_jax.samplers.solvers import SolverSettings
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dimo_jax import tokenizers
-from dimo_jax.convert import google as tables
-from dimo_jax.convert import layouts
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import google as tables
+from dimo_jax.convert.networks import layouts
 from dimo_jax.tokenizers import google_vqgan
 
 SMALL = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dimo_jax import tokenizers
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.tokenizers.tokenizer import check_sizes
 
 # The convolutional ones are at their full size by default; their own tests say the same of them.

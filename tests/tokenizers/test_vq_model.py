@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 from diffusers import VQModel
-from golden import golden, golden_state
 
 from dimo_jax import tokenizers
-from dimo_jax.convert import layouts
-from dimo_jax.convert import vq_model as tables
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import layouts
+from dimo_jax.convert.networks import vq_model as tables
 from dimo_jax.tokenizers import vq_model
+from tests.helpers import torch_peers  # noqa: F401  before diffusers, which imports torchvision
+from tests.helpers.golden import golden, golden_state
 
 SMALL = {
     "name": "vq_model", "image_size": 16, "ch": 32, "ch_mult": [1, 2, 3], "num_res_blocks": 1,

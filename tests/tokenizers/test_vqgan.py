@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden import golden, golden_state
-from torch_vqgan import TorchVqgan, randomized
 
-from dimo_jax import images as pictures
 from dimo_jax import tokenizers
-from dimo_jax.convert import layouts
-from dimo_jax.convert import vqgan as tables
-from dimo_jax.errors import InputError
+from dimo_jax.common import images as pictures
+from dimo_jax.common.errors import InputError
+from dimo_jax.convert.networks import layouts
+from dimo_jax.convert.networks import vqgan as tables
 from dimo_jax.tokenizers import layers, vqgan
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
+from tests.helpers.golden import golden, golden_state
+from tests.helpers.torch_vqgan import TorchVqgan, randomized
 
 TAMING = {
     "name": "vqgan", "image_size": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import jax
 import pytest
-from checkpoint_state import assert_same, make_state, opening
 from etils import epath
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import distributed
 from dimo_jax.training import checksums
+from tests.helpers.checkpoint_state import assert_same, make_state, opening
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_state import assert_same, make_state, opening
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from tests.helpers.checkpoint_state import assert_same, make_state, opening
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import json
 
 import jax
 import pytest
-from stage_run import Run
 
 from dimo_jax.common import versions
 from dimo_jax.parallel import distributed
 from dimo_jax.training import computed_with
+from tests.helpers.stage_run import Run
 
 NOTE = "from here on the bits may differ"
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from stage_run import Run, State, add, batch_of, create_state, line
 
-from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.training import metrics as metrics_lib
 from dimo_jax.training import signals
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, changed_entries
+from tests.helpers.stage_run import Run, State, add, batch_of, create_state, line
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stage_run import Run, State, batch_of, line
 
-from dimo_jax.errors import InputError, Interrupted
+from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.parallel import distributed
 from dimo_jax.training.checkpoints import Checkpoints
+from tests.helpers.stage_run import Run, State, batch_of, line
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.training import metrics as metrics_lib
 from dimo_jax.training.metrics import Metrics
 

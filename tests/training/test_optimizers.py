@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 from dimo_jax.training import optimizers
 
 PLAIN = dict(

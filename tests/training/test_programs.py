@@ -8,10 +8,11 @@ import optax
 import pytest
 
 from dimo_jax import models
+from dimo_jax.common import trees
+from dimo_jax.common.errors import InputError
 from dimo_jax.conditions.labels import LabelConditions
-from dimo_jax.errors import InputError
 from dimo_jax.parallel import mesh, sharding
-from dimo_jax.training import programs, settings, trees
+from dimo_jax.training import programs, settings
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("programs")

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dimo_jax.training import metrics
+from tests.helpers import ROOT
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("resume")
@@ -21,9 +21,9 @@ KILLS, NUM_STEPS, SAVE_EVERY = 20, 160, 8
 def runs(tmp_path_factory):
     """(directory, what the driver says of each process)."""
     root = tmp_path_factory.mktemp("resume")
-    driver = Path(__file__).with_name("resume_driver.py")
     result = subprocess.run(
-        [sys.executable, str(driver), str(root), str(KILLS)],
+        [sys.executable, "-m", "tests.helpers.resume_driver", str(root), str(KILLS)],
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
         text=True,

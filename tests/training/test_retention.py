@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_state import make_state, opening
-from stage_run import Run, add, batch_of, create_state
 
-from dimo_jax import validation
-from dimo_jax.config import default_config
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
+from dimo_jax.config import default_config, validation
 from dimo_jax.training import saved
 from dimo_jax.training.loop import Observer
 from dimo_jax.training.retention import Retention, best_of
+from tests.helpers.checkpoint_state import make_state, opening
+from tests.helpers.stage_run import Run, add, batch_of, create_state
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from stage_run import add, batch_of, create_state
 
-from dimo_jax import files
+from dimo_jax.common import files
 from dimo_jax.training import metrics as metrics_lib
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
+from tests.helpers.stage_run import add, batch_of, create_state
 
 
 class Clock:

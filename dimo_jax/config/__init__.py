@@ -1,0 +1,107 @@
+"""The config of a run: all fields with their defaults, and what decides a stage. Imports no jax.
+
+A file in configs/ takes `default_config()` and changes fields; the command line changes them again
+with --config.section.field=value. validation.py then checks all of them, before anything is
+computed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dimo_jax.common import fields
+from dimo_jax.common.fields import Field
+from dimo_jax.config.defaults import FIELDS
+from dimo_jax.config.sizes import MODEL_FIELDS, TEXT_ENCODER_FIELDS, TOKENIZER_FIELDS
+
+
+def default_config() -> ConfigDict:
+    """All fields of a run with their defaults: the method's as the released code has them."""
+    return ConfigDict(fields.defaults(FIELDS))
+
+
+def fields_of(config: Mapping[str, Any]) -> dict[str, Field]:
+    """{'section.field': field} of everything that a config with these names may have.
+
+    Args:
+        config: whose model.name and tokenizer.name decide which sizes there are.
+    """
+    model, tokenizer = (str(_at(config, name, "name")) for name in ("model", "tokenizer"))
+    own = MODEL_FIELDS.get(model, MODEL_FIELDS["maskgit"])
+    more = {
+        "text_encoder": TEXT_ENCODER_FIELDS,
+        "tokenizer": TOKENIZER_FIELDS.get(tokenizer, {}),
+    }
+    tree = {name: {**x, **more[name]} if name in more else x for name, x in FIELDS.items()}
+    return flat({**tree, "model": {"name": FIELDS["model"]["name"], **own}})
+
+
+def _at(config: Mapping[str, Any], *names_: str) -> Any:
+    """A value inside a config that may lack sections; None where it is not there."""
+    for name in names_:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'section.field': value} of all fields."""
+    fields = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        fields |= flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return fields
+
+
+def trains_teacher(config: Mapping[str, Any]) -> bool:
+    """Whether the run has a stage `pretrain`."""
+    return not (config["teacher"]["bundle"] or config["teacher"]["random"])
+
+
+def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A section's fields but these."""
+    return {name: value for name, value in section.items() if name not in names}
+
+
+# What a stage's result depends on; the rest only says how often something is logged or saved.
+_COMPUTED = ("compute_dtype", "fast_compile")
+# Where data and bundles lie does not matter; what is in them goes by its hash. Nor do the parts of
+# a batch: the same training goes on with others.
+_ELSEWHERE = (
+    *("data.directory", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
+    *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
+    "distill.generator.bundle",
+)
+STAGE_SECTIONS = {
+    "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),
+    "distill": ("seed", *_COMPUTED, "data", "tokenizer", "model", "distill"),
+    "evaluation": ("seed", "data", "tokenizer", "sampler", "evaluation", "classifier"),
+}
+
+
+def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The fields that decide a stage's result, as plain JSON values.
+
+    Args:
+        config: a complete config.
+        stage: a key of STAGE_SECTIONS.
+
+    Returns:
+        {path: value}, without where data happens to lie.
+    """
+    names = STAGE_SECTIONS[stage]
+    if stage == "distill" and config["data"]["name"] == "prompts":
+        names = (*names, "prompts", "text_encoder")
+    fields = json.loads(json.dumps(flat({name: config[name] for name in names}), default=list))
+    for name in _ELSEWHERE:
+        fields.pop(name, None)
+    if stage == "distill":
+        fields["teacher.dtype"] = config["teacher"]["dtype"]
+    return fields
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of plain settings, independent of their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Read and write files of weights: PyTorch's two, safetensors, folders; no pickle is run."""

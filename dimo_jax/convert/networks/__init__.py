@@ -1,0 +1,1 @@
+"""The weight map of each published network."""

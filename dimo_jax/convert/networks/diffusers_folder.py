@@ -1,0 +1,162 @@
+"""A model as diffusers lays it down: a folder of config.json and weights, whole or in parts."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.trees import Tree
+from dimo_jax.convert.formats import folders
+from dimo_jax.convert.networks import layouts
+from dimo_jax.convert.networks.layouts import Entry
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_STEM = "diffusion_pytorch_model"
+# float32 before float16, of which there is less to know; each whole or as parts with an index.
+_NAMES = [
+    f"{_STEM}{name}"
+    for suffix in ("safetensors", "bin")
+    for name in (
+        f".{suffix}",
+        f".{suffix}.index.json",
+        f".fp16.{suffix}",
+        f".fp16.{suffix}.index.json",
+        f".{suffix}.fp16.index.json",
+    )
+]
+_CHUNK_ELEMENTS = 1 << 24
+# diffusers 0.30, the authors', refuses a file that does not say whose format it is. Who wrote it
+# decides whether it may be replaced.
+_METADATA = {"format": "pt", "written_by": "dimo_jax"}
+_START = json.dumps({"__metadata__": _METADATA}, separators=(",", ":"))[:-1].encode()
+
+
+def weights(folder: Path) -> Path:
+    """The file by which a model's tensors are found, for folders.read.
+
+    Args:
+        folder: of one model.
+
+    Returns:
+        The weights, or the index of their parts; float32 where there are both.
+
+    Raises:
+        InputError: the folder has neither.
+    """
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{folder} has no weights; expected {WEIGHTS_FILE}, {_STEM}.fp16.safetensors, or parts "
+        "with an index; download the rest of the folder"
+    )
+
+
+def write(
+    folder: Path,
+    fields: Mapping[str, Any],
+    entries: Sequence[Entry],
+    params: Tree,
+    weights_file: str = WEIGHTS_FILE,
+) -> dict[str, tuple[int, ...]]:
+    """Writes a model's folder in float32 and reads it back.
+
+    Args:
+        folder: replaced whole, if there is one.
+        fields: of config.json.
+        entries: the network's table.
+        params: nested dicts of float32 arrays.
+        weights_file: its name; of transformers it is another.
+
+    Returns:
+        {key: shape} of what was written.
+
+    Raises:
+        InputError: the folder holds other things than such a model, or cannot be written.
+        RuntimeError: what was written is not what was meant.
+    """
+    replace(folder, {CONFIG_FILE: as_json(fields), weights_file: _safetensors(entries, params)})
+    found, shapes = folders.read(folder / weights_file), layouts.state_shapes(entries, params)
+    wrong = sorted(set(found) ^ set(shapes)) or [
+        entry.key
+        for entry in entries
+        if not np.array_equal(found[entry.key], layouts.to_state([entry], params)[entry.key])
+    ]
+    if wrong:
+        raise RuntimeError(f"{folder} reads back differently: {', '.join(wrong)}")
+    return shapes
+
+
+def replace(
+    folder: Path,
+    content: Mapping[str, files.Content],
+    names: Iterable[str] | None = None,
+    beside: Path | None = None,
+) -> None:
+    """Writes a folder whole.
+
+    Args:
+        folder: replaced, if it is one that this function wrote.
+        content: as files.write_folder takes it.
+        names: all that such a folder may hold; None: those of the content.
+        beside: of the model that it goes with, where it has no weights of its own.
+
+    Raises:
+        InputError: the folder holds other things, or cannot be written.
+    """
+    files.write_folder(folder, content, lambda found: foreign(found, names or content, beside))
+
+
+def foreign(folder: Path, names: Iterable[str], beside: Path | None = None) -> str | None:
+    """Names what a folder holds that this module did not write; see files.write_folder.
+
+    A published folder has the same names: the weights say who wrote them.
+
+    Args:
+        folder: of a model, or of what goes with one.
+        names: of the files that are written there.
+        beside: as for `replace`.
+    """
+    inside = sorted(x.name for x in folder.iterdir())
+    if others := [name for name in inside if name not in {*names}]:
+        return others[0]
+    weights_in = folder if beside is None else beside
+    own = weights_in.is_dir() and any(map(_is_own, weights_in.glob("*.safetensors")))
+    return None if own or not inside else f"{inside[0]} of somebody else"
+
+
+def _is_own(weights_file: Path) -> bool:
+    """Whether a safetensors file is one of `_safetensors`."""
+    with open(weights_file, "rb") as file:
+        return file.read(8 + len(_START))[8:] == _START
+
+
+def as_json(fields: Mapping[str, Any]) -> bytes:
+    """Fields as the content of a JSON file, laid out as diffusers does."""
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:
+    """A safetensors file piece by piece, of which at most one tensor is a copy in memory.
+
+    The package's own writer takes all tensors at once: the parameters a second time.
+    Source: the description of the format, github.com/huggingface/safetensors.
+    """
+    header: dict[str, Any] = {"__metadata__": _METADATA}
+    start = 0
+    for key, shape in layouts.state_shapes(entries, params).items():
+        end = start + 4 * int(np.prod(shape, dtype=np.int64))
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for entry in entries:
+        flat = layouts.to_state([entry], params)[entry.key].reshape(-1)
+        for i in range(0, len(flat), _CHUNK_ELEMENTS):
+            yield np.asarray(flat[i : i + _CHUNK_ELEMENTS], "<f4").tobytes()

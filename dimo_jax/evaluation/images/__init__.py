@@ -1,0 +1,1 @@
+"""Sets of images: .npz files, folders, archives, datasets."""

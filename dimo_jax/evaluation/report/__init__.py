@@ -1,0 +1,1 @@
+"""results.json, tables, charts and pages of an evaluation."""

@@ -1,0 +1,1 @@
+"""Images from a bundle: labels or prompts in; an .npz, a folder or a benchmark's layout out."""

@@ -1,0 +1,241 @@
+"""The images of a prompt benchmark in the folders that its scorer expects, written resumably.
+
+A file's name is made of numbers and of names of styles, never of a prompt, so prompts may hold
+slashes, quotes and any script. What decides the images stands in <output>.settings.json beside the
+folder, since two of the scorers take whatever lies inside for images. Axes: B images, H, W.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, UInt8
+from PIL import Image
+
+from dimo_jax.common import files, images, pictures, readers
+from dimo_jax.common.errors import InputError
+from dimo_jax.common.shown import shown
+from dimo_jax.data.benchmark_prompts import HPS_STYLES, Prompt
+
+_JPEG_QUALITY = 75  # Pillow's own: part of HPS v2's protocol
+_GRID_COLUMNS = 2
+
+# One image to draw: (prompt, its index in the list, its number among the prompt's images).
+Item = tuple[str, int, int]
+Draw = Callable[[Sequence[Item]], UInt8[np.ndarray, "B H W 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a benchmark's files lie, by prompt and index in the list.
+
+    Attributes:
+        image: (prompt, index, k, images of a prompt) -> the image's path inside the folder.
+        beside: (prompt, index) -> other files of the prompt, by path.
+        grid: index -> a picture of all images of the prompt, or None.
+        captions: whether captions.txt lists the prompts, a line for each.
+        most: images of a prompt at most; None for any number.
+    """
+
+    image: Callable[[Prompt, int, int, int], str]
+    beside: Callable[[Prompt, int], dict[str, bytes]] = lambda prompt, index: {}
+    grid: Callable[[int], str] | None = None
+    captions: bool = False
+    most: int | None = None
+
+
+def _flat(prompt: Prompt, index: int, k: int, num: int) -> str:
+    return f"{index:05d}.png" if num == 1 else f"{index:05d}_{k}.png"
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    # Folders of digits, which the detector's script looks for; one JSON line and the samples.
+    "geneval": Layout(
+        lambda prompt, index, k, num: f"{index:05d}/samples/{k:05d}.png",
+        lambda prompt, index: {
+            f"{index:05d}/metadata.jsonl": json.dumps(dict(prompt.metadata)).encode()
+        },
+        lambda index: f"{index:05d}/grid.png",
+    ),
+    "hpsv2": Layout(
+        lambda prompt, index, k, num: (
+            f"{prompt.metadata['style']}/{prompt.metadata['index']:05d}.jpg"
+        ),
+        most=1,
+    ),
+    # By position in the list, as its captions.
+    "coco": Layout(_flat, captions=True),
+    "plain": Layout(_flat, captions=True),
+}
+
+
+def image_keys(seed: int, items: Sequence[Item]) -> Key[Array, "B"]:
+    """The random key of each image: a function of (seed, prompt index, k) and nothing else."""
+    index, k = (jnp.asarray([item[i] for item in items], jnp.uint32) for i in (1, 2))
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))
+    prompts = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), index)
+    return fold(prompts, k)
+
+
+def write_benchmark(
+    layout: str,
+    prompts: Sequence[Prompt],
+    draw: Draw,
+    output: Path,
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+    shard: tuple[int, int] = (0, 1),
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Draws what is missing of a benchmark and writes it, each file under a temporary name first.
+
+    Args:
+        layout: a key of LAYOUTS.
+        prompts: of prompts.read.
+        draw: items -> uint8 RGB images in their order; at most batch_size items in a call. What it
+            draws for an item must depend on (seed, index, k) alone, as `image_keys`.
+        output: the folder.
+        images_per_prompt: 4 in GenEval, 1 in the others.
+        seed: of all images; it is only noted here.
+        settings: other plain values that decide the images: the model's hash, its sampler.
+        batch_size: images in a call.
+        shard: (process, processes): every n-th prompt is drawn here.
+        report: called with (images done, images in all) of this process, at the start too.
+
+    Returns:
+        How many images were there already.
+
+    Raises:
+        InputError: an unknown layout, a number of images that it has no names for, or a folder
+            that was begun with other settings or holds other files.
+    """
+    chosen = _checked(layout, prompts, images_per_prompt)
+    _note_settings(
+        output,
+        {
+            "layout": layout,
+            "seed": seed,
+            "images_per_prompt": images_per_prompt,
+            "prompts_sha256": _hash(prompts),
+            **(settings or {}),
+        },
+        shard,
+    )
+    if chosen.captions and shard[0] == 0:
+        # A line break inside a caption would move all that follow.
+        lines = [" ".join(prompt.text.splitlines()) for prompt in prompts]
+        files.write_file(output / "captions.txt", "".join(f"{x}\n" for x in lines).encode())
+    # All images of a prompt in one process, which then writes what stands beside them.
+    some_prompts = list(enumerate(prompts))[shard[0] :: shard[1]]
+    mine = [(p.text, i, k) for i, p in some_prompts for k in range(images_per_prompt)]
+
+    def place(item: Item) -> Path:
+        return output / chosen.image(prompts[item[1]], item[1], item[2], images_per_prompt)
+
+    left = [item for item in mine if not place(item).is_file()]
+    before = done = len(mine) - len(left)
+    report(done, len(mine))
+    for start in range(0, len(left), batch_size):
+        some = left[start : start + batch_size]
+        for item, image in zip(some, draw(some), strict=True):
+            files.write_file(place(item), _encoded(place(item), image))
+        done += len(some)
+        report(done, len(mine))
+        _finish(chosen, prompts, sorted({item[1] for item in some}), output, images_per_prompt)
+    # Prompts whose last image was written just before a kill.
+    _finish(chosen, prompts, sorted({item[1] for item in mine}), output, images_per_prompt)
+    return before
+
+
+def _checked(layout: str, prompts: Sequence[Prompt], num: int) -> Layout:
+    if layout not in LAYOUTS:
+        raise InputError(f"there is no benchmark {layout!r}; there are {', '.join(LAYOUTS)}")
+    chosen = LAYOUTS[layout]
+    if num < 1 or (chosen.most is not None and num > chosen.most):
+        known = f"{chosen.most} image" if chosen.most else "one image or more"
+        raise InputError(f"{layout} takes {known} of a prompt, not {num}")
+    found = {str(prompt.metadata.get("style")) for prompt in prompts}
+    if layout == "hpsv2" and not found <= {*HPS_STYLES}:
+        raise InputError(
+            f"hpsv2 has the styles {', '.join(HPS_STYLES)}, not "
+            f"{', '.join(sorted(found - {*HPS_STYLES}))}; name the prompts' file after one of them"
+        )
+    return chosen
+
+
+def _hash(prompts: Sequence[Prompt]) -> str:
+    plain = [[prompt.text, dict(prompt.metadata)] for prompt in prompts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_file(output: Path) -> Path:
+    """Beside the folder that the images go to, links resolved."""
+    folder = files.followed(output)
+    return folder.with_name(f"{folder.name}.settings.json")
+
+
+def check_output(output: Path) -> None:
+    """Refuses a folder that `write_benchmark` neither made nor can make, before the work.
+
+    Raises:
+        InputError: it holds files and nothing beside it says that they are a benchmark's, or it
+            cannot be written there.
+    """
+    begun = _settings_file(output).exists()
+    files.check_folder(output, lambda _: None if begun else files.anything(output))
+
+
+def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, int]) -> None:
+    """Writes what decides the images beside the folder, or compares it with what was written."""
+    path = _settings_file(output)
+    # Looked at before the settings are read: process 0 writes those first, then images. Settings
+    # of images that were deleted bind nobody.
+    is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    wanted = json.loads(json.dumps(settings, sort_keys=True, default=dict))
+    if is_new or not path.exists():
+        if shard[1] == 1:  # with several processes, one may have written images already
+            check_output(output)
+        if shard[0] == 0:
+            files.write_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
+        return
+    found = readers.json_object(path)
+    names = sorted(shown(k) for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    if names:
+        raise InputError(
+            f"{output} was begun with other settings: {', '.join(names)}; give those of {path} "
+            "again to go on, or name a new folder"
+        )
+
+
+def _encoded(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    if path.suffix == ".png":
+        return images.encode_png(image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _finish(
+    layout: Layout, prompts: Sequence[Prompt], indices: Sequence[int], output: Path, num: int
+) -> None:
+    """What stands beside the images of these prompts, where it is not there yet."""
+    for index in indices:
+        for name, content in layout.beside(prompts[index], index).items():
+            if not (output / name).is_file():
+                files.write_file(output / name, content)
+        if layout.grid is None or (output / layout.grid(index)).is_file():
+            continue
+        places = [output / layout.image(prompts[index], index, k, num) for k in range(num)]
+        if all(place.is_file() for place in places):
+            tiles = np.stack([np.asarray(pictures.read_image(place)) for place in places])
+            picture = images.grid(tiles, min(num, _GRID_COLUMNS))
+            images.save_png(output / layout.grid(index), picture)

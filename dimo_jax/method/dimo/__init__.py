@@ -1,0 +1,1 @@
+"""Di[M]O (arXiv 2503.15457): initialization, divergences, token gradient, distillation step."""

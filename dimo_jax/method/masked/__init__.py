@@ -1,0 +1,1 @@
+"""What all masked diffusion shares: schedules, masks, guidance, losses, the pretraining step."""

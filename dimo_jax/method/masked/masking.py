@@ -1,0 +1,99 @@
+"""The forward process: which tokens are masked. `mask` is True where a token IS masked, always.
+
+Axes: B batch, L tokens. Every random function takes one key for each example, so an example's
+numbers depend on its key alone and not on the batch or the device it stands in.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dimo_jax.method.masked import schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """How tokens are masked.
+
+    Attributes:
+        schedule: a name in schedules.MASK_SCHEDULES.
+        kind: "exact" masks round(L * ratio) tokens, at least one (released code); "bernoulli" masks
+            each with probability `ratio` (paper, equation 1).
+        min_ratio: lower clamp limit of the ratio.
+        max_ratio: upper clamp limit of the ratio.
+    """
+
+    schedule: str
+    kind: str
+    min_ratio: float
+    max_ratio: float
+
+
+def random_subset(
+    keys: Key[Array, "B"], count: Int[Array, "B"], num_tokens: int
+) -> Bool[Array, "B L"]:
+    """Exactly `count` of `num_tokens` positions, uniformly among all such subsets.
+
+    Args:
+        keys: [B].
+        count: [B], 0 .. num_tokens.
+        num_tokens: L.
+
+    Returns:
+        [B, L], True at the chosen positions.
+    """
+    ranks = jax.vmap(lambda key: jax.random.permutation(key, num_tokens))(keys)
+    return ranks < count[:, None]
+
+
+def exact_count_mask(
+    keys: Key[Array, "B"], ratio: Float[Array, "B"], num_tokens: int
+) -> Bool[Array, "B L"]:
+    """Masks round(L * ratio) tokens of each example, and at least one.
+
+    Source: released code, get_mask_code.
+    """
+    count = jnp.maximum(1, jnp.round(num_tokens * ratio).astype(jnp.int32))
+    return random_subset(keys, count, num_tokens)
+
+
+def bernoulli_mask(
+    keys: Key[Array, "B"], ratio: Float[Array, "B"], num_tokens: int
+) -> Bool[Array, "B L"]:
+    """Masks each token on its own with probability `ratio`; none may be masked.
+
+    Source: Di[M]O equation 1.
+    """
+    u = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys)
+    return u < ratio[:, None]
+
+
+MASK_KINDS = {"exact": exact_count_mask, "bernoulli": bernoulli_mask}
+
+
+def sample_mask(
+    keys: Key[Array, "B"], num_tokens: int, settings: MaskSettings
+) -> tuple[Bool[Array, "B L"], Float[Array, "B"]]:
+    """A mask for each example at a random time.
+
+    Args:
+        keys: [B].
+        num_tokens: L.
+        settings: schedule, kind and limits.
+
+    Returns:
+        mask [B, L], and the ratio [B] it was drawn with.
+    """
+    pairs = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+    u = jax.vmap(jax.random.uniform)(pairs[:, 0])
+    ratio = schedules.mask_ratio(u, settings.schedule, settings.min_ratio, settings.max_ratio)
+    return MASK_KINDS[settings.kind](pairs[:, 1], ratio, num_tokens), ratio
+
+
+def apply_mask(
+    tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], mask_id: int
+) -> Int[Array, "B L"]:
+    """x_t: the tokens with [MASK] where `mask` is True."""
+    return jnp.where(mask, mask_id, tokens)

@@ -1,0 +1,1 @@
+"""Plans for target hardware, and timings of steps and samplers."""

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from dimo_jax.evaluation.metrics import by_class
+
+
+def test_a_class_with_fewer_than_two_examples_has_no_moments():
+    features = np.array([[0.0], [2.0], [5.0]], np.float32)
+    found = by_class.class_moments(features, np.array([0, 0, 2]), num_classes=3)
+    assert found[0].mean == pytest.approx([1.0])
+    assert found[0].covariance == pytest.approx(np.array([[2.0]]))
+    assert found[1] is found[2] is None
+
+
+def test_distances_are_of_each_class_in_percent_of_the_whole_variance():
+    draw = np.random.default_rng(0)
+    real = draw.normal(size=(60, 3)).astype(np.float32)
+    labels = np.arange(60) % 3
+    shift = np.array([0.0, 1.0, 3.0], np.float32)
+    moved = real + shift[labels][:, None] * np.array([0, 1, 0], np.float32)
+    of_real = by_class.class_moments(real, labels, 3)
+    of_samples = by_class.class_moments(moved, labels, 3)
+    found = by_class.frechet_percents(of_real, of_samples, variance=50.0)
+    # Equal covariances leave the squared shift of the mean; 50 stands for 100 percent.
+    assert found == pytest.approx([0.0, 2.0, 18.0], abs=1e-4)
+    found = by_class.frechet_percents([None, *of_real[1:]], of_samples, variance=50.0)
+    assert found[0] is None and found[1] == pytest.approx(2.0, abs=1e-4)
+
+
+def test_accuracy_is_of_each_class_alone():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 0, 0, 1, 0])
+    assert by_class.accuracies(predicted, labels, 3) == [0.75, 0.5, None]
+
+
+def test_seeds_give_mean_and_spread():
+    assert by_class.over_seeds([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
+    assert by_class.over_seeds([4.0]) == {"mean": 4.0, "std": 0.0}
+    assert by_class.over_seeds([1.0, None]) is None
+    assert by_class.over_seeds([]) is None
+
+
+def extremes(number):
+    # One feature; class 0 has real images at 0 and 10, class 1 at 100; class 2 has none.
+    features = np.array([[1.0], [10.0], [97.0], [100.5], [20.0], [0.0]], np.float32)
+    labels = np.array([0, 0, 1, 1, 0, 2])
+    train = np.array([[0.0], [10.0], [100.0]], np.float32)
+    return by_class.extremes(
+        images=np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1),
+        features=features,
+        labels=labels,
+        predicted=np.array([0, 0, 1, 0, 1, 1]),
+        train_images=np.array([0.25, 0.5, 0.75], np.float32).reshape(3, 1, 1, 1),
+        train_features=train,
+        train_labels=np.array([0, 0, 1]),
+        number=number,
+    )
+
+
+def test_the_ends_are_by_the_distance_to_the_own_class():
+    found = extremes(2)
+    # Distances: 1, 0, 3, 0.5, 10 and, of a class without real images, none.
+    assert [item.distance for item in found.worst] == [10.0, 3.0]
+    assert [item.distance for item in found.best] == [0.0, 0.5]
+    first = found.worst[0]
+    assert (first.label, first.predicted) == (0, 1)
+    assert first.image.item() == 4.0 and first.nearest.item() == 0.5
+    assert found.best[1].nearest.item() == 0.75
+
+
+def test_no_sample_is_at_both_ends():
+    found = extremes(10)
+    assert len(found.worst) == len(found.best) == 2
+    same = by_class.extremes(
+        images=np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1),
+        features=np.ones((4, 1), np.float32),
+        labels=np.zeros(4, np.int32),
+        predicted=np.zeros(4, np.int32),
+        train_images=np.zeros((1, 1, 1, 1), np.float32),
+        train_features=np.zeros((1, 1), np.float32),
+        train_labels=np.zeros(1, np.int32),
+    )
+    images = [item.image.item() for item in [*same.best, *same.worst]]
+    assert sorted(images) == [0.0, 1.0, 2.0, 3.0]

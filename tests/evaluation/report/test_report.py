@@ -1,0 +1,219 @@
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dimo_jax.common.errors import InputError
+from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation.metrics import by_class
+from dimo_jax.evaluation.report import digits_report, page
+from tests.helpers.evaluated_folders import Page
+
+PROVENANCE = {
+    "seed": 7,
+    "versions": {"jax": "1.2.3"},
+    "device": {"platform": "cpu"},
+    "wall_seconds": 12.34,
+    "hashes": {"teacher": "abc", "generator": "def"},
+    "command": "python -m something",
+}
+KEYS = [("teacher", 1), ("teacher", 16), ("generator", 1), ("test_split", 0)]
+
+
+def row(model, steps, features, std=0.1):
+    values = dict.fromkeys(protocol.METRICS, 0.25) | {"frechet_features": features}
+    metrics = {name: {"mean": value, "std": std} for name, value in values.items()}
+    return {"model": model, "steps": steps, "metrics": metrics, "sampler": {"guidance": 1.5}}
+
+
+def extreme(gray, label, predicted, distance):
+    image = np.full((8, 8, 1), gray, np.float32)
+    return by_class.Extreme(image, image * 0, label, predicted, distance)
+
+
+@pytest.fixture
+def evaluation():
+    draw = np.random.default_rng(0)
+    images = {key: draw.random((20, 8, 8, 1)).astype(np.float32) for key in KEYS}
+    return protocol.Evaluation(
+        rows=[
+            row("teacher", 1, 6.5),
+            row("teacher", 16, 0.8),
+            row("generator", 1, 0.6),
+            row("test_split", 0, 0.7, std=0.0),
+        ],
+        sweep=[
+            {
+                "steps": 4,
+                "sampler": {"guidance": 1.5},
+                "frechet_features": 1.25,
+                "frechet_pixels": 2.5,
+                "chosen": chosen,
+            }
+            for chosen in (True, False)
+        ],
+        pictures=images,
+        picture_labels=np.arange(20, dtype=np.int32) % 10,
+        neighbours=draw.random((20, 8, 8, 1)).astype(np.float32),
+        per_class=[
+            {
+                "model": model,
+                "steps": steps,
+                "metrics": {
+                    "frechet_features": [{"mean": 1.5, "std": 0.25}, None],
+                    "accuracy": [{"mean": 1.0, "std": 0.0}, {"mean": 0.5, "std": 0.0}],
+                },
+            }
+            for model, steps in KEYS
+        ],
+        extremes=by_class.Extremes(
+            worst=[extreme(0.25, 3, 8, 4.0), extreme(0.5, 1, 1, 2.0)],
+            best=[extreme(0.75, 2, 2, 0.5), extreme(1.0, 7, 7, 1.0)],
+        ),
+        settings=protocol.ProtocolSettings(
+            num_samples=40,
+            seeds=(1, 2),
+            teacher_steps=(1, 16),
+            sweep_steps=(4,),
+            sweep_num_samples=30,
+            sweep_seed=0,
+            num_neighbours=5,
+            num_pictures=20,
+        ),
+    )
+
+
+@pytest.fixture
+def written(evaluation, tmp_path):
+    paths = digits_report.write(tmp_path / "out", evaluation, title="Digits", provenance=PROVENANCE)
+    return tmp_path / "out", paths
+
+
+def test_results_json_has_the_rows_and_the_provenance(written, evaluation):
+    results = json.loads((written[0] / "results.json").read_text())
+    assert results["rows"] == evaluation.rows
+    assert results["sweep"] == evaluation.sweep
+    assert {name: results[name] for name in PROVENANCE} == PROVENANCE
+    assert results["settings"]["seeds"] == [1, 2]
+    assert digits_report.read_rows(written[0] / "results.json") == evaluation.rows
+
+
+def test_every_picture_of_the_report_exists_and_no_other_file(written):
+    folder, paths = written
+    text = (folder / "report.md").read_text()
+    linked = set(re.findall(r"\]\((.*?)\)", text))
+    assert linked == {
+        "pictures/all.png",
+        "pictures/neighbours.png",
+        "pictures/worst.png",
+        "pictures/best.png",
+        "pictures/teacher_01_steps.png",
+        "pictures/teacher_16_steps.png",
+        "pictures/generator.png",
+        "pictures/test_split.png",
+    }
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == linked | {"report.md", "results.json"}
+    assert {str(path.relative_to(folder)) for path in paths} == files
+
+
+def test_results_json_describes_pictures_classes_and_ends(written):
+    results = json.loads((written[0] / "results.json").read_text())
+    assert results["protocol"] == "digits" and results["title"] == "Digits"
+    files = {str(path.relative_to(written[0])) for path in (written[0] / "pictures").iterdir()}
+    assert {entry["file"] for entry in results["pictures"]} == files
+    first = results["pictures"][0]
+    expected = {"kind": "samples", "model": "test_split", "steps": 0, "seed": 1, "columns": 10}
+    assert expected.items() <= first.items()
+    assert first["labels"] == [*range(10), *range(10)]
+    classes = results["per_class"]
+    assert classes["names"] == ["0", "1"] and classes["num_samples"] == 20
+    assert classes["rows"][0]["metrics"]["frechet_features"] == [{"mean": 1.5, "std": 0.25}, None]
+    assert results["extremes"]["worst"][0] == {"label": 3, "predicted": 8, "value": 4.0}
+    worst = np.asarray(Image.open(written[0] / "pictures" / "worst.png"))
+    # The samples in the upper row, what they were compared with in the lower.
+    height = worst.shape[0]
+    assert worst[height // 4, 4].tolist() == [64] * 3 and worst[3 * height // 4, 4].max() == 0
+
+
+def test_a_page_can_be_made_of_what_is_written(written):
+    text = page.write(written[0], title="Digits").read_text(encoding="utf-8")
+    found = Page(text)
+    assert found.problems == []
+    assert len(found.all("img")) == 7, "all but the overview, whose rows are there one by one"
+    assert "seen as 8" in found.text
+
+
+def test_pictures_hold_the_samples_in_columns_by_label(written, evaluation):
+    found = np.asarray(Image.open(written[0] / "pictures" / "generator.png"))
+    pixels = np.round(evaluation.pictures["generator", 1] * 255)
+    assert found.shape[0] < found.shape[1]
+    # Two rows of ten: the centre of the first pixel of the twelfth image lies in the second row.
+    step_y, step_x = (found.shape[0] - 2) / 2, (found.shape[1] - 2) / 10
+    at = found[int(2 + step_y + 2), int(2 + step_x + 2)]
+    assert abs(int(at.flat[0]) - pixels[11, 0, 0, 0]) <= 1
+
+
+def test_neighbours_stand_below_their_samples(evaluation):
+    pairs = digits_report._alternate(evaluation.pictures["generator", 1], evaluation.neighbours, 10)
+    np.testing.assert_array_equal(pairs[:10], evaluation.pictures["generator", 1][:10])
+    np.testing.assert_array_equal(pairs[10:20], evaluation.neighbours[:10])
+    np.testing.assert_array_equal(pairs[20:30], evaluation.pictures["generator", 1][10:])
+
+
+def table_after(text, heading):
+    lines = text.split(f"## {heading}")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x.startswith("|")]
+    return rows[0], rows[2:]
+
+
+def test_the_table_says_what_was_measured(evaluation):
+    text = digits_report.markdown(evaluation, "Digits", PROVENANCE)
+    head, rows = table_after(text, "Results")
+    assert head[:3] == ["model", "steps", "Fréchet, features"]
+    assert all(len(row) == len(head) == len(protocol.METRICS) + 3 for row in rows)
+    assert [row[0] for row in rows] == ["teacher", "teacher", "generator", "test split"]
+    assert rows[1][1:3] == ["16", "0.80 ± 0.10"]
+    assert rows[1][head.index("copies, %")] == "25.00 ± 10.00"
+    assert rows[1][-1] == "guidance 1.5"
+    assert rows[3][1:3] == ["", "0.70"]
+    assert "features of the generator in one step is 0.60 ± 0.10" in " ".join(
+        line.replace("in features of", "features of") for line in text.splitlines()
+    )
+    assert "0.80 ± 0.10 (16 steps): 0.75 times" in text
+
+
+def test_the_sweep_and_the_provenance_are_told(evaluation):
+    text = digits_report.markdown(evaluation, "Digits", PROVENANCE)
+    _, sweep = table_after(text, "The teacher's samplers")
+    assert sweep == [["4", "guidance 1.5", "1.25", "2.50", mark] for mark in ("chosen", "")]
+    _, provenance = table_after(text, "Provenance")
+    assert ["hashes: generator", "`def`"] in provenance
+    assert ["wall seconds", "`12.3`"] in provenance
+    assert ["versions: jax", "`1.2.3`"] in provenance
+
+
+def test_incomplete_provenance_and_numbers_that_are_none_write_nothing(evaluation, tmp_path):
+    missing = {name: value for name, value in PROVENANCE.items() if name != "hashes"}
+    with pytest.raises(ValueError, match="lacks hashes"):
+        digits_report.write(tmp_path, evaluation, title="Digits", provenance=missing)
+    evaluation.rows[0]["metrics"]["density"]["mean"] = float("nan")
+    with pytest.raises(ValueError):
+        digits_report.write(tmp_path, evaluation, title="Digits", provenance=PROVENANCE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_environment_names_versions_and_the_device():
+    found = digits_report.environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["device"]["platform"] == "cpu"
+    json.dumps(found)
+
+
+def test_unreadable_results_are_explained(tmp_path):
+    (tmp_path / "results.json").write_text('{"rows": [')
+    with pytest.raises(InputError, match="results.json is not JSON"):
+        digits_report.read_rows(tmp_path / "results.json")

@@ -1,0 +1,86 @@
+"""What pages show of a set of samples."""
+
+import json
+
+import numpy as np
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+from dimo_jax.evaluation.images.image_set import Batch, ImageSet
+from dimo_jax.evaluation.metrics import neighbours
+from dimo_jax.evaluation.report import page, showcase
+
+RNG = np.random.default_rng(0)
+
+
+class Pixels(ImageSet):
+    """Images in memory."""
+
+    def __init__(self, pixels, labels=None):
+        super().__init__("memory", len(pixels))
+        self.pixels, self.labels = pixels, labels
+        self.height, self.width = pixels.shape[1:3]
+
+    def read(self, start, stop):
+        return Batch(self.pixels[start:stop], np.zeros(stop - start, np.uint8))
+
+
+SAMPLES = Pixels(RNG.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 4)
+REAL = Pixels(RNG.integers(0, 256, (30, 16, 16, 3), np.uint8))
+FEATURES, REAL_FEATURES = RNG.normal(size=(40, 5)), RNG.normal(size=(30, 5))
+ROW = {"model": "generator", "steps": 1, "seed": 3}
+
+
+def test_nearest_is_that_of_scipy():
+    rows, others = RNG.normal(size=(700, 6)) + 50, RNG.normal(size=(5000, 6)) + 50
+    expected = cdist(rows, others)
+    places, distances = neighbours.nearest(rows, others)
+    np.testing.assert_array_equal(places, expected.argmin(axis=1))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-4)
+
+
+def test_the_ends_of_the_order_and_the_classes():
+    expected = cdist(FEATURES, REAL_FEATURES)
+    order = expected.min(axis=1).argsort()
+    found = showcase.look(ROW, SAMPLES, FEATURES, REAL_FEATURES, REAL)
+    assert [tile.label for tile in found.best] == (order[:10] % 4).tolist()
+    assert [tile.label for tile in found.worst] == (order[::-1][:10] % 4).tolist()
+    np.testing.assert_array_equal(found.worst[0].image, SAMPLES.pixels[order[-1]])
+    nearest = REAL.pixels[expected[order[-1]].argmin()]
+    shrunk = np.asarray(Image.fromarray(nearest).resize((8, 8), Image.LANCZOS))
+    np.testing.assert_array_equal(found.worst[0].nearest, shrunk)
+    means = {x: expected.min(axis=1)[SAMPLES.labels == x].mean() for x in range(4)}
+    np.testing.assert_allclose(list(found.by_class.values()), list(means.values()), rtol=1e-5)
+    assert found.first.shape == (24, 8, 8, 3) and found.neighbours.shape == (8, 8, 8, 3)
+
+
+def test_without_real_features_there_are_only_the_first_samples():
+    large = Pixels(RNG.integers(0, 256, (3, 200, 300, 3), np.uint8))
+    found = showcase.look({**ROW, "seed": None}, large, FEATURES[:3], None, None)
+    assert found.first.shape == (3, 85, 128, 3)
+    assert found.labels is None and not found.worst and found.by_class is None
+
+
+def test_many_classes_are_shown_at_both_ends(tmp_path):
+    samples = Pixels(np.zeros((100, 4, 4, 3), np.uint8), np.arange(100) % 50)
+    features = np.repeat(np.arange(50.0), 1)[np.arange(100) % 50, None]
+    found = showcase.look(ROW, samples, features, np.zeros((1, 1)), None)
+    per_class = showcase.write(tmp_path, [found])["per_class"]
+    assert per_class["names"] == [str(x) for x in [*range(10), *range(40, 50)]]
+    assert per_class["rows"][0]["metrics"]["nearest_real"][-1] == 49
+
+
+def test_a_page_shows_all_of_it(tmp_path):
+    looks = [
+        showcase.look(ROW, SAMPLES, FEATURES, REAL_FEATURES, REAL),
+        showcase.look({**ROW, "model": "teacher", "steps": 8}, SAMPLES, FEATURES, None, None),
+    ]
+    entries = showcase.write(tmp_path, looks)
+    kinds = [entry["kind"] for entry in entries["pictures"]]
+    assert kinds == ["samples", "samples", "neighbours", "worst", "best"]
+    metrics = {"fid": {"mean": 5.0, "std": 0.0}}
+    rows = [{"model": x.model, "steps": x.steps, "metrics": metrics, "sampler": {}} for x in looks]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows, **entries}))
+    text = page.write(tmp_path, title="t").read_text()
+    assert text.count("data:image/png") == 5
+    assert "nearest real image of the reference" in text and "teacher, 8 steps" in text
