@@ -36,7 +36,7 @@ CONFIG = {
 
 
 def write(path: Path) -> None:
-    """The published layout with random weights."""
+    """Write the published layout with random weights."""
     import jax
 
     like = jax.eval_shape(models.build(CONFIG).init, jax.random.key(0))
@@ -64,7 +64,7 @@ def write(path: Path) -> None:
 
 
 def measure(*arguments: str) -> None:
-    """Runs a command; prints its wall time and peak memory."""
+    """Run a command; prints its wall time and peak memory."""
     before = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
@@ -75,7 +75,7 @@ def measure(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Writes the file if it is not there, converts it, exports it, compares."""
+    """Write the file if it is not there, converts it, exports it, compares."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     folder = parser.parse_args().folder

@@ -72,7 +72,7 @@ class Watch:
 def run_case(
     form: Format, data: bytes, folder: Path, watch: Watch, seconds: float, megabytes: int
 ) -> tuple[str, str]:
-    """Reads one file.
+    """Read one file.
 
     Args:
         form: its format.
@@ -134,13 +134,13 @@ def _peak_bytes() -> int:
 
 
 def _limit_memory(megabytes: int) -> None:
-    """Leaves the process that much address space beside what it has."""
+    """Leave the process that much address space beside what it has."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), resource.RLIM_INFINITY))
 
 
 def case_of(name: str, seed: int, number: int, data: bytes) -> bytes:
-    """The file of a case."""
+    """Return the file of a case."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
     form = FORMATS[name]
     return form.repack(data, rng) if form.repack and rng.random() < 0.5 else mutated(data, rng)
@@ -156,7 +156,7 @@ def fuzz(
     megabytes: int = 256,
     say=print,
 ) -> dict[str, int]:
-    """Runs `count` cases, shared evenly by the formats.
+    """Run `count` cases, shared evenly by the formats.
 
     Args:
         names: keys of FORMATS.
@@ -201,7 +201,7 @@ def _show(form: Format, folder: Path) -> None:
 
 
 def main() -> None:
-    """Prints what is not as it should be, and one line for all."""
+    """Print what is not as it should be, and one line for all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="mutations in all")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="default: all")
@@ -230,7 +230,7 @@ def main() -> None:
 
 
 def too_long(*_: object) -> None:
-    """Ends a case whose time is over; the handler of SIGALRM."""
+    """End a case whose time is over; the handler of SIGALRM."""
     raise _TooLong
 
 

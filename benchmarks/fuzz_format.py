@@ -27,20 +27,20 @@ class Format:
 
 
 def write_json(value: Any) -> Callable[[Path], None]:
-    """Makes a file of JSON."""
+    """Make a file of JSON."""
     return lambda path: path.write_text(json.dumps(value))
 
 
 def into(name: str, write: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """Makes a file of a folder's name."""
+    """Make a file of a folder's name."""
     return lambda folder: write(folder / name)
 
 
 def text_file(name: str, data: bytes, read: Callable[[Path], Any]) -> Format:
-    """Makes the format of a file with that content."""
+    """Make the format of a file with that content."""
     return Format(name, into(name, lambda path: path.write_bytes(data)), read)
 
 
 def json_file(name: str, value: Any, read: Callable[[Path], Any]) -> Format:
-    """Makes the format of a file with that JSON value."""
+    """Make the format of a file with that JSON value."""
     return Format(name, into(name, write_json(value)), read)

@@ -34,7 +34,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes a file in one way, or in a few."""
+    """Change a file in one way, or in a few."""
     if rng.random() < 0.03:
         return _WHOLE[rng.integers(len(_WHOLE))]
     if rng.random() < 0.4 and (changed := _json(data, rng)) is not None:
@@ -45,7 +45,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def zip_member(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes one member of a zip archive, its checksum with it."""
+    """Change one member of a zip archive, its checksum with it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     name = list(members)[rng.integers(len(members))]
@@ -58,7 +58,7 @@ def zip_member(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def zipped(members: Mapping[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
-    """Makes an archive; the same bytes at any time of day."""
+    """Make an archive; the same bytes at any time of day."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in members.items():
@@ -67,7 +67,7 @@ def zipped(members: Mapping[str, bytes], kind: int = zipfile.ZIP_STORED) -> byte
 
 
 def bomb(data: bytes, rng: np.random.Generator) -> bytes:
-    """Changes one member of an archive, or makes all of them 64 MB of zeros."""
+    """Change one member of an archive, or makes all of them 64 MB of zeros."""
     if rng.random() < 0.9:
         return zip_member(data, rng)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -85,7 +85,7 @@ def _flip(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _head(data: bytes, rng: np.random.Generator) -> bytes:
-    """A flipped bit where sizes are declared."""
+    """Return a flipped bit where sizes are declared."""
     near = data[:256] if rng.random() < 0.5 else data[-256:]
     changed = _flip(near, rng)
     return changed + data[256:] if near == data[:256] else data[:-256] + changed

@@ -60,7 +60,7 @@ def _state() -> dict[str, np.ndarray]:
 
 
 def _converted(path: Path) -> None:
-    """As dimo_jax.convert: tensors, source, config, parameters."""
+    """Convert as dimo_jax.convert: tensors, source, config, parameters."""
     state = sources.read(path)
     source = sources.SOURCES[sources.recognise(state)]
     sources.convert(state, source, sources.Options(heads=1))
@@ -112,7 +112,7 @@ def _load_bundle(path: Path) -> None:
 
 
 def _load_signed(path: Path) -> None:
-    """A bundle whose config.json has the checksum of these parameters."""
+    """Load a bundle whose config.json has the checksum of these parameters."""
     config = json.loads((path.parent / "config.json").read_text())
     config["params_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (path.parent / "config.json").write_text(json.dumps(config))

@@ -17,7 +17,7 @@ Seconds = dict[str, dict[str, list[float]]]
 
 
 def measure(programs: Mapping[str, Callable[[], Any]], repetitions: int, calls: int = 1) -> Seconds:
-    """Runs each program in every round, after a round that does not count.
+    """Run each program in every round, after a round that does not count.
 
     Args:
         programs: by name.
@@ -41,7 +41,7 @@ def measure(programs: Mapping[str, Callable[[], Any]], repetitions: int, calls: 
 
 
 def report(seconds: Seconds, ours: str = "dimo_jax") -> dict[str, Any]:
-    """Medians and quartiles, and the others' times as a multiple of ours, round by round."""
+    """Print medians and quartiles, and the others' times as a multiple of ours, round by round."""
     result: dict[str, Any] = {}
     for clock, every in seconds.items():
         own = np.array(every[ours])
@@ -55,7 +55,7 @@ def report(seconds: Seconds, ours: str = "dimo_jax") -> dict[str, Any]:
 
 
 def write(result: Mapping[str, Any], output: str | None) -> None:
-    """Writes a result as JSON, to a file or to standard output."""
+    """Write a result as JSON, to a file or to standard output."""
     text = json.dumps(result, indent=1) + "\n"
     if output:
         print(files.write_file(output, text.encode()))

@@ -63,7 +63,7 @@ STAGES = ("pretrain", "distill")
 
 
 def started(workdir: Path, log: Path, *extra: str) -> int:
-    """The process id of a run."""
+    """Return the process id of a run."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -76,7 +76,10 @@ def started(workdir: Path, log: Path, *extra: str) -> int:
 
 
 def ended(pid: int, seconds: float) -> bool:
-    """Whether the process ends by itself in that time; else it is killed. A failure raises."""
+    """Return whether the process ends by itself in that time.
+
+    Else it is killed. A failure raises.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -112,7 +115,7 @@ def offered(workdir: Path) -> dict[str, str]:
 
 
 def result(workdir: Path) -> dict:
-    """What must be the same at the end of every run."""
+    """Return what must be the same at the end of every run."""
     lines = [
         {name: x for name, x in line.items() if not name.startswith("time/")}
         for line in metrics.read(workdir)
@@ -125,7 +128,7 @@ def result(workdir: Path) -> dict:
 
 
 def main() -> None:
-    """Runs, kills, compares."""
+    """Run, kill and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="how many processes are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

@@ -19,7 +19,7 @@ from dimo_jax.evaluation.metrics import neighbours
 
 
 def main() -> None:
-    """One run with its compilation."""
+    """Do one run with its compilation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=50_000)

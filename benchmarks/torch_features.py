@@ -64,7 +64,10 @@ def stopwatch(module: Any, name: str) -> Iterator[list[float]]:
 
 
 def ours(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str, float]:
-    """This package's evaluation, without what an earlier one left: FID and Inception Score."""
+    """Evaluate with this package, without what an earlier evaluation left.
+
+    FID and Inception Score.
+    """
     protocol = dataclasses.replace(PROTOCOLS["dimo"], reference="images")
     bundle = bundles.load(folder / "bundle", kind="features")
     row = measure.evaluate_samples(
@@ -79,7 +82,7 @@ def ours(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str, 
 
 
 def theirs(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str, float]:
-    """The same of torch-fidelity."""
+    """Return the same of torch-fidelity."""
     found = metrics.calculate_metrics(
         input1=str(samples),
         input2=str(real),
@@ -102,7 +105,7 @@ SIDES = {
 
 
 def main() -> None:
-    """Writes pictures and weights, then runs the two in turns."""
+    """Write pictures and weights, then runs the two in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=256, help="samples")
     parser.add_argument("--real", type=int, default=16, help="real images")

@@ -68,13 +68,13 @@ class TorchDraws:
         return probs.flatten(0, 1).multinomial(1).view(logits.shape[:2])
 
     def mask(self, name: str) -> torch.Tensor:
-        """The arccos schedule, exact counts."""
+        """Return the arccos schedule, exact counts."""
         ratio = torch.rand(self.size).acos() * (2 / math.pi)
         return self.chosen((ratio * self.length).round().clamp(min=1))
 
 
 def fuse_attention(network: TorchMaskGit) -> None:
-    """Lets every attention leave its weights unreturned."""
+    """Let every attention leave its weights unreturned."""
     for module in network.modules():
         if isinstance(module, torch.nn.MultiheadAttention):
             plain = module.forward
@@ -84,7 +84,7 @@ def fuse_attention(network: TorchMaskGit) -> None:
 
 
 def torch_step(config: dict[str, Any], model: dict[str, Any], state: Any) -> Callable:
-    """One step after the other, of PyTorch."""
+    """Take one step after the other, of PyTorch."""
     size, classes = config["distill"]["batch_size"], model["num_classes"]
     # The reference reads its sizes from its own module.
     for name, value in {
@@ -124,7 +124,7 @@ def torch_step(config: dict[str, Any], model: dict[str, Any], state: Any) -> Cal
 
 
 def on_threads(number: int, step: Callable[[], Any]) -> Callable[[], Any]:
-    """The step with so many of PyTorch's threads."""
+    """Return the step with so many of PyTorch's threads."""
 
     def run() -> Any:
         torch.set_num_threads(number)
@@ -134,7 +134,7 @@ def on_threads(number: int, step: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def jax_step(config: dict[str, Any], network: models.Network, start: Any) -> Callable:
-    """One step after the other, of this package."""
+    """Take one step after the other, of this package."""
     layout = sharding.layout(config["mesh"])
     program = programs.distill_program(config, network, network, start, layout)
     compiled, seconds = timing.compiled(program.lower)
@@ -153,7 +153,7 @@ def jax_step(config: dict[str, Any], network: models.Network, start: Any) -> Cal
 
 
 def main() -> None:
-    """Compiles, warms up, then runs the three in turns."""
+    """Compile, warms up, then runs the three in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=20, help="rounds")
     parser.add_argument("--calls", type=int, default=5, help="steps of each in a round")

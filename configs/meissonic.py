@@ -118,7 +118,7 @@ def _model():
 
 
 def _shrink(config):
-    """A few blocks, random weights, prompts of its own, a few steps; every other choice stays."""
+    """Return a small run: few blocks, random weights, own prompts, few steps; the rest stays."""
     config.title = "Meissonic smoke test: random weights"
     config.teacher.random = config.fast_compile = True
     config.prompts.texts = (

@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def overview() -> str:
-    """Returns a line and an example for each command."""
+    """Return a line and an example for each command."""
     blocks = []
     for name, module in COMMANDS.items():
         about = module.__doc__.splitlines()[0]

@@ -63,7 +63,7 @@ FLAGS.require("config")
 
 
 def main() -> None:
-    """Times the config."""
+    """Time the config."""
     from dimo_jax.commands import benchmark
 
     benchmark.run(FLAGS)

@@ -25,7 +25,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
-    """Parses sys.argv, calls main() and exits; never returns.
+    """Parse sys.argv, calls main() and exits; never returns.
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
     flag, a config field, a file), or more than the device's memory holds, explained in one line on
@@ -85,13 +85,13 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
 
 
 def first_example(described: str) -> str:
-    """Returns the first command line of a docstring, in one line; empty if it has none."""
+    """Return the first command line of a docstring, in one line; empty if it has none."""
     found = re.search(r"^ *(python -m (?:.*\\\n)*.*)", described, re.MULTILINE)
     return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
 
 
 def define_print_config(flag_values: Flags) -> None:
-    """Defines --print_config, which `run` answers for every command that has it.
+    """Define --print_config, which `run` answers for every command that has it.
 
     Args:
         flag_values: the command's own, with a --config.
@@ -106,7 +106,7 @@ def define_print_config(flag_values: Flags) -> None:
 
 
 def define_process_flags(flag_values: Flags) -> None:
-    """Defines --coordinator, --num_processes and --process_id, for a run of several processes.
+    """Define --coordinator, --num_processes and --process_id, for a run of several processes.
 
     Args:
         flag_values: the command's own.
@@ -134,7 +134,7 @@ def define_process_flags(flag_values: Flags) -> None:
 def numbers(
     flag_values: flags.FlagValues, name: str, kind: type[int] | type[float], default: list[Any]
 ) -> list[Any]:
-    """The values of a list flag, all of them above 0.
+    """Return the values of a list flag, all of them above 0.
 
     Args:
         flag_values: the command's own.
@@ -159,7 +159,7 @@ def numbers(
 
 
 def start_processes(flag_values: flags.FlagValues) -> None:
-    """Joins the other processes of the run, if there are any, and starts JAX's backend.
+    """Join the other processes of the run, if there are any, and starts JAX's backend.
 
     Args:
         flag_values: as for `define_process_flags`.
@@ -190,7 +190,7 @@ def start_alike(flag_values: flags.FlagValues) -> None:
 
 
 def _finish(main: Callable[[], None]) -> None:
-    """Runs the command to the good end of all processes, which may be a stop of all of them."""
+    """Run the command to the good end of all processes, which may be a stop of all of them."""
     try:
         main()
     except Interrupted as error:
@@ -216,7 +216,10 @@ def _joined() -> ModuleType | None:
 
 
 def _smaller(flag_values: flags.FlagValues) -> str:
-    """What helps where the device's memory is too small, by the flags that the command has."""
+    """Return what helps where the device's memory is too small.
+
+    By the flags that the command has.
+    """
     ways = {
         "batch_size": "give a smaller --batch_size",
         "config": "a training takes less with more --config.distill.parts, --config.remat=full or "
@@ -227,7 +230,10 @@ def _smaller(flag_values: flags.FlagValues) -> str:
 
 
 def _parse(flag_values: Flags, described: str) -> list[str]:
-    """The arguments that are no flags; what goes wrong is the user's input, so it is InputError."""
+    """Return the arguments that are no flags.
+
+    What goes wrong is the user's input, so it is InputError.
+    """
     # Libraries that read absl's global flags (tfds, grain) want them parsed.
     flags.FLAGS.mark_as_parsed()
     try:
@@ -260,7 +266,7 @@ def _parse(flag_values: Flags, described: str) -> list[str]:
 
 
 def _unknown_flag(flag_values: Flags, name: str) -> str:
-    """One sentence about a flag that the command does not have."""
+    """Return one sentence about a flag that the command does not have."""
     section = name.partition(".")[0]
     if section != name and section in flag_values:
         return f"--{name} is a field of a config, and no config is given; give --{section}=FILE too"
@@ -270,7 +276,10 @@ def _unknown_flag(flag_values: Flags, name: str) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """The message of a parsing error, of a formatted traceback only its last line and place."""
+    """Return the message of a parsing error.
+
+    Of a formatted traceback only its last line and place.
+    """
     head, _, trace = str(error).partition("Traceback (most recent call last)")
     if isinstance(error, OSError):
         return f"a config file cannot be loaded: {head.strip().splitlines()[-1]}"
@@ -282,7 +291,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
-    """The error behind this one that says the disk is full, if there is one."""
+    """Return the error behind this one that says the disk is full, if there is one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             return error

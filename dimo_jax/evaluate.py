@@ -132,7 +132,7 @@ cli.define_process_flags(FLAGS)
 
 
 def _mode(arguments: list[str]) -> str:
-    """What is asked for: one of MODES."""
+    """Return what is asked for: one of MODES."""
     given = [mode for mode in MODES if FLAGS[mode].value]
     if len(given) != 1:
         shown = ", ".join(f"--{mode}" for mode in MODES)
@@ -154,7 +154,7 @@ def _mode(arguments: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates what the flags name."""
+    """Evaluate what the flags name."""
     mode = _mode(arguments)
     from dimo_jax.commands import evaluate
 

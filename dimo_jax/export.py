@@ -49,7 +49,7 @@ FLAGS.require("format", "output")
 
 
 def main() -> None:
-    """Writes the file."""
+    """Write the file."""
     from dimo_jax.commands import export
 
     export.run(FLAGS)

@@ -39,7 +39,7 @@ FLAGS.require("config", "workdir", print_config=["config"])
 
 
 def main() -> None:
-    """Runs what the config describes."""
+    """Run what the config describes."""
     from dimo_jax.commands import main as command
 
     command.run(FLAGS)

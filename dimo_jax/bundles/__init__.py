@@ -73,7 +73,9 @@ class Bundle:
     compute: models.Compute | None = None
 
     def build(self) -> Any:
-        """The network (or tokenizer, or classifier) that `params` belong to; always the same one.
+        """Return the network (or tokenizer, or classifier) that `params` belong to.
+
+        Always the same one.
 
         Functions compiled for a network are kept by its `apply`: another one compiles anew.
         """
@@ -91,7 +93,7 @@ class Bundle:
         return found if isinstance(found, Mapping) else {}
 
     def attachment(self, name: str) -> bytes:
-        """A file that was saved with the bundle.
+        """Return a file that was saved with the bundle.
 
         Args:
             name: as given to `save`.
@@ -117,7 +119,7 @@ class Bundle:
 
 
 def params_pieces(params: Any) -> Iterator[bytes]:
-    """A parameter tree as flax.serialization's msgpack, leaf by leaf.
+    """Yield a parameter tree as flax.serialization's msgpack, leaf by leaf.
 
     The joined pieces are those of msgpack_serialize, whose result is a second copy of all leaves.
 
@@ -136,7 +138,7 @@ def params_pieces(params: Any) -> Iterator[bytes]:
 
 
 def params_bytes(params: Any) -> bytes:
-    """The joined `params_pieces`; the same bytes for the same values."""
+    """Return the joined `params_pieces`; the same bytes for the same values."""
     return b"".join(params_pieces(params))
 
 
@@ -153,7 +155,7 @@ def save(
     attachments: Mapping[str, bytes] | None = None,
     inside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AnyPath:
-    """Writes a bundle, whole or not at all; a bundle that is there is replaced, and nothing else.
+    """Write a bundle, whole or not at all; a bundle that is there is replaced, and nothing else.
 
     Args:
         path: the bundle's folder.
@@ -200,7 +202,7 @@ def _content(
     provenance: Any = None,
     attachments: Mapping[str, bytes] | None = None,
 ) -> dict[str, files.Content]:
-    """The bundle's two files, and its attachments."""
+    """Return the bundle's two files, and its attachments."""
     if attachments:
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
         provenance = {**(provenance or {}), "attachments": hashes}
@@ -222,7 +224,7 @@ def _content(
 def config_text(
     kind: str, model: Any, sampler: Any, tokenizer: Any, provenance: Any, params: Any
 ) -> str:
-    """Writes what stands in config.json."""
+    """Write what stands in config.json."""
     digest = hashlib.sha256()
     for piece in params_pieces(params):
         digest.update(piece)
@@ -243,7 +245,7 @@ def _expected_params(kind: str, model: Mapping[str, Any]) -> Any:
 
 
 def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
-    """Reads a bundle and checks all of it.
+    """Read a bundle and checks all of it.
 
     Args:
         path: the bundle's folder, or a run's; see bundle_places.find.
@@ -304,7 +306,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
 
 
 def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:
-    """Reads a tokenizer's bundle and checks that it is the one the model's tokens belong to.
+    """Read a tokenizer's bundle and checks that it is the one the model's tokens belong to.
 
     Args:
         path: the tokenizer's folder, usually <model's bundle>/tokenizer.

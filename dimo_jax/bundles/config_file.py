@@ -21,7 +21,7 @@ _FIELDS = {
 
 
 def read(data: bytes, where: AnyPath, kinds: Iterable[str]) -> dict[str, Any]:
-    """Parses a config.json; it has exactly the known fields, of their types.
+    """Parse a config.json; it has exactly the known fields, of their types.
 
     Args:
         data: its content.

@@ -18,7 +18,7 @@ KINDS = ("teacher", "generator", "classifier", "features", "clip", "tokenizer")
 
 
 def read(path: AnyPath, name: str) -> bytes:
-    """Reads a file of a bundle.
+    """Read a file of a bundle.
 
     Raises:
         InputError: the bundle or the file is missing, or cannot be read.
@@ -37,7 +37,7 @@ def read(path: AnyPath, name: str) -> bytes:
 
 
 def read_config(path: AnyPath) -> dict[str, Any]:
-    """Reads config.json, with exactly the known fields, of their types.
+    """Read config.json, with exactly the known fields, of their types.
 
     Raises:
         InputError: it is missing, or not a bundle's.
@@ -76,7 +76,10 @@ def foreign(folder: AnyPath, written: Iterable[str] = ATTACHMENTS) -> str | None
 
 
 def _is_attached(place: AnyPath, attached: Any) -> bool:
-    """Whether a file was saved with its bundle: a name in config.json alone may be a stranger's."""
+    """Return whether a file was saved with its bundle.
+
+    A name in config.json alone may be a stranger's.
+    """
     if not isinstance(attached, Mapping) or place.name not in attached or not place.is_file():
         return False
     expected = attached[place.name]

@@ -20,7 +20,7 @@ _PUBLISHED = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".msgpack", ".npy"
 
 
 def find(place: str | os.PathLike, kind: str | None = None) -> AnyPath:
-    """Returns the bundle that a path means: of a run's folder the part that is of the kind.
+    """Return the bundle that a path means: of a run's folder the part that is of the kind.
 
     Args:
         place: as typed.
@@ -46,13 +46,13 @@ def find(place: str | os.PathLike, kind: str | None = None) -> AnyPath:
 
 
 def parts_of_run(run: AnyPath) -> list[AnyPath]:
-    """Returns the folders in a run's that others read, and its own report's."""
+    """Return the folders in a run's that others read, and its own report's."""
     names = ("teacher", "tokenizer", "text_encoder", "classifier", "checkpoints", "report")
     return [run / name for name in (EXPORT_FOLDER, *names)]
 
 
 def run_config(path: AnyPath) -> dict:
-    """Returns the config of a run's folder; empty where the folder is something else."""
+    """Return the config of a run's folder; empty where the folder is something else."""
     config = _config(path)
     return config if all(isinstance(config.get(x), dict) for x in ("data", "distill")) else {}
 

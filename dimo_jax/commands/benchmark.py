@@ -31,7 +31,7 @@ _SETTINGS = ("compute_dtype", "remat", "scan_layers", "attention", "fast_compile
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     found = digits_report.environment()
     return {
         "device_kind": found["device"]["kind"],
@@ -55,7 +55,7 @@ def _processor() -> str:
 
 
 def peak(peak_tflops: float | None) -> dict[str, Any]:
-    """The peak that MFU is measured against, and who states it."""
+    """Return the peak that MFU is measured against, and who states it."""
     known = devices.find(jax.devices()[0].device_kind)
     if peak_tflops is not None:
         if peak_tflops <= 0:
@@ -75,7 +75,7 @@ def _results(
     sizes: list[int],
     steps: list[int],
 ) -> Iterator[dict[str, Any]]:
-    """One for each batch size, and for each number of steps."""
+    """Yield one for each batch size, and for each number of steps."""
     if flags.what == "train":
         for size in sizes:
             changed = copy.deepcopy(config)
@@ -89,7 +89,7 @@ def _results(
 
 
 def _own_sizes(what: str, config: dict[str, Any], num_tokens: int) -> list[int]:
-    """The batch sizes that are timed where none are asked for."""
+    """Return the batch sizes that are timed where none are asked for."""
     if what == "train":
         return [config["distill"]["batch_size"]]
     return sorted({1, 8, drawing.images_at_once(num_tokens, None)})
@@ -98,7 +98,7 @@ def _own_sizes(what: str, config: dict[str, Any], num_tokens: int) -> list[int]:
 def _measure(
     flags: FlagValues, config: dict[str, Any], note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All that is written."""
+    """Return all that is written."""
     sizes = cli.numbers(flags, "batch_size", int, [])
     steps = cli.numbers(flags, "steps", int, [8, 16])
     stated, models = peak(flags.peak_tflops), step_speed.open_models(config)
@@ -144,7 +144,7 @@ def _measure(
 
 
 def run(flags: FlagValues) -> None:
-    """Measures, and writes JSON.
+    """Measure, and writes JSON.
 
     Args:
         flags: those of dimo_jax.benchmark.

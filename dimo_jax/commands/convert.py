@@ -23,7 +23,10 @@ _CHUNK_BYTES = 1 << 26
 
 
 def _model_yaml(flags: FlagValues, path: Path) -> str | None:
-    """The text of a VQGAN's model.yaml: the one that is named, or the one beside the file."""
+    """Return the text of a VQGAN's model.yaml.
+
+    The one that is named, or the one beside the file.
+    """
     place = Path(flags.yaml) if flags.yaml else path.with_name("model.yaml")
     if not place.is_file():
         if flags.yaml:
@@ -39,7 +42,7 @@ def _tokenizer(
     hugging_face: bool,
     progress: Progress,
 ) -> dict[str, bytes]:
-    """The tokenizer of a text tower, as a file of the bundle.
+    """Return the tokenizer of a text tower, as a file of the bundle.
 
     A folder of Hugging Face brings its own; the weights of open_clip have open_clip's.
     """
@@ -76,7 +79,7 @@ def _hash(paths: list[Path], progress: Progress) -> str:
 
 
 def run(flags: FlagValues) -> None:
-    """Converts, and says what it has made.
+    """Convert, and says what it has made.
 
     Args:
         flags: those of dimo_jax.convert.
@@ -109,7 +112,7 @@ def _report(written: Mapping[str, int]) -> None:
 
 
 def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
-    """The models of text to image, each to a bundle of its folder's name."""
+    """Convert the models of text to image, each to a bundle of its folder's name."""
     encoder = path / TEXT_ENCODER_FOLDER
     if encoder.is_dir():
         files.check_folder(output / TEXT_ENCODER_FOLDER, ownership.foreign)
@@ -127,7 +130,7 @@ def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
 
 
 def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
-    """One model whose keys tell its sizes."""
+    """Convert one model whose keys tell its sizes."""
     files.check_folder(output, ownership.foreign)
     state = sources.read(path, flags.key)
     with Progress("convert") as progress:

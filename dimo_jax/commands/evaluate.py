@@ -51,7 +51,7 @@ def _check_number(flags: FlagValues, samples: image_sets.ImageSet) -> None:
 
 
 def _make_reference(flags: FlagValues, path: Path, protocol: Protocol, folder: Path) -> None:
-    """Writes a reference of --samples."""
+    """Write a reference of --samples."""
     images = _open(flags, flags.samples, flags.image_size)
     _check_number(flags, images)
     extractor, _ = _network(flags, protocol)
@@ -67,7 +67,7 @@ def _make_reference(flags: FlagValues, path: Path, protocol: Protocol, folder: P
 
 
 def _network(flags: FlagValues, protocol: Protocol) -> tuple[Extractor, str]:
-    """The feature network and the hash of its weights."""
+    """Return the feature network and the hash of its weights."""
     found = bundles.load(flags.features, kind="features")
     network = measure.open_network(found, protocol, _judged_at_once(flags))
     banner.show(banner.machine_lines())
@@ -81,7 +81,10 @@ def _judged_at_once(flags: FlagValues) -> int:
 def _yardstick(
     flags: FlagValues, protocol: Protocol, output: Path
 ) -> tuple[Yardstick, str, list[str]]:
-    """What sets are measured with, the hash of the weights, and what the reference cannot serve."""
+    """Return what sets are measured with.
+
+    The hash of the weights, and what the reference cannot serve.
+    """
     reference = references.Reference("")
     if flags.reference is not None:
         reference = references.open_reference(
@@ -98,7 +101,7 @@ def _yardstick(
 
 
 def _evaluate(flags: FlagValues, protocol: Protocol, output: Path, began: float) -> None:
-    """Judges --samples and writes the results."""
+    """Judge --samples and writes the results."""
     samples = _open(flags, flags.samples, None)
     _check_number(flags, samples)
     yardstick, weights, left_out = _yardstick(flags, protocol, output)
@@ -166,7 +169,7 @@ def _write(
     left_out: Sequence[str],
     began: float,
 ) -> None:
-    """The results' files; one line says where they are."""
+    """Write the results' files; one line says where they are."""
     with Progress("evaluate") as progress:
         for text in left_out:
             progress.note(text)
@@ -227,7 +230,7 @@ def _score_prompts(flags: FlagValues, output: Path, began: float) -> None:
 
 
 def _compare(runs: list[str], output: Path | None) -> None:
-    """Runs side by side, on the terminal or as files."""
+    """Show runs side by side, on the terminal or as files."""
     if output is None:
         print(compare.compare(runs).markdown)
     else:
@@ -235,7 +238,7 @@ def _compare(runs: list[str], output: Path | None) -> None:
 
 
 def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
-    """Refuses to replace what no evaluation wrote, before anything is computed."""
+    """Refuse to replace what no evaluation wrote, before anything is computed."""
     if flags.make_reference:
         where = files.local(flags.make_reference)
         files.check_writable(where)
@@ -250,7 +253,7 @@ def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
 
 
 def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
-    """Writes results.json, results.md and report.html, and prints five lines.
+    """Write results.json, results.md and report.html, and prints five lines.
 
     Args:
         flags: those of dimo_jax.evaluate.

@@ -35,17 +35,17 @@ _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"
 
 
 def msgpack(bundle: bundles.Bundle) -> bytes:
-    """The parameter tree, as flax.serialization.msgpack_restore reads it."""
+    """Return the parameter tree, as flax.serialization.msgpack_restore reads it."""
     return bundles.params_bytes(bundle.params)
 
 
 def read_msgpack(data: bytes) -> dict[str, np.ndarray]:
-    """Leaves by path name, of what `msgpack` wrote."""
+    """Leave by path name, of what `msgpack` wrote."""
     return trees.named_leaves(serialization.msgpack_restore(data))
 
 
 def safetensors(bundle: bundles.Bundle) -> bytes:
-    """The leaves by path name; the metadata entry "config" is the bundle's config.json."""
+    """Return the leaves by path name; the metadata entry "config" is the bundle's config.json."""
     place = bundle.path / bundles.CONFIG_FILE
     if place.is_file():
         config = place.read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def safetensors(bundle: bundles.Bundle) -> bytes:
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Leaves by path name, of what `safetensors` wrote."""
+    """Leave by path name, of what `safetensors` wrote."""
     leaves = {}
     for name, entry in deserialize(data):
         # Not safetensors.numpy.load: 0.8.0 writes bfloat16 from NumPy, but does not read it back.
@@ -75,7 +75,7 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
 def image_function(
     generator: bundles.Bundle, tokenizer: bundles.Bundle
 ) -> Callable[[UInt32[Array, "2"], Int[Array, "B"]], Float[Array, "B H W C"]]:
-    """The generator, from a key and labels to images, as one traceable function.
+    """Return the generator, from a key and labels to images, as one traceable function.
 
     Args:
         generator: its bundle.
@@ -115,7 +115,7 @@ def stablehlo(generator: bundles.Bundle, tokenizer: bundles.Bundle) -> bytes:
 
 
 def write_torch(path: Path, bundle: bundles.Bundle) -> None:
-    """Writes a PyTorch state dict of the original's keys, without PyTorch, and reads it back.
+    """Write a PyTorch state dict of the original's keys, without PyTorch, and reads it back.
 
     Args:
         path: the file.
@@ -141,14 +141,14 @@ def write_torch(path: Path, bundle: bundles.Bundle) -> None:
 
 
 def check_leaves(found: dict[str, np.ndarray], bundle: bundles.Bundle) -> None:
-    """Raises RuntimeError unless these are the bundle's parameters, bit for bit."""
+    """Raise RuntimeError unless these are the bundle's parameters, bit for bit."""
     wrong = trees.differences(found, trees.named_leaves(bundle.params))
     if wrong or trees.fingerprint(found) != bundle.params_hash:
         raise RuntimeError(f"the export reads back differently: {'; '.join(wrong) or 'values'}")
 
 
 def check_images(data: bytes, generator: bundles.Bundle, tokenizer: bundles.Bundle) -> None:
-    """Raises RuntimeError unless the exported function gives the bundle's images (two of them)."""
+    """Raise RuntimeError unless the exported function gives the bundle's images (two of them)."""
     key_data, labels = np.array([0, 1], np.uint32), np.zeros(2, np.int32)
     found = jax_export.deserialize(bytearray(data)).call(key_data, labels)
     expected = jax.jit(image_function(generator, tokenizer))(key_data, labels)
@@ -159,7 +159,7 @@ def check_images(data: bytes, generator: bundles.Bundle, tokenizer: bundles.Bund
 def exported(
     bundle: bundles.Bundle, format_name: str, tokenizer: bundles.Bundle | str | None = None
 ) -> bytes:
-    """The bundle in one of the formats, read back and compared.
+    """Return the bundle in one of the formats, read back and compared.
 
     Args:
         bundle: any kind; for "stablehlo" a generator.
@@ -206,7 +206,7 @@ def _source(flags: FlagValues) -> bundles.Bundle | snapshots.Snapshot:
 
 
 def _inputs(flags: FlagValues) -> list[AnyPath]:
-    """The folders that are read."""
+    """Return the folders that are read."""
     if flags.workdir:
         return places.parts_of_run(files.path(flags.workdir))
     return [places.find(flags.bundle)] if flags.bundle else []

@@ -22,7 +22,7 @@ from dimo_jax.training.metrics import Metrics
 
 
 def run(flags: FlagValues) -> None:
-    """Checks the config and runs what it describes; says at the end where everything is.
+    """Check the config and runs what it describes; says at the end where everything is.
 
     Args:
         flags: those of dimo_jax.main.
@@ -58,7 +58,7 @@ def run(flags: FlagValues) -> None:
 def _described(
     config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout
 ) -> JointRun | ImageRun:
-    """Finds all that the config can get wrong, before anything is computed or written."""
+    """Find all that the config can get wrong, before anything is computed or written."""
     trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
     stages.refuse_other_settings(
         config, {name: stages.checkpoints_of(workdir, name) for name in trained}
@@ -68,7 +68,7 @@ def _described(
 
 
 def _go_on(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout, began: float) -> str:
-    """Starts the run, or goes on with it where it was; returns what it has made."""
+    """Start the run, or goes on with it where it was; returns what it has made."""
     described = _described(config, workdir, layout)
     banner.show(banner.run_lines(config, described.network, layout, workdir))
     work_folder.write_config(config, workdir / work_folder.CONFIG_FILE)

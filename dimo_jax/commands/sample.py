@@ -39,7 +39,7 @@ _ALL_FLAGS = ("temperature", "top_k", "top_p")
 def chosen_labels(
     labels: list[str] | None, num: int | None, num_per_label: int, num_classes: int
 ) -> Int[ndarray, "N"]:
-    """The label of every image.
+    """Return the label of every image.
 
     Args:
         labels: as typed; None for every class.
@@ -68,7 +68,7 @@ def chosen_labels(
 
 
 def check_output(path: AnyPath) -> None:
-    """Refuses an output that cannot be written, before the work and not after it."""
+    """Refuse an output that cannot be written, before the work and not after it."""
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
     if path.suffix != ".png":
@@ -82,7 +82,7 @@ def check_output(path: AnyPath) -> None:
 
 
 def _value(text: str) -> Any:
-    """An option's value: a number, true or false, or the text itself."""
+    """Return an option's value: a number, true or false, or the text itself."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -92,7 +92,7 @@ def _value(text: str) -> Any:
 
 
 def _overrides(flags: FlagValues, model: bundles.Bundle) -> dict[str, Any]:
-    """The sampler settings given as flags."""
+    """Return the sampler settings given as flags."""
     teacher = {field: flags[flag].value for flag, field in _TEACHER_FLAGS.items()}
     teacher["name"] = flags.sampler
     for option in flags.option:
@@ -221,7 +221,7 @@ def _draw_labels(
 def _batch_by_batch(
     draw: Callable[[int, int], UInt8[ndarray, "B H W C"]], num: int, batch_size: int
 ) -> UInt8[ndarray, "N H W C"]:
-    """All images of a grid, from draw(start, stop)."""
+    """Return all images of a grid, from draw(start, stop)."""
     drawn = []
     with Progress("sample") as progress:
         for start in range(0, num, batch_size):

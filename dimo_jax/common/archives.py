@@ -29,7 +29,7 @@ _AGAIN = "copy or make it again"
 
 
 def open_zip(place: Any, where: str | None = None) -> zipfile.ZipFile:
-    """Opens a zip archive whose members have credible sizes.
+    """Open a zip archive whose members have credible sizes.
 
     Args:
         place: its path, or its bytes.
@@ -79,7 +79,7 @@ def _check_members(archive: zipfile.ZipFile, file_bytes: int) -> None:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> bytes:
-    """Reads a member of an archive of `open_zip`, and compares its checksum.
+    """Read a member of an archive of `open_zip`, and compares its checksum.
 
     Args:
         archive: the archive.
@@ -110,15 +110,15 @@ class Arrays(Mapping[str, np.ndarray]):
         return iter(self._names)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return how many there are."""
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is one of that name; it is not read."""
+        """Return whether there is one of that name; it is not read."""
         return name in self._names
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Reads one.
+        """Read one.
 
         Raises:
             InputError: it is missing, damaged, of objects, or has another size than it says.
@@ -142,7 +142,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
 @contextlib.contextmanager
 def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
-    """Opens an .npz; its arrays are read when they are asked for.
+    """Open an .npz; its arrays are read when they are asked for.
 
     Args:
         place: its path, or its bytes.
@@ -156,7 +156,7 @@ def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
 
 
 def write_npy(file: BinaryIO, array: np.ndarray) -> None:
-    """Writes an array in NumPy's format, and the CRC-32 of its values behind it.
+    """Write an array in NumPy's format, and the CRC-32 of its values behind it.
 
     NumPy's own readers take no notice of what follows the values.
     """
@@ -166,7 +166,7 @@ def write_npy(file: BinaryIO, array: np.ndarray) -> None:
 
 
 def map_npy(path: Path, check: bool = False) -> np.ndarray:
-    """Maps an .npy file, read-only.
+    """Map an .npy file, read-only.
 
     Args:
         path: with a checksum as `write_npy` leaves it, or without.
@@ -190,7 +190,7 @@ def map_npy(path: Path, check: bool = False) -> np.ndarray:
 def read_npy_header(
     stream: Any, num_bytes: int, behind: int = 0
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the head of an array in NumPy's format; the stream is left at its first value.
+    """Read the head of an array in NumPy's format; the stream is left at its first value.
 
     Args:
         stream: at the beginning.
@@ -223,7 +223,7 @@ def read_npy_header(
 
 @contextlib.contextmanager
 def explained(where: str, place: Any = None) -> Iterator[None]:
-    """Turns whatever reading raises, inside the block, into one sentence.
+    """Turn whatever reading raises, inside the block, into one sentence.
 
     Args:
         where: what is read, for the message.

@@ -25,11 +25,11 @@ class Flags(flags.FlagValues):
         self.__dict__["_fewer"] = {}
 
     def group(self, title: str) -> None:
-        """Begins a group of flags, as --help shows them."""
+        """Begin a group of flags, as --help shows them."""
         self._groups[title] = len(self)
 
     def require(self, *names: str | tuple[str, ...], **fewer: Sequence[str]) -> None:
-        """Makes flags required.
+        """Make flags required.
 
         Args:
             names: of the flags; of a tuple of them one is required.
@@ -38,20 +38,20 @@ class Flags(flags.FlagValues):
         self.__dict__["_required"], self.__dict__["_fewer"] = names, fewer
 
     def missing(self) -> list[str]:
-        """Returns the required flags that are not given, as --name."""
+        """Return the required flags that are not given, as --name."""
         fewer = (names for switch, names in self._fewer.items() if self[switch].value)
         required = [(x,) if isinstance(x, str) else x for x in next(fewer, self._required)]
         missing = [x for x in required if all(self[name].value is None for name in x)]
         return [" or ".join(f"--{name}" for name in x) for x in missing]
 
     def empty(self) -> list[str]:
-        """Returns the flags that are given without a value and need one, as --name."""
+        """Return the flags that are given without a value and need one, as --name."""
         # A field of a config may be empty, as a flag may that has a default: --negative_prompt=.
         own = [name for name in self if "." not in name]
         return [f"--{x}" for x in own if self[x].value == "" and self[x].default is None]
 
     def nearest(self, name: str) -> list[str]:
-        """Returns the flags that an unknown name may mean, as --name, best first."""
+        """Return the flags that an unknown name may mean, as --name, best first."""
         # No flag's spelling has a dash, and others' habits do.
         plain = name.replace("-", "_")
         known = [x for flag in self for x in self._spellings(flag)]
@@ -59,7 +59,7 @@ class Flags(flags.FlagValues):
         return [f"--{x}" for x in near]
 
     def describe(self) -> str:
-        """Returns all flags with their meaning, group by group, in the order of definition."""
+        """Return all flags with their meaning, group by group, in the order of definition."""
         starts = {index: title for title, index in self._groups.items()}
         blocks = []
         # A snapshot: a parsed config adds a flag for each override.

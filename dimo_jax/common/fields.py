@@ -83,7 +83,7 @@ def number(
 
 
 def names(*choices: str) -> Rule:
-    """One of some names; an empty one is shown as such."""
+    """Return one of some names; an empty one is shown as such."""
     shown = ", ".join(choice or "empty" for choice in choices)
     return Rule(f"one of {shown}", lambda x: isinstance(x, str) and x in choices, choices)
 
@@ -98,7 +98,7 @@ def text(why: str) -> Rule:
 
 
 def several(each: Rule, least: int = 0, exactly: int | None = None, distinct: bool = False) -> Rule:
-    """A tuple or list whose every entry follows a rule."""
+    """Return a tuple or list whose every entry follows a rule."""
     count = (
         f"{exactly}" if exactly is not None else (f"{least} or more" if least else "any number of")
     )
@@ -114,7 +114,7 @@ def several(each: Rule, least: int = 0, exactly: int | None = None, distinct: bo
 
 
 def is_pattern(value: Any) -> bool:
-    """Whether it is a regular expression."""
+    """Return whether it is a regular expression."""
     try:
         return isinstance(value, str) and re.compile(value) is not None
     except (re.error, RecursionError, OverflowError):
@@ -126,7 +126,7 @@ PATTERN = Rule("a regular expression", is_pattern)
 
 
 def defaults(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a tree of fields, in the same tree."""
+    """Return the defaults of a tree of fields, in the same tree."""
     return {
         name: defaults(entry) if isinstance(entry, Mapping) else entry.default
         for name, entry in section.items()
@@ -134,7 +134,7 @@ def defaults(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def written(value: Any) -> str:
-    """A value in a message: as it is typed, cut off where it is long."""
+    """Return a value in a message: as it is typed, cut off where it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an int of over 4300 digits; what contains itself

@@ -1,4 +1,6 @@
-"""Files and folders that appear whole or not at all, on a disk or in an object store (gs://, s3://).
+"""Files and folders that appear whole or not at all, on a disk or in an object store.
+
+(gs://, s3://).
 
 On a disk they are written elsewhere, then renamed. An object appears only when all of it has
 arrived, so it is written where it belongs; a folder of objects cannot be renamed, see
@@ -34,7 +36,7 @@ guards: list[Callable[[], None]] = []
 
 
 def path(place: str | os.PathLike) -> AnyPath:
-    """A path from what a user typed: a flag or a field of a config.
+    """Return a path from what a user typed: a flag or a field of a config.
 
     Args:
         place: a local path, gs://bucket/... or s3://bucket/...; what this function returned stays
@@ -64,7 +66,7 @@ def path(place: str | os.PathLike) -> AnyPath:
 
 
 def local(place: str | os.PathLike) -> Path:
-    """A path from what a user typed, where only a disk will do.
+    """Return a path from what a user typed, where only a disk will do.
 
     Args:
         place: a local path.
@@ -78,7 +80,7 @@ def local(place: str | os.PathLike) -> Path:
 
 
 def _named(place: str | os.PathLike) -> Path:
-    """Refuses a name that no disk takes: on one, pathlib raises instead of finding nothing."""
+    """Refuse a name that no disk takes: on one, pathlib raises instead of finding nothing."""
     try:
         longest = max(map(len, os.fsencode(place).split(b"/")))
     except UnicodeEncodeError:
@@ -89,14 +91,14 @@ def _named(place: str | os.PathLike) -> Path:
 
 
 def guard() -> None:
-    """Raises where this process may not write any more."""
+    """Raise where this process may not write any more."""
     for check in guards:
         check()
 
 
 @contextlib.contextmanager
 def writing(place: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write to, piece by piece, that takes its name when the block ends without error.
+    """Open a file to write piece by piece; it takes its name when the block ends without error.
 
     Args:
         place: the file; one that exists is replaced, its folder is created.
@@ -165,7 +167,7 @@ def check_folder(place: str | os.PathLike, foreign: Foreign) -> None:
 
 
 def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
-    """Writes a file atomically, creating its folder.
+    """Write a file atomically, creating its folder.
 
     Args:
         place: the file; one that exists is replaced.
@@ -189,7 +191,7 @@ def write_file(place: str | os.PathLike, data: bytes) -> AnyPath:
 
 
 def create_file(place: AnyPath, data: bytes) -> bool:
-    """Writes a file unless there is one, of which others never see a part; its folder is created.
+    """Write a file unless there is one, of which others never see a part; its folder is created.
 
     Args:
         place: of files.path.
@@ -225,7 +227,7 @@ def write_folder(
     files: Mapping[str, Content] | Iterable[tuple[str, Content]],
     foreign: Foreign = anything,
 ) -> AnyPath:
-    """Writes a folder of files; a folder of that name is replaced whole.
+    """Write a folder of files; a folder of that name is replaced whole.
 
     A folder cannot be renamed over one that is not empty, so the old one steps aside first. If the
     process is killed between the two renames, the old one is still complete at `replaced(path)`.
@@ -272,7 +274,7 @@ def write_folder(
 
 
 def _exchange(box: Path, target: Path) -> None:
-    """Gives box/new its name; what had that name goes into the box, which is then removed."""
+    """Give box/new its name; what had that name goes into the box, which is then removed."""
     old = replaced(target)
     if old.exists() and target.exists():
         os.rename(old, box / "left")  # by a process that was killed after its second rename
@@ -305,7 +307,7 @@ def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> Any
 
 
 def remove_folder(place: AnyPath) -> None:
-    """Removes a folder of files, but the folder itself not where it is a link.
+    """Remove a folder of files, but the folder itself not where it is a link.
 
     Raises:
         InputError: it is in an object store and cannot be removed.
@@ -322,5 +324,8 @@ def remove_folder(place: AnyPath) -> None:
 
 
 def resolved(place: AnyPath) -> AnyPath:
-    """The path without links and `..`; an object store has neither, there it stays as it is."""
+    """Return the path without links and `..`.
+
+    An object store has neither, there it stays as it is.
+    """
     return place if is_remote(place) else place.resolve()

@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep large freed blocks instead of returning them at once.
+    """Tell glibc's malloc to keep large freed blocks instead of returning them at once.
 
     XLA on the CPU allocates and frees its temporaries in every step. By default glibc maps and
     unmaps each large block, and the kernel clears every page anew (`perf stat -e minor-faults`, or

@@ -43,7 +43,7 @@ def grid(
     columns: int,
     row_labels: Sequence[str] | None = None,
 ) -> UInt8[ndarray, "GH GW 3"]:
-    """Tiles in rows of `columns`, row by row, on a white ground.
+    """Tile in rows of `columns`, row by row, on a white ground.
 
     Args:
         images: the tiles; N need not fill the last row.
@@ -82,7 +82,7 @@ def grid(
 def grid_size(
     num: int, columns: int, size: tuple[int, int], row_labels: Sequence[str] | None = None
 ) -> tuple[int, int]:
-    """Computes the height and width of a grid.
+    """Compute the height and width of a grid.
 
     Args:
         num: tiles.
@@ -96,7 +96,7 @@ def grid_size(
 
 
 def check_grid(height: int, width: int, advice: str) -> None:
-    """Refuses a grid that no program would show, before its images are drawn.
+    """Refuse a grid that no program would show, before its images are drawn.
 
     Args:
         height: of `grid_size`.
@@ -115,7 +115,7 @@ def check_grid(height: int, width: int, advice: str) -> None:
 
 
 def _tile(height: int, width: int) -> tuple[int, int, int]:
-    """How much a tile is enlarged, and its height and width then, with its gap."""
+    """Return how much a tile is enlarged, and its height and width then, with its gap."""
     scale = max(1, math.ceil(MIN_TILE_PIXELS / min(height, width)))
     return scale, height * scale + GAP_PIXELS, width * scale + GAP_PIXELS
 
@@ -128,14 +128,14 @@ def _margin(row_labels: Sequence[str]) -> int:
 
 
 def encode_png(image: UInt8[ndarray, "H W C"]) -> bytes:
-    """One picture, gray (C = 1) or RGB (C = 3), as the bytes of a PNG file."""
+    """Return one picture, gray (C = 1) or RGB (C = 3), as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def save_png(path: str | os.PathLike, image: UInt8[ndarray, "H W C"]) -> AnyPath:
-    """Writes one picture as PNG, atomically.
+    """Write one picture as PNG, atomically.
 
     Args:
         path: the file; one that exists is replaced.

@@ -28,7 +28,7 @@ _MOST_LISTED = 64  # factors of levels, sides of an image
 
 
 def check_sizes(config: Mapping[str, Any], num_leaves: int | None = None, where: str = "") -> None:
-    """Refuses a config with a number that no model has; other fields are left to the builder.
+    """Refuse a config with a number that no model has; other fields are left to the builder.
 
     Args:
         config: plain values, as read from a file; towers may be dicts of their own.

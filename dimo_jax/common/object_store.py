@@ -29,12 +29,12 @@ STORES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def is_remote(place: str | os.PathLike) -> bool:
-    """Whether it is in an object store."""
+    """Return whether it is in an object store."""
     return "://" in os.fspath(place)
 
 
 def open_path(place: str | os.PathLike, kind: str) -> epath.Path:
-    """A path in a store, which answers.
+    """Return a path in a store, which answers.
 
     Args:
         place: gs://bucket/... or s3://bucket/...
@@ -52,7 +52,7 @@ def open_path(place: str | os.PathLike, kind: str) -> epath.Path:
 
 @functools.cache
 def open_store(kind: str) -> None:
-    """Readies what reads and writes gs:// or s3://."""
+    """Make ready what reads and writes gs:// or s3://."""
     package = STORES[kind]
     try:
         fsspec.get_filesystem_class(kind)
@@ -70,7 +70,7 @@ def open_store(kind: str) -> None:
 
 @contextlib.contextmanager
 def reached(place: AnyPath, verb: str) -> Iterator[None]:
-    """Turns whatever a store raises into one sentence: its libraries have no common error."""
+    """Turn whatever a store raises into one sentence: its libraries have no common error."""
     try:
         yield
     except Exception as error:
@@ -82,12 +82,12 @@ def reached(place: AnyPath, verb: str) -> Iterator[None]:
 
 
 def _store(place: AnyPath) -> tuple[Any, str]:
-    """The file system of a remote path, and the path's name there."""
+    """Return the file system of a remote path, and the path's name there."""
     return fsspec.core.url_to_fs(str(place))
 
 
 def put(place: AnyPath, data: Content) -> None:
-    """Writes one object. Not by open(): leaving its block on an error keeps what was written."""
+    """Write one object. Not by open(): leaving its block on an error keeps what was written."""
     store, name = _store(place)
     if isinstance(data, bytes):
         with reached(place, "write"):
@@ -101,7 +101,7 @@ def put(place: AnyPath, data: Content) -> None:
 
 
 def put_new(place: AnyPath, data: bytes) -> bool:
-    """Writes one object unless there is one; whether it was written. The store decides."""
+    """Write one object unless there is one; whether it was written. The store decides."""
     store, name = _store(place)
     with reached(place, "write"):
         try:
@@ -113,7 +113,7 @@ def put_new(place: AnyPath, data: bytes) -> bool:
 
 
 def read_start(place: AnyPath, most: int) -> bytes | None:
-    """Reads the first bytes of a file or object; None where there is none."""
+    """Read the first bytes of a file or object; None where there is none."""
     try:
         if not is_remote(place):
             with open(place, "rb") as file:
@@ -133,6 +133,6 @@ def names_under(place: AnyPath) -> set[str]:
 
 
 def remove(place: AnyPath) -> None:
-    """Removes one object, if it is there."""
+    """Remove one object, if it is there."""
     with reached(place, "remove"):
         place.unlink(missing_ok=True)

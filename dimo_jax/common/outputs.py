@@ -23,7 +23,7 @@ Foreign = Callable[[AnyPath], str | None]
 
 @contextlib.contextmanager
 def explained(path: AnyPath) -> Iterator[None]:
-    """Turns an error of the system, but for a full disk, into a sentence about the path."""
+    """Turn an error of the system, but for a full disk, into a sentence about the path."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def explained(path: AnyPath) -> Iterator[None]:
 
 
 def followed(place: str | os.PathLike) -> Path:
-    """The path on a disk without links and `..`: where it is really written.
+    """Return the path on a disk without links and `..`: where it is really written.
 
     Args:
         place: a local path, which need not exist.
@@ -65,7 +65,7 @@ def file_target(place: AnyPath) -> Path:
 
 
 def try_beside(target: Path) -> None:
-    """Makes a file where the target or its folders will be, without a name.
+    """Make a file where the target or its folders will be, without a name.
 
     Raises:
         OSError: that cannot be done.
@@ -76,12 +76,12 @@ def try_beside(target: Path) -> None:
 
 
 def anything(folder: AnyPath) -> str | None:
-    """The first name in a folder: `Foreign` where only an empty folder may be replaced."""
+    """Return the first name in a folder: `Foreign` where only an empty folder may be replaced."""
     return min((x.name for x in folder.iterdir()), default=None)
 
 
 def refuse_foreign(place: AnyPath, foreign: Foreign) -> None:
-    """Refuses to replace a folder that is not wholly its writer's.
+    """Refuse to replace a folder that is not wholly its writer's.
 
     Raises:
         InputError: it is a file, or holds something else.
@@ -102,6 +102,6 @@ def refuse_foreign(place: AnyPath, foreign: Foreign) -> None:
 
 
 def replaced(place: str | os.PathLike) -> AnyPath:
-    """Where `write_folder` keeps the previous folder for the moment between its two renames."""
+    """Return where `write_folder` keeps the previous folder between its two renames."""
     target = place if is_remote(place) else Path(os.path.realpath(place))
     return target.with_name(f".{target.name}.replaced")

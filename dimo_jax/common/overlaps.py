@@ -14,7 +14,7 @@ def refuse(
     may_hold: bool = False,
     flag: str = "--output",
 ) -> None:
-    """Compares the places where the files really are, links resolved.
+    """Compare the places where the files really are, links resolved.
 
     Args:
         output: the file or folder to come.

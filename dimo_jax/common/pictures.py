@@ -66,12 +66,12 @@ class Opened(NamedTuple):
 
 
 def to_bits(kinds: Iterable[str]) -> int:
-    """Packs some of KINDS into a byte, a bit for each."""
+    """Pack some of KINDS into a byte, a bit for each."""
     return sum(_BITS[kind] for kind in kinds)
 
 
 def described(bits: UInt8[np.ndarray, "N"]) -> str:
-    """Counts pictures by what they are: "20 CMYK, 3 gray"; empty where all are 8-bit RGB.
+    """Count pictures by what they are: "20 CMYK, 3 gray"; empty where all are 8-bit RGB.
 
     Args:
         bits: `to_bits` of each.
@@ -81,7 +81,7 @@ def described(bits: UInt8[np.ndarray, "N"]) -> str:
 
 
 def read(place: Any) -> bytes:
-    """Reads the bytes of a picture's file.
+    """Read the bytes of a picture's file.
 
     Args:
         place: its path, on a disk or in an object store.
@@ -102,7 +102,7 @@ def read(place: Any) -> bytes:
 
 
 def check_bytes(num: int, name: str) -> None:
-    """Refuses a file that is too large for a picture before it is read.
+    """Refuse a file that is too large for a picture before it is read.
 
     Args:
         num: its size.
@@ -116,7 +116,7 @@ def check_bytes(num: int, name: str) -> None:
 
 
 def check_pixels(size: tuple[int, int], name: str) -> None:
-    """Refuses a picture of too many pixels before they take memory.
+    """Refuse a picture of too many pixels before they take memory.
 
     Args:
         size: width and height.
@@ -130,7 +130,7 @@ def check_pixels(size: tuple[int, int], name: str) -> None:
 
 
 def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
-    """Decodes a picture.
+    """Decode a picture.
 
     Pixels are those of Pillow, and so of clean-fid, torch-fidelity and ADM's evaluator, but for
     16-bit gray: Pillow turns all above 255 white there, and takes the upper 8 bits of colours.
@@ -201,7 +201,7 @@ def _kinds(image: Image.Image) -> tuple[str, ...]:
 
 
 def _ppm_maximum(tile: tuple) -> int:
-    """The largest value of a Netpbm file whose samples Pillow scales itself; else 0."""
+    """Return the largest value of a Netpbm file whose samples Pillow scales itself; else 0."""
     return tile[3][1] if tile[0].startswith("ppm") and isinstance(tile[3], tuple) else 0
 
 
@@ -213,7 +213,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """The picture with its 16-bit gray levels as 8-bit ones."""
+    """Return the picture with its 16-bit gray levels as 8-bit ones."""
     # Netpbm's mode of 16 bits is I.
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")):
         if image.mode in ("I", "F"):

@@ -30,7 +30,7 @@ class Process:
 
 
 def this() -> Process:
-    """Returns this process."""
+    """Return this process."""
     pid = os.getpid()
     _, start = _stat(pid) or ("", 0)
     try:
@@ -42,7 +42,7 @@ def this() -> Process:
 
 
 def lives(other: Process) -> bool | None:
-    """Returns whether a process still lives, or None where this one cannot tell.
+    """Return whether a process still lives, or None where this one cannot tell.
 
     Args:
         other: of any machine, from `this` there.

@@ -52,7 +52,7 @@ class Progress:
         self._line_open = False
 
     def update(self, done: int, total: int, text: str = "") -> None:
-        """Reports that `done` of `total` units are finished.
+        """Report that `done` of `total` units are finished.
 
         The rate counts from the first call, so call once with the starting value: work that an
         earlier run did, or compilation, is then left out.
@@ -88,14 +88,14 @@ class Progress:
         self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Prints '<name>: <text>' on a line of its own."""
+        """Print '<name>: <text>' on a line of its own."""
         self.close()
         if not self._silent:
             self._stream.write(f"{self._name}: {printable(text)}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Ends the line that is being rewritten, if there is one."""
+        """End the line that is being rewritten, if there is one."""
         if self._line_open:
             self._stream.write("\n")
             self._stream.flush()
@@ -106,5 +106,5 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the line."""
+        """End the line."""
         self.close()

@@ -38,7 +38,7 @@ _OTHERS = {
 
 
 def recognised(head: bytes, *own: bytes) -> str | None:
-    """Says what a file is by its beginning, and what to do with it.
+    """Say what a file is by its beginning, and what to do with it.
 
     Args:
         head: its first bytes.
@@ -55,7 +55,7 @@ def recognised(head: bytes, *own: bytes) -> str | None:
 
 
 def content(path: Any, most: int = MAX_BYTES) -> bytes:
-    """Reads a file, up to a size.
+    """Read a file, up to a size.
 
     Args:
         path: a pathlib.Path, or a path of files.path in an object store.
@@ -81,7 +81,7 @@ def content(path: Any, most: int = MAX_BYTES) -> bytes:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """Decodes UTF-8, without the mark that some editors put before it.
+    """Decode UTF-8, without the mark that some editors put before it.
 
     Raises:
         InputError: it is something else; the line and the byte are named.
@@ -98,7 +98,7 @@ def decoded(data: bytes, where: str) -> str:
 
 
 def text(path: Any, most: int = MAX_BYTES) -> str:
-    """Reads a text file.
+    """Read a text file.
 
     Raises:
         InputError: as `content` and `decoded`.
@@ -107,7 +107,7 @@ def text(path: Any, most: int = MAX_BYTES) -> str:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """Parses JSON.
+    """Parse JSON.
 
     Args:
         data: bytes must be UTF-8.
@@ -138,7 +138,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 
 def json_value(path: Any, most: int = MAX_BYTES) -> Any:
-    """Reads a file of JSON.
+    """Read a file of JSON.
 
     Raises:
         InputError: as `content` and `parse_json`.
@@ -147,7 +147,7 @@ def json_value(path: Any, most: int = MAX_BYTES) -> Any:
 
 
 def json_object(path: Any, most: int = MAX_BYTES) -> dict[str, Any]:
-    """Reads a file that holds a JSON object.
+    """Read a file that holds a JSON object.
 
     Raises:
         InputError: as `json_value`, or it holds another value.
@@ -156,7 +156,7 @@ def json_object(path: Any, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
-    """Gives back a JSON object, and refuses every other value."""
+    """Give back a JSON object, and refuses every other value."""
     if not isinstance(value, dict):
         kind = type(value).__name__
         raise InputError(f"{where} is not a JSON object but a {kind}; give the file it should be")
@@ -165,7 +165,7 @@ def as_object(value: Any, where: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def well_typed(where: str) -> Iterator[None]:
-    """Turns what fields of the wrong type raise, inside the block, into one sentence.
+    """Turn what fields of the wrong type raise, inside the block, into one sentence.
 
     Args:
         where: what the fields are of, for the message.
@@ -185,7 +185,7 @@ def well_typed(where: str) -> Iterator[None]:
 
 
 def parse_yaml(found: str, where: str) -> Any:
-    """Parses YAML of plain values; aliases, with which 1 kB can stand for gigabytes, are refused.
+    """Parse YAML of plain values; aliases, with which 1 kB can stand for gigabytes, are refused.
 
     Raises:
         InputError: it is something else, too large or too deep.
@@ -212,7 +212,7 @@ def parse_yaml(found: str, where: str) -> Any:
 
 
 def unzip(data: bytes, where: str, most: int) -> bytes:
-    """Unpacks gzip, up to a size.
+    """Unpack gzip, up to a size.
 
     Raises:
         InputError: it is damaged, something else, or unpacks to more.

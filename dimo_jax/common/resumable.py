@@ -27,7 +27,7 @@ _OWN = re.compile(r"settings\.json|\d{8,}\.npz")
 
 
 def folder_of(output: AnyPath) -> AnyPath:
-    """Where the ranges of an output lie until they are joined."""
+    """Return where the ranges of an output lie until they are joined."""
     return output.with_name(f"{output.name}.parts")
 
 
@@ -38,12 +38,12 @@ def _foreign(folder: AnyPath) -> str | None:
 
 
 def lock_of(output: AnyPath) -> AnyPath:
-    """The file by which one command holds an output; not in its folder, which is removed."""
+    """Return the file by which one command holds an output; not in its folder, which is removed."""
     return output.with_name(f".{output.name}.lock")
 
 
 def check_ranges(output: AnyPath) -> None:
-    """Refuses an output whose ranges would lie among other files.
+    """Refuse an output whose ranges would lie among other files.
 
     Raises:
         InputError: there are some in their folder, which is removed at the end.
@@ -91,22 +91,25 @@ class Parts:
             )
 
     def ranges(self) -> list[tuple[int, int]]:
-        """All ranges [start, stop) in order."""
+        """Return all ranges [start, stop) in order."""
         num = len(self.labels)
         return [(i, min(i + RANGE_SIZE, num)) for i in range(0, num, RANGE_SIZE)]
 
     def path(self, start: int) -> AnyPath:
-        """The file of the range that begins at `start`; it is there when the range is done."""
+        """Return the file of the range that begins at `start`.
+
+        It is there when the range is done.
+        """
         return self.folder / f"{start:08d}.npz"
 
     def save(self, start: int, pixels: UInt8[ndarray, "n H W C"], tokens: Int[ndarray, "n L"]):
-        """Writes a range."""
+        """Write a range."""
         buffer = io.BytesIO()
         np.savez(buffer, pixels=pixels, tokens=tokens)
         files.write_file(self.path(start), buffer.getvalue())
 
     def finish(self, redraw: Callable[[int, int], None]) -> None:
-        """Joins the ranges into the output and removes them.
+        """Join the ranges into the output and removes them.
 
         Args:
             redraw: draws and saves a range [start, stop) anew, where its file is damaged.

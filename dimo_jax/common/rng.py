@@ -30,7 +30,7 @@ def stream_key(seed: Scalar, stream: str, step: Scalar = 0) -> Key[Array, ""]:
 
 
 def example_keys(key: Key[Array, ""], index: Int[Array, "B"]) -> Key[Array, "B"]:
-    """One key for each example, from its index in the global batch.
+    """Return one key for each example, from its index in the global batch.
 
     Args:
         key: the key of the stream at this step.

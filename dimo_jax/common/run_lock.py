@@ -51,7 +51,7 @@ def _clock() -> float:
 
 
 def _parse(data: bytes) -> _Holder | None:
-    """Reads what a lock file says; None where it says nothing."""
+    """Read what a lock file says; None where it says nothing."""
     try:
         found = readers.as_object(readers.parse_json(data, "lock"), "lock")
         process = processes.Process(**{x: kind(found[x]) for x, kind in _FIELDS.items()})
@@ -80,7 +80,7 @@ class _Lock:
         self._thread = threading.Thread(target=self._keep, name=_THREAD, daemon=True)
 
     def acquire(self, note: Callable[[str], None]) -> None:
-        """Takes the folder, or refuses with who has it."""
+        """Take the folder, or refuses with who has it."""
         if not files.is_remote(self._path) and self._path.is_symlink():
             raise InputError(f"{self._path} is a link, expected a file of this program; remove it")
         if not files.is_remote(self._path):
@@ -119,7 +119,7 @@ class _Lock:
         )
 
     def check(self) -> None:
-        """Refuses to write once the folder is, or may be, another one's."""
+        """Refuse to write once the folder is, or may be, another one's."""
         if threading.current_thread().name == _THREAD:  # of this lock or of another
             return
         while self._lost is None and _clock() - self._confirmed > SURE_SECONDS:
@@ -137,7 +137,7 @@ class _Lock:
             )
 
     def release(self) -> None:
-        """Gives the folder back; where the store does not answer, the file stays and grows old."""
+        """Give the folder back; where the store does not answer, the file stays and grows old."""
         self._ending = True
         self._wake.set()
         self._thread.join(_RELEASE_SECONDS)
@@ -158,7 +158,7 @@ class _Lock:
                     return
 
     def _confirm(self) -> None:
-        """Writes the file anew, if it is still this process's."""
+        """Write the file anew, if it is still this process's."""
         if self._lost is not None:
             return
         began, data = _clock(), self._read()
@@ -175,7 +175,7 @@ class _Lock:
         self._confirmed = began
 
     def _take_over(self, seen: bytes) -> bool:
-        """Puts this process in the place of one that is gone; whether that succeeded."""
+        """Put this process in the place of one that is gone; whether that succeeded."""
         if self._read() != seen:
             return False
         began = _clock()
@@ -220,7 +220,7 @@ def _note(text: str) -> None:
 
 @contextlib.contextmanager
 def hold(path: AnyPath, held: str, note: Callable[[str], None] = _note) -> Iterator[None]:
-    """Holds a folder while the block runs: no other process that asks gets it.
+    """Hold a folder while the block runs: no other process that asks gets it.
 
     Before anything is written through common.files, this process then makes sure that it still
     has the folder; see files.guards.

@@ -6,7 +6,7 @@ _MOST = 120  # characters of a file's content in a message
 
 
 def shown(value: Any) -> str:
-    """Gives a value out of a file as a message may show it: short, in ASCII, without controls."""
+    """Give a value out of a file as a message may show it: short, in ASCII, without controls."""
     try:
         text = str(value)
     except (ValueError, RecursionError):  # an int of over 4300 digits; what contains itself
@@ -15,7 +15,7 @@ def shown(value: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """Gives a value out of a file as Python writes it: short, in ASCII, without controls."""
+    """Give a value out of a file as Python writes it: short, in ASCII, without controls."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):
@@ -24,7 +24,7 @@ def quoted(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Writes out whatever a terminal does not show as a character, ESC as \x1b.
+    r"""Write out whatever a terminal does not show as a character, ESC as \x1b.
 
     That includes the marks that turn the direction of writing, and lone surrogates, which a strict
     stream refuses.

@@ -28,7 +28,7 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EI
 
 @contextlib.contextmanager
 def file(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file in the folder of another, to be renamed; removed if it is not.
+    """Make a new file in the folder of another, to be renamed; removed if it is not.
 
     Args:
         target: what it is to become; its folder is there.
@@ -55,7 +55,7 @@ def file(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
 @contextlib.contextmanager
 def folder(target: Path) -> Iterator[Path]:
-    """A new folder in the folder of another; removed at the end with all that is in it.
+    """Make a new folder in the folder of another; removed at the end with all that is in it.
 
     Args:
         target: what is to come, of which something inside is renamed to it; its folder is there.
@@ -81,7 +81,7 @@ def folder(target: Path) -> Iterator[Path]:
 
 
 def new_file(path: Path) -> BinaryIO:
-    """Opens a file that must not be there, not even as a link.
+    """Open a file that must not be there, not even as a link.
 
     Raises:
         OSError: it is there, or cannot be made.
@@ -90,7 +90,7 @@ def new_file(path: Path) -> BinaryIO:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of that name is one of these, perhaps of a killed process."""
+    """Return whether a file or folder of that name is one of these, perhaps of a killed process."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -103,7 +103,7 @@ def _create(path: Path) -> int:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Whether the file is this process's now; on a disk without flock it always is."""
+    """Return whether the file is this process's now; on a disk without flock it always is."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.fstat(descriptor).st_ino == os.lstat(path).st_ino
@@ -118,7 +118,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 # Once in a process: a folder of 50,000 pictures is not listed before each of them.
 @functools.lru_cache(1024)
 def _clean(folder: Path) -> None:
-    """Removes what killed processes left in a folder."""
+    """Remove what killed processes left in a folder."""
     with contextlib.suppress(OSError):
         for path in [Path(entry) for entry in os.scandir(folder) if is_temporary(entry.name)]:
             with contextlib.suppress(OSError):
@@ -138,7 +138,7 @@ def _remove_if_left(path: Path) -> None:
 
 
 def _is_left(path: Path, age: float) -> bool:
-    """Whether no process that lives has the file under flock."""
+    """Return whether no process that lives has the file under flock."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

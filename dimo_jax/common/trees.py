@@ -21,7 +21,7 @@ def path_name(path: tuple) -> str:
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """All leaves by path name, in the tree's own order."""
+    """Return all leaves by path name, in the tree's own order."""
     return {path_name(p): x for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -31,7 +31,7 @@ def map_named(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
 
 
 def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether any of the regular expressions is found in the path name."""
+    """Return whether any of the regular expressions is found in the path name."""
     return any(re.search(pattern, name) for pattern in patterns)
 
 
@@ -46,7 +46,7 @@ def fingerprint(tree: Tree) -> str:
 
 
 def differences(found: Tree, expected: Tree) -> list[str]:
-    """Every difference in path, shape or dtype between two trees, one line each.
+    """Return every difference in path, shape or dtype between two trees, one line each.
 
     Args:
         found: a tree of arrays.
@@ -70,7 +70,7 @@ def differences(found: Tree, expected: Tree) -> list[str]:
 
 
 def check_finite(tree: Tree, where: str) -> None:
-    """Refuses parameters with NaN or infinite values, which would spread to all that is computed.
+    """Refuse parameters with NaN or infinite values, which would spread to all that is computed.
 
     Args:
         tree: of arrays; integers pass. A gigabyte of float32 takes 0.13 s.

@@ -9,11 +9,11 @@ PACKAGES = ("dimo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def installed() -> dict[str, str]:
-    """Returns {"python" or a package: its version}, of this process."""
+    """Return {"python" or a package: its version}, of this process."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **versions}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Lists what differs, e.g. "jax 0.10.2, now 0.12.0"; what is missing on one side does not."""
+    """List what differs, e.g. "jax 0.10.2, now 0.12.0"; what is missing on one side does not."""
     return [f"{x} {before[x]}, now {now[x]}" for x in now if before.get(x, now[x]) != now[x]]

@@ -89,7 +89,7 @@ class ClipTokenizer:
         return rows
 
     def describe_cut(self, texts: Sequence[str], prefix: str = "") -> str | None:
-        """Says which texts are longer than a row.
+        """Say which texts are longer than a row.
 
         Args:
             texts: as they are encoded.
@@ -112,7 +112,7 @@ class ClipTokenizer:
 
 
 def open_clip(merges: Sequence[str], context: int = 77) -> ClipTokenizer:
-    """The tokenizer of open_clip, of CLIP score and of HPS.
+    """Return the tokenizer of open_clip, of CLIP score and of HPS.
 
     Args:
         merges: of clip_vocabulary.read.
@@ -147,7 +147,7 @@ def _clean(text: str) -> str:
 
 
 def transformers(data: bytes, context: int = 77) -> ClipTokenizer:
-    """The tokenizer of a Hugging Face folder, with the ids of transformers' CLIPTokenizer.
+    """Return the tokenizer of a Hugging Face folder, with the ids of transformers' CLIPTokenizer.
 
     Args:
         data: of transformers_tokenizer.read.
@@ -168,7 +168,9 @@ def transformers(data: bytes, context: int = 77) -> ClipTokenizer:
 
 
 def of_files(files: Mapping[str, bytes], sizes: Mapping[str, int], where: object) -> ClipTokenizer:
-    """The tokenizer that a bundle of CLIP carries: that of its Hugging Face folder, or open_clip's.
+    """Return the tokenizer that a bundle of CLIP carries.
+
+    That of its Hugging Face folder, or open_clip's.
 
     Args:
         files: of the bundle, by name.
@@ -191,7 +193,7 @@ def of_files(files: Mapping[str, bytes], sizes: Mapping[str, int], where: object
 
 
 def merges_of(files: Mapping[str, bytes], where: object) -> list[str]:
-    """The merges of the vocabulary that a bundle of CLIP carries.
+    """Return the merges of the vocabulary that a bundle of CLIP carries.
 
     Args:
         files: of the bundle, by name.

@@ -26,7 +26,7 @@ _MAX_UNPACKED = 1 << 24  # bytes of OpenAI's list, which has 3.2 million
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte, in the order of their ids.
+    """Return the character that stands for each byte, in the order of their ids.
 
     Printable bytes stand for themselves and come first; the others have the characters from 256 on.
 
@@ -37,7 +37,7 @@ def byte_characters() -> list[str]:
 
 
 def tokens(merges: Sequence[str]) -> list[str]:
-    """Every piece of a vocabulary but start and end; its place is its id.
+    """Return every piece of a vocabulary but start and end; its place is its id.
 
     Args:
         merges: pairs of pieces, each written as "left right".
@@ -48,17 +48,19 @@ def tokens(merges: Sequence[str]) -> list[str]:
 
 
 def to_text(merges: Sequence[str]) -> bytes:
-    """Merges as the content of a merges.txt."""
+    """Merge as the content of a merges.txt."""
     return "\n".join([_HEADER, *merges, ""]).encode()
 
 
 def from_text(data: bytes) -> list[str]:
-    """The merges of what `to_text` gave, which a bundle of CLIP carries."""
+    """Return the merges of what `to_text` gave, which a bundle of CLIP carries."""
     return data.decode().split("\n")[1:-1]
 
 
 def find(folder: Path) -> Path | None:
-    """A file with a vocabulary: in a folder, in tokenizer/ beside it, or in an installed package.
+    """Return a file with a vocabulary.
+
+    In a folder, in tokenizer/ beside it, or in an installed package.
 
     Args:
         folder: where the weights lie.
@@ -76,7 +78,7 @@ def find(folder: Path) -> Path | None:
 
 
 def read(path: Path, vocabulary: int) -> list[str]:
-    """The merges of a file.
+    """Return the merges of a file.
 
     Args:
         path: a merges.txt, a tokenizer.json, OpenAI's bpe_simple_vocab_16e6.txt.gz, or a folder
@@ -117,7 +119,7 @@ def read(path: Path, vocabulary: int) -> list[str]:
 
 
 def merges_in(found: Any, where: str) -> list[str]:
-    """The merges in a parsed tokenizer.json.
+    """Return the merges in a parsed tokenizer.json.
 
     Args:
         found: plain values.
@@ -136,7 +138,7 @@ def merges_in(found: Any, where: str) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """All merges of a file, whatever their number."""
+    """Return all merges of a file, whatever their number."""
     if path.suffix == ".json":
         return merges_in(readers.json_value(path), str(path))
     data = readers.content(path)
@@ -148,7 +150,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _compare(path: Path, ids: Any, merges: Sequence[str]) -> None:
-    """Refuses ids of a file that are not those that follow from the merges."""
+    """Refuse ids of a file that are not those that follow from the merges."""
     if ids is None:
         return
     if not isinstance(ids, Mapping):

@@ -18,7 +18,7 @@ from dimo_jax.parallel.sharding import Layout
 
 
 def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:
-    """A class for each example, uniformly.
+    """Return a class for each example, uniformly.
 
     Args:
         keys: [B].
@@ -33,7 +33,7 @@ def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:
 
 
 def null(batch_size: int, num_classes: int) -> Int[np.ndarray, "B"]:
-    """The label of the unconditional branch, [B] int32."""
+    """Return the label of the unconditional branch, [B] int32."""
     return np.full((batch_size,), num_classes, np.int32)
 
 
@@ -48,24 +48,24 @@ class LabelConditions:
     num: int
 
     def identity(self) -> dict[str, str]:
-        """What a training depends on besides its settings: nothing."""
+        """Return what a training depends on besides its settings: nothing."""
         return {}
 
     def features(self, numbers: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-        """What the network is given for some labels: themselves."""
+        """Return what the network is given for some labels: themselves."""
         return np.asarray(numbers, np.int32)
 
     def null(self, size: int) -> Int[np.ndarray, "N"]:
-        """What it is given for no condition."""
+        """Return what it is given for no condition."""
         return null(size, self.num)
 
     def fill_cache(self) -> None:
-        """Does nothing: labels are their own features."""
+        """Do nothing: labels are their own features."""
 
     def batches(
         self, seed: int, size: int, updates: int, layout: Layout
     ) -> Callable[[int], tuple[Any, Any, Any]]:
-        """The conditions of every distillation step.
+        """Return the conditions of every distillation step.
 
         Args:
             seed: of the run.

@@ -40,11 +40,11 @@ class PromptConditions:
         self.num = len(prompts.texts)
 
     def identity(self) -> dict[str, str]:
-        """What a training depends on besides its settings."""
+        """Return what a training depends on besides its settings."""
         return {"prompts": self._prompts.sha256, **self._encoder.identity}
 
     def open_cache(self, folder: str, dtype: str) -> None:
-        """Chooses a folder for the features, and checks it; nothing is written.
+        """Choose a folder for the features, and checks it; nothing is written.
 
         Args:
             folder: see TextCache.
@@ -56,7 +56,7 @@ class PromptConditions:
         self._unfilled = TextCache(folder, self.num, self._encoder.shapes, dtype, self.identity())
 
     def fill_cache(self) -> None:
-        """Takes the features from that folder from now on, which is filled first; if there is one.
+        """Take the features from that folder from now on, which is filled first; if there is one.
 
         Raises:
             InputError: as TextCache.fill.
@@ -67,24 +67,24 @@ class PromptConditions:
             self._cache, self._unfilled = self._unfilled, None
 
     def features(self, numbers: Int[np.ndarray, "N"]) -> Features:
-        """What the network is given for some prompts."""
+        """Return what the network is given for some prompts."""
         if self._cache is None:
             return self._encoder(self._texts(numbers))
         return self._encoder.with_micro(self._cache.rows(numbers))
 
     def of_texts(self, texts: Sequence[str]) -> Features:
-        """What it is given for any texts."""
+        """Return what it is given for any texts."""
         return self._encoder(texts)
 
     def null(self, size: int) -> Features:
-        """What the teacher is given in its unconditional branch: the negative prompt."""
+        """Return what the teacher is given in its unconditional branch: the negative prompt."""
         one = self._encoder([self._negative])
         return jax.tree.map(lambda x: np.repeat(x, size, axis=0), one)
 
     def batches(
         self, seed: int, size: int, updates: int, layout: Layout
     ) -> Callable[[int], tuple[Any, Any, Any]]:
-        """The conditions of every distillation step.
+        """Return the conditions of every distillation step.
 
         The prompts run in one endless stream, every one once an epoch (data.stream); a step takes
         the generator's batch from it, then the auxiliary's, as the authors' loader does.

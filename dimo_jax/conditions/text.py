@@ -26,7 +26,9 @@ Features = dict[str, Float[np.ndarray, "N ..."]]
 
 
 def identity_of(params: Any, tokenizer: ClipTokenizer) -> dict[str, str]:
-    """What decides the features of a text tower: its parameters' fingerprint, and the tokenizer.
+    """Return what decides the features of a text tower.
+
+    Its parameters' fingerprint, and the tokenizer.
 
     Args:
         params: of CLIP.
@@ -36,7 +38,7 @@ def identity_of(params: Any, tokenizer: ClipTokenizer) -> dict[str, str]:
 
 
 def check_belongs(expected: Any, found: Mapping[str, str], where: Any, model: Any) -> None:
-    """Refuses another text encoder than the one that a network was trained with.
+    """Refuse another text encoder than the one that a network was trained with.
 
     Args:
         expected: what its bundle remembers, the `identity_of` that one; None: nothing.
@@ -110,7 +112,7 @@ class TextConditions:
         return identity_of(self._params, self.tokenizer)
 
     def __call__(self, prompts: Sequence[str]) -> Features:
-        """The conditions of some prompts.
+        """Return the conditions of some prompts.
 
         Args:
             prompts: of any length; what goes beyond the tower's context is cut off, an empty one
@@ -131,15 +133,15 @@ class TextConditions:
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(ids)], *parts)
 
     def release(self) -> None:
-        """Frees the device of the parameters, until the next call."""
+        """Free the device of the parameters, until the next call."""
         self._placed = None
 
     def ids(self, prompts: Sequence[str]) -> Int[np.ndarray, "N T"]:
-        """What the tower reads, int32."""
+        """Return what the tower reads, int32."""
         return self.tokenizer(prompts)
 
     def features(self, params: Any, ids: Int[Array, "B T"]) -> dict[str, Array]:
-        """What a call gives, as a pure function of the tower's parameters and `ids`."""
+        """Return what a call gives, as a pure function of the tower's parameters and `ids`."""
         found = self._network.encode_text(params, ids)
         micro = jnp.tile(jnp.asarray(self._micro), (len(ids), 1))
         made = {"states": found["penultimate"], "pooled": found["projected"], "micro": micro}
@@ -151,7 +153,7 @@ class TextConditions:
         return {**features, "micro": np.tile(self._micro, (num, 1))}
 
     def on_mesh(self, layout: Layout) -> Callable[[Int[Array, "K B T"]], tuple[Any, Any]]:
-        """The tower on all devices, its parameters divided by the layout's rules.
+        """Return the tower on all devices, its parameters divided by the layout's rules.
 
         Args:
             layout: the mesh and its rules.

@@ -64,7 +64,7 @@ class TextCache:
         return self._num * self._width * self._dtype.itemsize
 
     def fill(self, encode: Callable[[Int[np.ndarray, "N"]], Features]) -> None:
-        """Computes what is missing; every process of a run calls it.
+        """Compute what is missing; every process of a run calls it.
 
         Says first how much the disk needs.
 

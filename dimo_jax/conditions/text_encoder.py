@@ -41,7 +41,7 @@ class TextEncoder:
     provenance: Mapping[str, Any]
 
     def conditions(self, network: Network, batch_size: int, **options: Any) -> TextConditions:
-        """The tower as what a network is conditioned on.
+        """Return the tower as what a network is conditioned on.
 
         Args:
             network: whose condition is text.
@@ -61,7 +61,7 @@ class TextEncoder:
         return identity_of(self.params, self.tokenizer)
 
     def content(self) -> dict[str, Any]:
-        """A bundle of it, as bundles.save takes it."""
+        """Return a bundle of it, as bundles.save takes it."""
         return {
             "kind": "clip",
             "model": self.network.config,
@@ -96,7 +96,7 @@ def load_encoder(
     model: AnyPath | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> TextEncoder:
-    """The text encoder that belongs to a network.
+    """Return the text encoder that belongs to a network.
 
     Args:
         path: of its bundle; None or empty: text_encoder/ in the model's bundle or beside it.
@@ -127,7 +127,7 @@ def load_encoder(
 
 
 def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEncoder:
-    """The text encoder of a run.
+    """Return the text encoder of a run.
 
     Args:
         config: a complete config, of a run with text.
@@ -147,7 +147,7 @@ def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEnco
 
 
 def encoder_network(config: Mapping[str, Any]) -> clip.Clip:
-    """The text tower of the sizes in the section `text_encoder`.
+    """Return the text tower of the sizes in the section `text_encoder`.
 
     Raises:
         InputError: they are wrong.

@@ -43,13 +43,13 @@ _WORDS = (
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder holds such a tokenizer, rather than a vocabulary alone."""
+    """Return whether a folder holds such a tokenizer, rather than a vocabulary alone."""
     return any((path / name).is_file() for name in _MARKS)
 
 
 @readers.well_typed("the tokenizer beside the text encoder")
 def read(folder: Path, merges: Sequence[str], context: int, vocabulary: int) -> bytes:
-    """The tokenizer of a folder.
+    """Return the tokenizer of a folder.
 
     Args:
         folder: with tokenizer.json, or vocab.json and merges.txt; and with tokenizer_config.json,
@@ -99,7 +99,9 @@ def read(folder: Path, merges: Sequence[str], context: int, vocabulary: int) -> 
 
 
 def from_merges(merges: Sequence[str], context: int) -> bytes:
-    """The tokenizer of a vocabulary alone, padded with "!" as Meissonic's; as `read` gives it.
+    """Return the tokenizer of a vocabulary alone, padded with "!" as Meissonic's.
+
+    As `read` gives it.
 
     Args:
         merges: of clip_vocabulary.read.
@@ -115,7 +117,7 @@ def from_merges(merges: Sequence[str], context: int) -> bytes:
 def _written(
     made: Tokenizer, roles: Mapping[str, Any], special: tuple[int, int, int], context: int
 ) -> bytes:
-    """A tokenizer.json of its own: with start, end and padding around a text."""
+    """Return a tokenizer.json of its own: with start, end and padding around a text."""
     start, end, pad = special
     made.post_processor = processors.RobertaProcessing(
         (str(roles["eos_token"]), end), (str(roles["bos_token"]), start), False, False
@@ -132,7 +134,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _tokens(
     config: Mapping[str, Any], folder: Path, whole: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[AddedToken]]:
-    """The special tokens by role, and all that are added, in transformers' order."""
+    """Return the special tokens by role, and all that are added, in transformers' order."""
     config = {**config}
     numbered: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
@@ -174,7 +176,7 @@ def _role_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def _extra(config: Mapping[str, Any]) -> list[str | AddedToken]:
-    """Special tokens without a role."""
+    """Return special tokens without a role."""
     found = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     return [_as_token(x) for x in (found.values() if isinstance(found, dict) else found)]
 
@@ -230,7 +232,7 @@ def _build(
 
 
 def _check_frame(found: Mapping[str, Any] | None, start: int, end: int, folder: Path) -> None:
-    """Refuses a tokenizer.json that puts other tokens around a text than start and end."""
+    """Refuse a tokenizer.json that puts other tokens around a text than start and end."""
     if found is None:
         return
     ids = [(found.get(name) or (None, None))[-1] for name in ("cls", "sep")]
@@ -242,7 +244,7 @@ def _check_frame(found: Mapping[str, Any] | None, start: int, end: int, folder: 
 
 
 def from_json(data: bytes) -> tuple[Tokenizer, tuple[int, int, int]]:
-    """The tokenizer of what `read` gave.
+    """Return the tokenizer of what `read` gave.
 
     Built anew from its vocabulary and tokens: the expressions of a file from elsewhere are not run.
 
@@ -280,7 +282,7 @@ def from_json(data: bytes) -> tuple[Tokenizer, tuple[int, int, int]]:
 
 
 def merges_of(data: bytes) -> list[str]:
-    """The merges of what `read` gave, each "left right".
+    """Return the merges of what `read` gave, each "left right".
 
     Raises:
         InputError: it is something else.
@@ -290,7 +292,7 @@ def merges_of(data: bytes) -> list[str]:
 
 @readers.well_typed(TOKENIZER_FILE)
 def to_folder(data: bytes, context: int) -> dict[str, bytes]:
-    """The folder with which transformers' CLIPTokenizer makes the same ids.
+    """Return the folder with which transformers' CLIPTokenizer makes the same ids.
 
     Args:
         data: of `read`.

@@ -19,7 +19,10 @@ from dimo_jax.config.sizes import MODEL_FIELDS, TEXT_ENCODER_FIELDS, TOKENIZER_F
 
 
 def default_config() -> ConfigDict:
-    """All fields of a run with their defaults: the method's as the released code has them."""
+    """Return all fields of a run with their defaults.
+
+    The method's as the released code has them.
+    """
     return ConfigDict(fields.defaults(FIELDS))
 
 
@@ -40,7 +43,7 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Field]:
 
 
 def _at(config: Mapping[str, Any], *names_: str) -> Any:
-    """A value inside a config that may lack sections; None where it is not there."""
+    """Return a value inside a config that may lack sections; None where it is not there."""
     for name in names_:
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
@@ -56,12 +59,12 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def trains_teacher(config: Mapping[str, Any]) -> bool:
-    """Whether the run has a stage `pretrain`."""
+    """Return whether the run has a stage `pretrain`."""
     return not (config["teacher"]["bundle"] or config["teacher"]["random"])
 
 
 def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """A section's fields but these."""
+    """Return a section's fields but these."""
     return {name: value for name, value in section.items() if name not in names}
 
 
@@ -82,7 +85,7 @@ STAGE_SECTIONS = {
 
 
 def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The fields that decide a stage's result, as plain JSON values.
+    """Return the fields that decide a stage's result, as plain JSON values.
 
     Args:
         config: a complete config.

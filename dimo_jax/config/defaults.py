@@ -78,7 +78,7 @@ def _sampling(temperature: str) -> dict[str, Field]:
 
 
 def _is_mesh_rule(value: Any) -> bool:
-    """A pair of an expression and a place: a word, or an axis or None for each dimension."""
+    """Return a pair of an expression and a place: a word, or an axis or None for each dimension."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not PATTERN.holds(value[0]):
         return False
     where = value[1]

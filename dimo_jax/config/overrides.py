@@ -14,7 +14,10 @@ from dimo_jax.config import fields_of
 
 
 def unknown_fields(flag_values: flags.FlagValues) -> str:
-    """One sentence about overrides like --config.lrr=1 that name no field; empty if all exist."""
+    """Return one sentence about overrides like --config.lrr=1 that name no field.
+
+    Empty if all exist.
+    """
     complaints = []
     for name, config in _config_files(flag_values).items():
         known = _field_names(config)
@@ -30,7 +33,9 @@ def unknown_fields(flag_values: flags.FlagValues) -> str:
 
 
 def wrong_value(flag_values: flags.FlagValues, message: str) -> str:
-    """One sentence about the override that a parser's message is about; empty if there is none.
+    """Return one sentence about the override that a parser's message is about.
+
+    Empty if there is none.
 
     Args:
         flag_values: the command's own.
@@ -64,7 +69,7 @@ def wrong_value(flag_values: flags.FlagValues, message: str) -> str:
 
 
 def _nearest(field: str, known: Sequence[str]) -> list[str]:
-    """The fields that may have been meant, the likeliest first."""
+    """Return the fields that may have been meant, the likeliest first."""
     nearest = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
     section, _, short = field.rpartition(".")
     # A field without its section, or in another one, is not close as a string.
@@ -84,7 +89,10 @@ def _nearest(field: str, known: Sequence[str]) -> list[str]:
 
 
 def _abbreviates(short: str, words: Sequence[str]) -> bool:
-    """Whether a text is made of the beginnings of all words: lr, learn_rate of learning_rate."""
+    """Return whether a text is made of the beginnings of all words.
+
+    Lr, learn_rate of learning_rate.
+    """
     if not words:
         return not short
     short = short.removeprefix("_")
@@ -93,7 +101,10 @@ def _abbreviates(short: str, words: Sequence[str]) -> bool:
 
 
 def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """The config objects named on the command line, without their overrides, by flag name."""
+    """Return the config objects named on the command line, without their overrides.
+
+    By flag name.
+    """
     configs = {}
     pattern = re.compile(r"--?(\w+)(?:=(.*))?$", re.DOTALL)
     for argument, following in itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):

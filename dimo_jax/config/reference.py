@@ -15,7 +15,7 @@ _COLUMN = 52  # where a meaning begins
 
 
 def as_text(config: Mapping[str, Any]) -> str:
-    """Every field of a config, one a line; those that differ from the default begin with *.
+    """Return every field of a config, one a line; those that differ from the default begin with *.
 
     Args:
         config: plain dicts; fields that do not exist are shown as such.
@@ -39,14 +39,14 @@ def as_text(config: Mapping[str, Any]) -> str:
 
 
 def list_as_tuple(value: Any) -> Any:
-    """A value with tuples for lists, as the defaults have them."""
+    """Return a value with tuples for lists, as the defaults have them."""
     if isinstance(value, list | tuple):
         return tuple(list_as_tuple(entry) for entry in value)
     return value
 
 
 def as_markdown() -> str:
-    """All fields that there are, a table for each section."""
+    """Return all fields that there are, a table for each section."""
     blocks = [
         "# Fields of a config",
         "Made by `python -m dimo_jax.config.reference > docs/config.md` from "

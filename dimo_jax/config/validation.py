@@ -19,7 +19,7 @@ _NUM_CLASSES = {"digits": 10, "joint": 1, "prompts": 0}
 
 
 def validate(config: Config, *, starts: bool = True) -> None:
-    """Checks that every field is there and follows its rule, and what fields say of each other.
+    """Check that every field is there and follows its rule, and what fields say of each other.
 
     Args:
         config: a complete config as plain dicts; a ConfigDict's to_dict().
@@ -41,7 +41,7 @@ def validate(config: Config, *, starts: bool = True) -> None:
 
 
 def _validate_fields(config: Config) -> None:
-    """Every field of this config is there, known, and follows its rule."""
+    """Check that every field of this config is there, known, and follows its rule."""
     known, found = fields_of(config), flat(config)
     # The names first: which sizes there are depends on them.
     for path in sorted(known.keys() & found.keys(), key=lambda x: not x.endswith(".name")):
@@ -221,7 +221,10 @@ def _validate_evaluation(config: Config) -> None:
 
 
 def _validate_kept(config: Mapping[str, Any]) -> None:
-    """Which checkpoints are kept must be some that are saved, by a distance that is measured."""
+    """Check which checkpoints are kept must be some that are saved.
+
+    By a distance that is measured.
+    """
     section = config["checkpoint"]
     every, save = section["keep_every_steps"], section["save_every_steps"]
     if every % save:

@@ -91,7 +91,7 @@ FLAGS.require("input", "output")
 
 
 def main() -> None:
-    """Converts."""
+    """Convert."""
     from dimo_jax.commands import convert
 
     convert.run(FLAGS)

@@ -80,7 +80,10 @@ def _maskgit_config(state: State, options: Options) -> dict[str, Any]:
 
 
 def _maskgit_sampler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings behind the published FID (guidance w + 1): 6.80 at 256 px, 7.26 at 512."""
+    """Return the settings behind the published FID (guidance w + 1).
+
+    6.80 at 256 px, 7.26 at 512.
+    """
     if config["num_tokens"] > 256:
         return {"num_steps": 15, "guidance": 3.8, "choice_temperature": 7.0}
     return {"num_steps": 8, "guidance": 4.0, "choice_temperature": 4.5}
@@ -193,7 +196,7 @@ TORCH_TABLES: dict[str, Callable[[Mapping[str, Any]], list[Entry]]] = {
 
 
 def read(path: str | Path, at: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of any file that a source publishes; nothing in it is executed.
+    """Return the tensors of any file that a source publishes; nothing in it is executed.
 
     Args:
         path: .pth, .ckpt, .bin (both containers), .safetensors, the index of several of these,
@@ -230,7 +233,10 @@ def _is_known(state: State) -> bool:
 
 
 def _inner(state: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The one part of a state dict that is of a known source; the state dict if there is none."""
+    """Return the one part of a state dict that is of a known source.
+
+    The state dict if there is none.
+    """
     inside: dict[str, dict[str, np.ndarray]] = {}
     for key, value in state.items():
         first, dot, rest = key.partition(".")
@@ -245,7 +251,7 @@ def _inner(state: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
 
 
 def recognise(state: State) -> str:
-    """The source whose keys these are.
+    """Return the source whose keys these are.
 
     Args:
         state: {key: array}.
@@ -274,7 +280,7 @@ def recognise(state: State) -> str:
 
 
 def convert(state: State, source: Source, options: Options) -> tuple[dict[str, Any], Tree]:
-    """A bundle's model config and parameters.
+    """Return a bundle's model config and parameters.
 
     Args:
         state: {key: array}.
@@ -297,13 +303,13 @@ def convert(state: State, source: Source, options: Options) -> tuple[dict[str, A
 
 
 def build(kind: str, config: Mapping[str, Any]) -> Any:
-    """The network or tokenizer of a config."""
+    """Return the network or tokenizer of a config."""
     builders = {"tokenizer": tokenizers.build, "clip": clip_model.build}
     return builders.get(kind, models.build)(config)
 
 
 def unusual(source: Source, config: Mapping[str, Any]) -> list[str]:
-    """The sizes that no published file of the source has, in words."""
+    """Return the sizes that no published file of the source has, in words."""
     return [
         f"{name} {config[name]} (published: {', '.join(map(str, sizes))})"
         for name, sizes in source.published.items()

@@ -126,7 +126,7 @@ def from_folder(
 
 
 def _models_in(path: Path) -> dict[str, Path]:
-    """The folders of PARTS."""
+    """Return the folders of PARTS."""
     found = {name: path / name for name in PARTS if (path / name).is_dir()}
     if not found and (path / diffusers_folder.CONFIG_FILE).is_file():
         fields = readers.json_object(path / diffusers_folder.CONFIG_FILE)

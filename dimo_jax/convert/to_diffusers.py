@@ -53,7 +53,7 @@ def to_folder(
     note: Callable[[str], None],
     given: Mapping[str, str | None] | None = None,
 ) -> dict[str, int]:
-    """Writes the folder.
+    """Write the folder.
 
     Args:
         path: one bundle, or a folder of bundles, those of a finished run's export too. With a
@@ -119,7 +119,7 @@ def _parts(path: Path, given: Mapping[str, str | None]) -> tuple[dict[str, Path]
 
 
 def _check_output(output: Path, names: Iterable[str]) -> None:
-    """Refuses, before anything is written, to replace what `to_folder` did not write."""
+    """Refuse, before anything is written, to replace what `to_folder` did not write."""
     for name in names:
         own = {diffusers_folder.CONFIG_FILE, _PARTS_BACK[name].weights_file}
         files.check_folder(output / name, functools.partial(diffusers_folder.foreign, names=own))
@@ -130,7 +130,7 @@ def _check_output(output: Path, names: Iterable[str]) -> None:
 
 
 def _check_parts(places: Mapping[str, Path], note: Callable[[str], None]) -> None:
-    """Refuses another tokenizer or text encoder than the transformer was trained with."""
+    """Refuse another tokenizer or text encoder than the transformer was trained with."""
     place = places["transformer"]
     config = ownership.read_config(place)
     fields = {name: config[name] for name in ("kind", "model", "sampler", "tokenizer")}
@@ -150,7 +150,7 @@ def _check_parts(places: Mapping[str, Path], note: Callable[[str], None]) -> Non
 
 
 def _write(name: str, bundle: bundles.Bundle, output: Path, note: Callable[[str], None]) -> int:
-    """Writes the sub-folders of one bundle; returns its number of parameters."""
+    """Write the sub-folders of one bundle; returns its number of parameters."""
     part = _PARTS_BACK[name]
     config = part.build(bundle.model).config
     table = part.entries(config)
@@ -173,7 +173,7 @@ def _write(name: str, bundle: bundles.Bundle, output: Path, note: Callable[[str]
 def _tokenizer_files(
     bundle: bundles.Bundle, context: int, note: Callable[[str], None]
 ) -> dict[str, bytes]:
-    """The folder of a text encoder's tokenizer, for transformers."""
+    """Return the folder of a text encoder's tokenizer, for transformers."""
     found = bundle.attachments
     data = found.get(transformers_tokenizer.TOKENIZER_FILE)
     if data is None:
@@ -191,13 +191,13 @@ def _is_bundle(path: Path) -> bool:
 
 
 def _bundles_in(path: Path) -> list[Path]:
-    """The bundles that become one folder; the path itself if there are none."""
+    """Return the bundles that become one folder; the path itself if there are none."""
     inside = [path, *sorted(x for x in path.iterdir() if x.is_dir())] if path.is_dir() else []
     return [place for place in inside if _is_bundle(place)] or [path]
 
 
 def _name_back(place: Path) -> str:
-    """The sub-folder of a bundle's model, by what its config.json says."""
+    """Return the sub-folder of a bundle's model, by what its config.json says."""
     model: Mapping[str, Any] = ownership.read_config(place)["model"]
     name = model.get("name")
     if name == "clip" and model.get("image") is not None:

@@ -48,7 +48,7 @@ class Requested(NamedTuple):
 
 
 def read(layout: str, path: Path) -> list[Prompt]:
-    """The prompts of a benchmark's list, in its order.
+    """Return the prompts of a benchmark's list, in its order.
 
     Args:
         layout: a key of READERS.
@@ -64,7 +64,9 @@ def read(layout: str, path: Path) -> list[Prompt]:
 
 
 def requested(name: str | None, metadata: str | None, field: str | None) -> Requested | None:
-    """The prompts that --prompts, --metadata and --prompt_field name; None without the first.
+    """Return the prompts that --prompts, --metadata and --prompt_field name.
+
+    None without the first.
 
     Args:
         name: a key of READERS, whose list `metadata` is; or a list itself, as for
@@ -121,7 +123,7 @@ def _geneval(path: Path) -> Iterator[Prompt]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a .jsonl file, each with its place in words; empty lines are left out.
+    """Yield the objects of a .jsonl file, each with its place in words; empty lines are left out.
 
     Raises:
         InputError: a line is not a JSON object.

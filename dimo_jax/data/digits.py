@@ -90,7 +90,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def split_indices(labels: Int[np.ndarray, "N"]) -> dict[str, Int[np.ndarray, "M"]]:
-    """The fixed split, stratified by class.
+    """Return the fixed split, stratified by class.
 
     All examples are ranked by the raw 64-bit words of PCG64(0), which numpy keeps the same in every
     version (it does not promise that of Generator.permutation). Each class gives its lowest ranked
@@ -117,7 +117,7 @@ def split_indices(labels: Int[np.ndarray, "N"]) -> dict[str, Int[np.ndarray, "M"
 
 
 def load(split: str, data_dir: str | os.PathLike) -> Images:
-    """The images of a split, generated on the first call and read from files ever after.
+    """Return the images of a split, generated on the first call and read from files ever after.
 
     The files appear under their final name in one rename, so a process killed while it writes them
     leaves nothing that would be read later, and several processes may call this at once. Files that
@@ -161,7 +161,7 @@ def load(split: str, data_dir: str | os.PathLike) -> Images:
 
 
 def _refuse_foreign(folder: str) -> None:
-    """Refuses to make anew what was not made here."""
+    """Refuse to make anew what was not made here."""
     foreign = [name for name in os.listdir(folder) if not _OWN_FILES.fullmatch(name)]
     if foreign:
         raise InputError(
@@ -170,13 +170,13 @@ def _refuse_foreign(folder: str) -> None:
 
 
 def folder_of(data_dir: str | os.PathLike) -> str:
-    """Where the files of `load` lie, on a disk."""
+    """Return where the files of `load` lie, on a disk."""
     data_dir = os.path.expanduser(os.fspath(data_dir))
     return os.path.join(data_dir, "digits", str(Digits.VERSION))
 
 
 def in_memory(split: str) -> Images:
-    """The images of `load`, straight from scikit-learn: nothing is written.
+    """Return the images of `load`, straight from scikit-learn: nothing is written.
 
     Args:
         split: "train" or "test".
@@ -224,7 +224,7 @@ def _generate(data_dir: str, files: str) -> None:
 
 @contextlib.contextmanager
 def _only_writer(files: str) -> Iterator[None]:
-    """Keeps other processes from writing, and removes what those that were killed have left.
+    """Keep other processes from writing, and removes what those that were killed have left.
 
     A lock ends with its process, so whatever bears tfds's temporary name while it is held belongs
     to nobody. File systems without locks keep such remains.

@@ -10,7 +10,7 @@ from dimo_jax.common.errors import InputError
 
 
 def _pair() -> np.ndarray:
-    """Two tokens of 16 values, equal in 96 % of the mass; the rest is spread evenly."""
+    """Return two tokens of 16 values, equal in 96 % of the mass; the rest is spread evenly."""
     joint = np.full((16, 16), 0.04 / (16 * 15))
     np.fill_diagonal(joint, 0.96 / 16)
     return joint
@@ -21,7 +21,7 @@ _MODES = ((0, 1, 2, 3), (4, 5, 6, 7), (7, 3, 1, 5), (2, 6, 4, 0))
 
 
 def _modes() -> np.ndarray:
-    """An even mixture of four words over 4 tokens of 8 values, 3 % of the tokens replaced."""
+    """Return an even mixture of four words: 4 tokens of 8 values, 3 % of them replaced."""
     joint = np.zeros((8,) * 4)
     for word in _MODES:
         tokens = [np.where(np.arange(8) == value, 0.97, 0.03 / 7) for value in word]
@@ -39,7 +39,7 @@ JOINTS = {"pair": _pair, "modes": _modes, "parity": _parity}
 
 
 def load(name: str) -> Float[np.ndarray, "..."]:
-    """The joint of that name.
+    """Return the joint of that name.
 
     Args:
         name: a key of JOINTS.
@@ -71,7 +71,7 @@ def sample(joint: Float[np.ndarray, "..."], num_samples: int, seed: int) -> Int[
 
 
 def independent(joint: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """The product of the joint's marginals: the best that independent sampling can do."""
+    """Return the product of the joint's marginals: the best that independent sampling can do."""
     product = np.ones(())
     for axis in range(joint.ndim):
         others = tuple(a for a in range(joint.ndim) if a != axis)

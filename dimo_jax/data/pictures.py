@@ -20,11 +20,11 @@ class Source:
         self._examples, self._key, self.version = examples, key, version
 
     def __len__(self) -> int:
-        """Pictures in the split."""
+        """Return the pictures in the split."""
         return len(self._examples)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Reads a picture; a single channel stands in all three, a fourth is dropped."""
+        """Read a picture; a single channel stands in all three, a fourth is dropped."""
         pixels = np.asarray(self._examples[index][self._key])[..., :3]
         if pixels.shape[2] == 2:  # gray and its transparency
             pixels = pixels[..., :1]
@@ -32,7 +32,7 @@ class Source:
 
 
 def open_source(name: str, split: str, data_dir: str | os.PathLike) -> Source:
-    """The pictures of a split.
+    """Return the pictures of a split.
 
     Args:
         name: "digits", which is made on the spot, or a data set that tensorflow-datasets knows; one

@@ -57,7 +57,7 @@ class Texts:
         self._files = [] if where.startswith(DATASET) else _files_of(where)
 
     def __iter__(self) -> Iterator[str]:
-        """Reads them."""
+        """Read them."""
         if self._where.startswith(DATASET):
             yield from self._of_split()
         for path in self._files:
@@ -107,7 +107,10 @@ class Texts:
         )
 
     def _texts(self, value: Any, field: str, where: str) -> Iterator[str]:
-        """The text, or the texts of a list, at a path of names; nothing counts as a blank one."""
+        """Yield the text, or the texts of a list, at a path of names.
+
+        Nothing counts as a blank one.
+        """
         name, _, rest = field.partition("/")
         if isinstance(value, list | tuple | np.ndarray):
             for one in value:
@@ -155,7 +158,7 @@ def _files_of(where: str) -> list[Path]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, from 1 on.
+    """Yield the lines of a UTF-8 file with their numbers, from 1 on.
 
     Raises:
         InputError: the file cannot be read, or a line is no UTF-8 or too long; it is named.
@@ -185,14 +188,14 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _refuse_others(head: bytes, path: Path) -> None:
-    """Refuses what a download gone wrong begins with; a prompt may begin with "<"."""
+    """Refuse what a download gone wrong begins with; a prompt may begin with "<"."""
     page = head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
     if what := readers.recognised(head[:64], *(() if page else (b"<",))):
         raise InputError(f"{path} is {what}")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a .jsonl file, each with its place in words; empty lines are left out.
+    """Yield the values of a .jsonl file, each with its place in words; empty lines are left out.
 
     Raises:
         InputError: as `lines`, or a line is not JSON.
@@ -208,7 +211,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def table(path: Path, delimiter: str = ",") -> Iterator[tuple[str, dict[str, str | None]]]:
-    """The rows of a table of text whose first line names its columns, each with its place in words.
+    """Yield the rows of a table of text with a line of column names, each with its place in words.
 
     Raises:
         InputError: as `lines`, or it is no such table.
@@ -246,7 +249,7 @@ def _text(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _really(line: str) -> str | None:
-    """The ending that a file should have whose first line is obviously JSON."""
+    """Return the ending that a file should have whose first line is obviously JSON."""
     if line in ("{", "["):
         return ".json"
     if line[0] not in "{[":

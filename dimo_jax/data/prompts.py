@@ -43,7 +43,7 @@ class PromptList:
 def read(
     where: str, field: str = "", data_dir: str | os.PathLike = prompt_files.DATA_DIR
 ) -> PromptList:
-    """All prompts of a place.
+    """Return all prompts of a place.
 
     Args:
         where: as for prompt_files.Texts.
@@ -58,7 +58,7 @@ def read(
 
 
 def unique(where: str, found: Iterable[str]) -> PromptList:
-    """The list of some texts.
+    """Return the list of some texts.
 
     Args:
         where: they are from.

@@ -37,7 +37,7 @@ def parse(where: str) -> tuple[str, str]:
 
 
 def open_split(name: str, split: str, data_dir: str | os.PathLike) -> Split:
-    """A split of a data set that tensorflow-datasets knows.
+    """Return a split of a data set that tensorflow-datasets knows.
 
     Args:
         name: of the data set; one that is not in data_dir is downloaded where its authors allow it.

@@ -16,7 +16,7 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, "N
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, "B"]:
-    """Which examples make up the batch of a step.
+    """Return which examples make up the batch of a step.
 
     The examples run in one endless stream: epoch e is a random permutation that depends on
     (seed, e) alone, and step s takes positions s * batch_size .. (s + 1) * batch_size - 1. Where

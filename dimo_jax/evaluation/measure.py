@@ -27,7 +27,7 @@ SCORES = {"torch_fidelity": "inception_score", "adm": "inception_score_adm"}
 
 
 def open_network(bundle: bundles.Bundle, protocol: Protocol, batch_size: int) -> Extractor:
-    """The feature network of a bundle as a protocol feeds it.
+    """Return the feature network of a bundle as a protocol feeds it.
 
     Args:
         bundle: of kind "features".
@@ -61,7 +61,7 @@ def evaluate_samples(
     steps: int = 0,
     sampler: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Judges one set of samples; every process of a run calls it.
+    """Judge one set of samples; every process of a run calls it.
 
     Args:
         samples: what is judged.
@@ -131,7 +131,7 @@ def evaluate_samples(
 
 
 def _reads_images(reference: Reference, protocol: Protocol, metrics: Sequence[str]) -> bool:
-    """Whether a metric needs the network to see the reference's images."""
+    """Return whether a metric needs the network to see the reference's images."""
     return (
         ("prdc" in metrics and reference.features is None)
         or ("fid" in metrics and reference.fid_moments(protocol) is None)
@@ -140,7 +140,7 @@ def _reads_images(reference: Reference, protocol: Protocol, metrics: Sequence[st
 
 
 def _balance(samples: ImageSet) -> dict[str, int] | None:
-    """How even the classes are; None where the samples do not tell theirs."""
+    """Return how even the classes are; None where the samples do not tell theirs."""
     if samples.labels is None:
         return None
     _, counts = np.unique(samples.labels, return_counts=True)
@@ -150,7 +150,7 @@ def _balance(samples: ImageSet) -> dict[str, int] | None:
 def _check_numbers(
     samples: ImageSet, reference: Reference, protocol: Protocol, metrics: Sequence[str]
 ) -> None:
-    """Refuses sets that are too small for a metric before the network sees any image."""
+    """Refuse sets that are too small for a metric before the network sees any image."""
     least = {"fid": 2, "sfid": 2, "is": 10, "prdc": prdc.least_number(protocol)}
     sets = [(samples.where, samples.num, metrics)]
     if "prdc" in metrics:
@@ -192,7 +192,7 @@ def _frechet(
 
 
 def _scores(store: FeatureStore) -> dict[str, Any]:
-    """Both forms of the Inception Score, of logits without bias."""
+    """Return both forms of the Inception Score, of logits without bias."""
     num = store.images.num
     forms = {
         "torch_fidelity": inception_score.torch_fidelity_splits(num),
@@ -251,7 +251,7 @@ def _headline(parts: Mapping[str, Any], protocol: Protocol) -> dict[str, dict[st
 
 
 def _described(parts: Mapping[str, Any]) -> str | None:
-    """What FID was against, in words; None where there is none."""
+    """Return what FID was against, in words; None where there is none."""
     if "fid" not in parts:
         return None
     num = parts["fid"]["reference_num"]

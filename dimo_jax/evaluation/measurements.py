@@ -74,7 +74,7 @@ class Reference:
         self.train_tokens = np.asarray(data.encode(data.train_images), np.int32)
 
     def distances(self, images: Images) -> dict[str, float]:
-        """The two Fréchet distances, in percent of the real variance."""
+        """Return the two Fréchet distances, in percent of the real variance."""
         return self._distances(images, self.network.features(images))
 
     def _distances(self, images: Images, features: np.ndarray) -> dict[str, float]:
@@ -111,7 +111,7 @@ class Reference:
         return Measured(metrics, per_class)
 
     def extremes(self, images: Images, labels: Labels) -> Extremes:
-        """The worst and the best of the samples, see by_class."""
+        """Return the worst and the best of the samples, see by_class."""
         return by_class.extremes(
             images,
             self.network.features(images),

@@ -55,7 +55,7 @@ class ProtocolSettings:
     num_pictures: int
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         if self.sweep_seed in self.seeds:
             raise InputError(
                 f"sweep_seed {self.sweep_seed} is one of the seeds {self.seeds}; it must be another"
@@ -108,7 +108,7 @@ def candidates(
     choice_temperatures: Sequence[float | int],
     random_order: bool,
 ) -> list[Sampler]:
-    """The teacher's samplers to compare: every guidance with every order of unmasking.
+    """Return the teacher's samplers to compare: every guidance with every order of unmasking.
 
     Args:
         guidances: scales s in u + s(c - u).
@@ -164,7 +164,7 @@ def evaluate(
     def measure(
         model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
     ) -> Images:
-        """Adds the rows of every seed; gives the first seed's images."""
+        """Add the rows of every seed; gives the first seed's images."""
         results, first = [], None
         for seed in settings.seeds:
             work.start(f"{model}, {metric_names.count_steps(steps)}, seed {seed}")
@@ -201,7 +201,7 @@ def balanced_labels(num_samples: int, num_classes: int) -> Labels:
 
 
 def chosen_sampler(sweep: Sequence[Mapping], steps: int) -> Sampler:
-    """The sampler that the sweep chose at the swept step count nearest to `steps`."""
+    """Return the sampler that the sweep chose at the swept step count nearest to `steps`."""
     chosen = [row for row in sweep if row["chosen"]]
     # Of two equally near ones the larger.
     chosen.sort(key=lambda row: (max(row["steps"] / steps, steps / row["steps"]), -row["steps"]))
@@ -236,7 +236,7 @@ class _Work:
         self.count_rows(dict.fromkeys(settings.teacher_steps, dearest))
 
     def count_rows(self, chosen: Mapping[int, Sampler]) -> None:
-        """Counts the teacher's rows anew, now that their samplers are known."""
+        """Count the teacher's rows anew, now that their samplers are known."""
         calls = sum(_calls(steps, sampler) for steps, sampler in chosen.items()) + 1
         in_rows = self.settings.num_samples * len(self.settings.seeds) * calls
         self.total = self.in_sweep + in_rows
@@ -255,7 +255,10 @@ def _sweep(
     settings: ProtocolSettings,
     work: _Work,
 ) -> list[dict]:
-    """Every candidate at every swept step count; the least sum of the two distances is chosen."""
+    """Measure every candidate at every swept step count.
+
+    The least sum of the two distances is chosen.
+    """
     labels = balanced_labels(settings.sweep_num_samples, reference.data.num_classes)
     rows = []
     for steps in settings.sweep_steps:
@@ -273,7 +276,10 @@ def _sweep(
 
 
 def _distinct(samplers: Sequence[Sampler], steps: int) -> list[Sampler]:
-    """The candidates that differ at this step count: in one step there is no order to choose."""
+    """Return the candidates that differ at this step count.
+
+    In one step there is no order to choose.
+    """
     if steps > 1:
         return list(samplers)
     return list({sampler["guidance"]: sampler for sampler in reversed(samplers)}.values())[::-1]

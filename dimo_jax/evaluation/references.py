@@ -56,15 +56,15 @@ class Reference:
     settings: Mapping[str, Any] | None = None
 
     def fid_moments(self, protocol: Protocol) -> Moments | None:
-        """What FID is against; None where it is computed from the images."""
+        """Return what FID is against; None where it is computed from the images."""
         return None if protocol.reference == "images" and self.images else self.moments
 
     def sfid_moments(self, protocol: Protocol) -> Moments | None:
-        """What sFID is against; None where it is computed from the images."""
+        """Return what sFID is against; None where it is computed from the images."""
         return None if protocol.reference == "images" and self.images else self.spatial
 
     def lacks(self, metric: str, protocol: Protocol) -> str | None:
-        """Why the reference cannot serve a metric; None if it can.
+        """Return why the reference cannot serve a metric; None if it can.
 
         Args:
             metric: one of protocols.METRICS.
@@ -89,7 +89,7 @@ class Reference:
 def choose_metrics(
     asked: tuple[str, ...] | None, reference: Reference, protocol: Protocol
 ) -> tuple[tuple[str, ...], list[str]]:
-    """What is computed.
+    """Return what is computed.
 
     Args:
         asked: the metrics that must be; None for as many of the protocol's as can be, but FID.
@@ -115,7 +115,7 @@ def choose_metrics(
 
 
 def open_reference(where: str, **options: Any) -> Reference:
-    """A reference from a file of statistics, an .npz with images, a folder, a zip or a data set.
+    """Open a reference: a file of statistics, an .npz with images, a folder, a zip or a data set.
 
     Args:
         where: mu and sigma, ref_mu and ref_sigma, mu_s and sigma_s, arr_0, features in an .npz; mu
@@ -170,7 +170,10 @@ def _from_npz(path: Path, data: Mapping[str, Any]) -> Reference:
 def _moments(
     path: Path, data: Mapping[str, Any], spellings: tuple[tuple[str, str], ...]
 ) -> Moments | None:
-    """The first pair that is there, in float64 whatever it was: a mu of float32 is common."""
+    """Return the first pair that is there, in float64 whatever it was.
+
+    A mu of float32 is common.
+    """
     for names in spellings:
         if all(name in data for name in names):
             found = [np.asarray(data[name]) for name in names]
@@ -213,7 +216,7 @@ def file_hash(path: Path) -> str:
 
 
 def write(path: Path, store: FeatureStore, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a reference of real images: mu, sigma, mu_s, sigma_s and features.
+    """Write a reference of real images: mu, sigma, mu_s, sigma_s and features.
 
     Args:
         path: the .npz.

@@ -77,7 +77,10 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def image_keys(seed: int, items: Sequence[Item]) -> Key[Array, "B"]:
-    """The random key of each image: a function of (seed, prompt index, k) and nothing else."""
+    """Return the random key of each image.
+
+    A function of (seed, prompt index, k) and nothing else.
+    """
     index, k = (jnp.asarray([item[i] for item in items], jnp.uint32) for i in (1, 2))
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0))
     prompts = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), index)
@@ -184,7 +187,7 @@ def _settings_file(output: Path) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """Refuses a folder that `write_benchmark` neither made nor can make, before the work.
+    """Refuse a folder that `write_benchmark` neither made nor can make, before the work.
 
     Raises:
         InputError: it holds files and nothing beside it says that they are a benchmark's, or it
@@ -195,7 +198,7 @@ def check_output(output: Path) -> None:
 
 
 def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, int]) -> None:
-    """Writes what decides the images beside the folder, or compares it with what was written."""
+    """Write what decides the images beside the folder, or compares it with what was written."""
     path = _settings_file(output)
     # Looked at before the settings are read: process 0 writes those first, then images. Settings
     # of images that were deleted bind nobody.
@@ -227,7 +230,7 @@ def _encoded(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> bytes:
 def _finish(
     layout: Layout, prompts: Sequence[Prompt], indices: Sequence[int], output: Path, num: int
 ) -> None:
-    """What stands beside the images of these prompts, where it is not there yet."""
+    """Write what stands beside the images of these prompts, where it is not there yet."""
     for index in indices:
         for name, content in layout.beside(prompts[index], index).items():
             if not (output / name).is_file():

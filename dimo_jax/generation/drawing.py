@@ -33,7 +33,7 @@ def open_pair(
     tokenizer: AnyPath | str | bundles.Bundle | None = None,
     compute_dtype: str = "float32",
 ) -> tuple[bundles.Bundle, bundles.Bundle]:
-    """A generator or teacher and its tokenizer, with parameters on the device.
+    """Return a generator or teacher and its tokenizer, with parameters on the device.
 
     Args:
         path: of the bundle, or of a run; or the bundle.
@@ -55,7 +55,7 @@ def open_pair(
 
 
 def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> bundles.Bundle:
-    """The tokenizer that a generator's or teacher's tokens belong to.
+    """Return the tokenizer that a generator's or teacher's tokens belong to.
 
     Args:
         model: the generator or teacher.
@@ -80,7 +80,9 @@ def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> 
 
 
 def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -> int:
-    """The size of a batch, which is always filled up: what is in it beyond `num` is drawn in vain.
+    """Return the size of a batch, which is always filled up.
+
+    What is in it beyond `num` is drawn in vain.
 
     Args:
         num_tokens: L.
@@ -98,7 +100,7 @@ def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -
 
 
 def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:
-    """What a bundle is sampled with.
+    """Return what a bundle is sampled with.
 
     Args:
         model: a bundle of kind "generator" or "teacher".
@@ -128,7 +130,10 @@ def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str
 
 
 def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings that a bundle is sampled with, with the sampler's "name", as plain values."""
+    """Return all settings that a bundle is sampled with, with the sampler's "name".
+
+    As plain values.
+    """
     name, settings = sampler_of(model, overrides)
     if name == "one_step":
         # The settings hold sizes of the network too.

@@ -15,7 +15,7 @@ from dimo_jax.training.load_conditions import TextEncoder
 
 
 def takes_text(model: bundles.Bundle) -> bool:
-    """Whether the condition of a bundle's network is text."""
+    """Return whether the condition of a bundle's network is text."""
     return isinstance(model.build().condition, dict)
 
 
@@ -62,11 +62,11 @@ class TextImages:
         }
 
     def describe_cut(self, texts: Sequence[str]) -> str | None:
-        """Says which prompts are too long; see ClipTokenizer.describe_cut."""
+        """Say which prompts are too long; see ClipTokenizer.describe_cut."""
         return self._conditions.tokenizer.describe_cut(texts)
 
     def tokens(self, items: Sequence[Item]) -> Int[np.ndarray, "B L"]:
-        """The tokens of some (prompt, index, k), in their order."""
+        """Return the tokens of some (prompt, index, k), in their order."""
         condition = self._conditions([text for text, _, _ in items])
         null = jax.tree.map(lambda x: np.repeat(x, len(items), axis=0), self._negative)
         return drawing.draw_conditions(
@@ -79,6 +79,6 @@ class TextImages:
         )
 
     def __call__(self, items: Sequence[Item]) -> UInt8[np.ndarray, "B H W 3"]:
-        """The images of some (prompt, index, k), in their order."""
+        """Return the images of some (prompt, index, k), in their order."""
         pixels = drawing.decode_images(self._tokenizer, self.tokens(items), self._batch_size)
         return images.to_uint8(pixels)

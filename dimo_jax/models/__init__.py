@@ -37,7 +37,7 @@ TEXT_TRANSFORMERS = ("meissonic",)
 
 
 def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
-    """The network that a plain configuration describes.
+    """Return the network that a plain configuration describes.
 
     Args:
         config: plain values; "name" is one of NETWORKS, the rest are that network's sizes.

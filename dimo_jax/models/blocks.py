@@ -31,7 +31,7 @@ def run_blocks(
     deterministic: bool,
     prefix: str = "block",
 ) -> Any:
-    """Applies block_0 to block_{depth - 1} to x.
+    """Apply block_0 to block_{depth - 1} to x.
 
     The parameters lie the same in every mode, one subtree for each block, so that checkpoints and
     bundles do not depend on how a run computes.
@@ -114,7 +114,7 @@ def _attention(
 
 
 def attention(name: str) -> Callable[..., Float[Array, "B N H d"]]:
-    """The attention of a name, for nn.MultiHeadDotProductAttention and on its own.
+    """Return the attention of a name, for nn.MultiHeadDotProductAttention and on its own.
 
     Args:
         name: "xla", which runs anywhere; or "cudnn", on an NVIDIA GPU in bfloat16, without dropout

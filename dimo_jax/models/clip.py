@@ -97,7 +97,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
-        """One layer; there is no dropout."""
+        """Apply one layer; there is no dropout."""
         mask = nn.make_causal_mask(x[..., 0], dtype=bool) if self.causal else None
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,
@@ -179,7 +179,7 @@ def _normal() -> Callable[..., Array]:
 
 
 def build(config: Mapping[str, Any]) -> Clip:
-    """The network of a plain configuration.
+    """Return the network of a plain configuration.
 
     Args:
         config: {"name": "clip", "activation": a key of ACTIVATIONS, "projection": P,

@@ -14,7 +14,7 @@ from dimo_jax.models.network import Network
 
 
 def build(*, num_tokens: int, codebook_size: int, num_classes: int = 1) -> Network:
-    """The posterior p(x_0^i | visible tokens) of every position, by summing over the joint.
+    """Return the posterior p(x_0^i | visible tokens) of every position, by summing over the joint.
 
     Args:
         num_tokens: L; the joint has codebook_size ** L entries, so keep it small.

@@ -41,7 +41,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
-        """One layer; dropout acts on the attention probabilities and on both branches' outputs."""
+        """Apply one layer; dropout acts on attention probabilities and on both branches."""
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,

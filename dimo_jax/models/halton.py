@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """The same shape and dtype."""
+        """Return the same shape and dtype."""
         exact = x.astype(jnp.float32)
         square = jnp.mean(exact**2, axis=-1, keepdims=True)
         x = (exact * jax.lax.rsqrt(square + 1e-5)).astype(x.dtype)
@@ -107,7 +107,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B N D"], label: Float[Array, "B D"], deterministic: bool
     ) -> Float[Array, "B N D"]:
-        """One layer; `label` is SiLU of the class vector."""
+        """Apply one layer; `label` is SiLU of the class vector."""
         width = x.shape[-1]
         # Zero at the start, so that every block begins as the identity.
         zeros = nn.initializers.zeros
@@ -184,7 +184,10 @@ class HaltonModule(nn.Module):
         return x.reshape(len(x), -1, self.width)
 
     def parted(self, x: Float[Array, "B M D"]) -> Float[Array, "B L D"]:
-        """One token becomes four neighbours: channel 4 c + 2 i + j is theirs at row i, column j."""
+        """Turn one token into four neighbours.
+
+        Channel 4 c + 2 i + j is theirs at row i, column j.
+        """
         side = math.isqrt(self.num_tokens) // 2
         x = _conv(4 * self.width, 1, "out_proj")(x.reshape(-1, side, side, self.width))
         x = x.reshape(-1, side, side, self.width, 2, 2).transpose(0, 1, 4, 2, 5, 3)
@@ -205,7 +208,7 @@ def build(
     proj: int = 1,
     compute: Compute = Compute(),
 ) -> Network:
-    """A Halton-MaskGIT transformer.
+    """Return a Halton-MaskGIT transformer.
 
     Args:
         num_tokens: L, image tokens.

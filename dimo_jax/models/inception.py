@@ -99,7 +99,7 @@ class _Block(nn.Module):
     def unit(
         self, x: Array, name: str, channels: int, size: Size = 1, stride: int = 1, padding: str = ""
     ) -> Array:
-        """One unit; without a stride it keeps height and width unless `padding` says otherwise."""
+        """Apply one unit; without a stride it keeps height and width, unless by `padding`."""
         size = (size, size) if isinstance(size, int) else size
         padding = padding or ("SAME" if stride == 1 else "VALID")
         return _Unit(channels // self.divisor, size, stride, padding, name=name)(x)

@@ -62,7 +62,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
-        """One layer; dropout acts on the attention probabilities and inside the feed-forward."""
+        """Apply one layer; dropout acts on the attention probabilities and in the feed-forward."""
         attention = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,
             dropout_rate=self.dropout,
@@ -144,7 +144,7 @@ def build(
     predict_mask_id: bool,
     compute: Compute = Compute(),
 ) -> Network:
-    """A MaskGit transformer.
+    """Return a MaskGit transformer.
 
     Args:
         num_tokens: L, image tokens.

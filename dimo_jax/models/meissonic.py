@@ -47,7 +47,7 @@ def _rms(name: str) -> nn.RMSNorm:
 def _modulated(
     x: Float[Array, "B N D"], shift: Float[Array, "B 1 D"], scale: Float[Array, "B 1 D"]
 ) -> Float[Array, "B N D"]:
-    """A norm without weights of its own, then scale and shift."""
+    """Return a norm without weights of its own, then scale and shift."""
     norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False)
     return norm(x) * (1 + scale) + shift
 
@@ -78,7 +78,7 @@ class DoubleBlock(nn.Module):
     def __call__(
         self, streams: Streams, condition: Float[Array, "B D"], angles: Any, deterministic: bool
     ) -> Streams:
-        """One layer; `condition` is SiLU of the vector of time and text. There is no dropout."""
+        """Apply one layer; `condition` is SiLU of the vector of time and text. No dropout."""
         del deterministic
         width = condition.shape[-1]
         chunks, parts = [], []
@@ -115,7 +115,7 @@ class SingleBlock(nn.Module):
         angles: Any,
         deterministic: bool,
     ) -> Float[Array, "B N D"]:
-        """One layer, as in DoubleBlock."""
+        """Apply one layer, as in DoubleBlock."""
         del deterministic
         width = x.shape[-1]
         modulation = _dense(3 * width, "modulation")(condition)[:, None]
@@ -193,7 +193,7 @@ class MeissonicModule(nn.Module):
     def vector(
         self, pooled: Float[Array, "B P"], micro: Float[Array, "B 5"], timestep: Float[Array, "B"]
     ) -> Float[Array, "B D"]:
-        """What modulates every block: time, pooled text and micro-conditions."""
+        """Return what modulates every block: time, pooled text and micro-conditions."""
         # In float32 up to the waves: bfloat16 has 8 bits, a timestep times 1000 more.
         waves = [sinusoids(x).astype(pooled.dtype) for x in (1000 * timestep[:, None], micro)]
         time = _dense(self.width, "time_out")(nn.silu(_dense(self.width, "time_in")(waves[0])))
@@ -210,7 +210,10 @@ class MeissonicModule(nn.Module):
         return x.reshape(len(x), -1, self.width)
 
     def parted(self, x: Float[Array, "B M D"]) -> Float[Array, "B L D"]:
-        """One token becomes four neighbours: a transposed convolution whose windows just touch."""
+        """Turn one token into four neighbours.
+
+        A transposed convolution whose windows just touch.
+        """
         half = math.isqrt(self.num_tokens) // 2
         x = nn.DenseGeneral((2, 2, self.width), use_bias=False, name="part")(_rms("part_norm")(x))
         x = x.reshape(-1, half, half, 2, 2, self.width).transpose(0, 1, 3, 2, 4, 5)
@@ -235,7 +238,9 @@ def build(
     timestep: str = "zero",
     compute: Compute = Compute(),
 ) -> Network:
-    """A Meissonic transformer; the defaults are the released one's, 1,006,946,304 parameters.
+    """Return a Meissonic transformer.
+
+    The defaults are the released one's, 1,006,946,304 parameters.
 
     Args:
         num_tokens: L, image tokens of a square grid; no parameter depends on it.
@@ -303,7 +308,7 @@ def build(
 
 
 def _parts(condition: Any) -> tuple[Array, Array, Array, Array | None]:
-    """States, pooled text, micro-conditions and the time, if it is given."""
+    """Return states, pooled text, micro-conditions and the time, if it is given."""
     names = set(condition) if isinstance(condition, Mapping) else {type(condition).__name__}
     if not {"states", "pooled", "micro"} <= names <= {"states", "pooled", "micro", "timestep"}:
         raise InputError(
@@ -317,7 +322,7 @@ def _parts(condition: Any) -> tuple[Array, Array, Array, Array | None]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raises InputError where `build` would."""
+    """Raise InputError where `build` would."""
     width, heads, rope = config["width"], config["heads"], config["rope_dims"]
     side = math.isqrt(config["num_tokens"])
     rows = config["codebook_size"]

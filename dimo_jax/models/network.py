@@ -71,7 +71,7 @@ class Network:
 
 
 def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True) -> Network:
-    """A Network out of a Flax module.
+    """Return a Network out of a Flax module.
 
     Args:
         module: called with (tokens [B, L], labels [B], perturb or None, deterministic) it gives
@@ -102,7 +102,7 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
 
 
 def computed(network: Network, compute: Compute) -> Network:
-    """The same network in another precision, or on parameters that are divided over devices.
+    """Return the same network in another precision, or on parameters that are divided over devices.
 
     Args:
         network: with float32 parameters.

@@ -14,7 +14,7 @@ WAVES = 256  # numbers for each value
 
 
 def sinusoids(values: Float[Array, "B K"]) -> Float[Array, "B C"]:
-    """Cosines, then sines of each value times 128 frequencies from 1 down to 1/10000.
+    """Return cosines, then sines of each value times 128 frequencies from 1 down to 1/10000.
 
     Args:
         values: [B, K] float32; a timestep reaches 63,000, where float32 leaves an angle 1e-3.
@@ -36,7 +36,9 @@ def sinusoids(values: Float[Array, "B K"]) -> Float[Array, "B C"]:
 def rotary(
     text_length: int, side: int, dims: Sequence[int]
 ) -> tuple[Float[np.ndarray, "N R"], Float[np.ndarray, "N R"]]:
-    """Cosines and sines of the rotary angles: text at (0, 0, 0), image tokens at (0, row, column).
+    """Return cosines and sines of the rotary angles.
+
+    Text at (0, 0, 0), image tokens at (0, row, column).
 
     Args:
         text_length: T.

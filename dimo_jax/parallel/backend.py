@@ -33,7 +33,7 @@ _NEEDED = {"cuda": "an NVIDIA GPU", "tpu": "a TPU VM"}
 
 
 def prepare() -> None:
-    """Sets what must stand before the backend starts; starts nothing.
+    """Set what must stand before the backend starts; starts nothing.
 
     JAX_ENABLE_X64 is switched off with a line on stderr: weights are float32, and with it
     random numbers are others than those of every recorded run.
@@ -50,7 +50,7 @@ def prepare() -> None:
 
 
 def silence_libtpu() -> None:
-    """Keeps libtpu, which is asked first wherever it is installed, from reporting that it is alone.
+    """Keep libtpu, which is asked first wherever it is installed, from reporting that it is alone.
 
     Only where there is no TPU, or it is not to be used.
     """
@@ -60,7 +60,7 @@ def silence_libtpu() -> None:
 
 
 def start() -> None:
-    """Starts the backend; with several processes after they have found each other.
+    """Start the backend; with several processes after they have found each other.
 
     Raises:
         InputError: JAX_PLATFORMS names what JAX cannot use on this machine.
@@ -84,7 +84,7 @@ def start() -> None:
 
 
 def summary() -> str:
-    """Returns the devices of this run in words: '8 x NVIDIA H100 80GB HBM3, 2 processes'."""
+    """Return the devices of this run in words: '8 x NVIDIA H100 80GB HBM3, 2 processes'."""
     device, count = jax.devices()[0], jax.process_count()
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     processes = "1 process" if count == 1 else f"{count} processes"
@@ -92,13 +92,13 @@ def summary() -> str:
 
 
 def accelerator() -> str:
-    """Returns what this machine has besides its CPU, in words; nothing if there is nothing."""
+    """Return what this machine has besides its CPU, in words; nothing if there is nothing."""
     gpu = _nvidia()
     return f"an NVIDIA GPU ({gpu})" if gpu else "a TPU" * _tpu_present()
 
 
 def unused_accelerator(environ: Mapping[str, str] = os.environ) -> str:
-    """Returns a sentence about an accelerator that is here while JAX uses the CPU, else nothing.
+    """Return a sentence about an accelerator that is here while JAX uses the CPU, else nothing.
 
     Args:
         environ: the environment.
@@ -120,13 +120,13 @@ def unused_accelerator(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _nvidia() -> str | None:
-    """What shows that there is a GPU: a file of its driver, or the driver's tool."""
+    """Return what shows that there is a GPU: a file of its driver, or the driver's tool."""
     return next(filter(os.path.exists, _NVIDIA_FILES), shutil.which("nvidia-smi"))
 
 
 @functools.cache
 def _tpu_present() -> bool:
-    """Whether this is a TPU VM, or a container on one."""
+    """Return whether this is a TPU VM, or a container on one."""
     # /dev/vfio belongs to other devices too; JAX's list of PCI ids tells a TPU behind it.
     return bool(
         hardware_utils.num_available_tpu_chips_and_device_id()[0]

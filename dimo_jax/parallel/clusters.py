@@ -8,7 +8,7 @@ from dimo_jax.common.errors import InputError
 
 
 def cluster_of(environ: Mapping[str, str]) -> str | None:
-    """Which cluster says that this process is one of several, None where it is alone.
+    """Return which cluster says that this process is one of several, None where it is alone.
 
     Args:
         environ: the environment.
@@ -48,7 +48,7 @@ def cluster_of(environ: Mapping[str, str]) -> str | None:
 
 
 def local_devices(environ: Mapping[str, str]) -> list[int] | None:
-    """This SLURM task's share of the GPUs that it sees; None leaves it to JAX.
+    """Return this SLURM task's share of the GPUs that it sees; None leaves it to JAX.
 
     JAX gives each task the one GPU of its number on the node: with one task a node the other GPUs
     would idle, and with --gpus-per-task, where each task sees its own GPU as number 0, all but the

@@ -57,7 +57,7 @@ def start(
     process_id: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Joins the other processes of the run; must come before anything that starts JAX's backend.
+    """Join the other processes of the run; must come before anything that starts JAX's backend.
 
     Without arguments the environment decides: SLURM, Open MPI, TPU pods and indexed Kubernetes
     jobs say how many processes they started. Where nothing says so, this one is alone, as it is
@@ -120,18 +120,18 @@ def start(
 
 
 def started() -> bool:
-    """Whether this process has joined others; starts no backend."""
+    """Return whether this process has joined others; starts no backend."""
     # Not jax.process_count(), which starts one: an error of that start ends up here again.
     return jax.distributed.is_initialized() and jax._src.distributed.global_state.num_processes > 1
 
 
 def is_lead() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Return whether this process is the one that writes files and speaks."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Returns once all processes have come here, however long one of them takes."""
+    """Return as soon as all processes have come here, however long one of them takes."""
     if started():
         # Between the hosts, as Orbax does it: the public barrier is a collective, which keeps the
         # devices waiting, and for a limited time. A name serves once.
@@ -186,7 +186,7 @@ def lead_first(make: Callable[[], Any]) -> Any:
 
 
 def finish() -> None:
-    """Waits at the good end of a command until all processes are there.
+    """Wait at the good end of a command until all processes are there.
 
     The runtime's own shutdown waits five minutes for the last one, whatever it is told, and then
     aborts those that waited (jaxlib 0.10); and the lead may have a report to write.
@@ -195,14 +195,14 @@ def finish() -> None:
 
 
 def agree(flag: bool) -> bool:
-    """Whether the flag is set on all processes; each must call."""
+    """Return whether the flag is set on all processes; each must call."""
     if not started():
         return flag
     return bool(np.all(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-    """The bytes of each process, in their order; each must call."""
+    """Return the bytes of each process, in their order; each must call."""
     if not started():
         return [data]
     lengths = multihost_utils.process_allgather(np.asarray(len(data), np.int32))
@@ -213,7 +213,7 @@ def gather_bytes(data: bytes) -> list[bytes]:
 
 
 def assert_same(facts: Mapping[str, Any]) -> None:
-    """Compares what every process believes, such as config, seed and version of the code.
+    """Compare what every process believes, such as config, seed and version of the code.
 
     A number that differs between processes would otherwise make arrays that claim to be replicated
     and are not, without any error.
@@ -242,7 +242,7 @@ def assert_same(facts: Mapping[str, Any]) -> None:
 
 
 def code_version() -> str:
-    """The package's version and a hash of its sources: 0.1.0+ and 12 hexadecimal digits."""
+    """Return the package's version and a hash of its sources: 0.1.0+ and 12 hexadecimal digits."""
     digest = hashlib.sha256()
     root = Path(dimo_jax.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -251,7 +251,7 @@ def code_version() -> str:
 
 
 def stop_together() -> bool:
-    """Whether all processes are to stop at this point, since SIGTERM came to at least one.
+    """Return whether all processes are to stop at this point, since SIGTERM came to at least one.
 
     Every process must call it equally often, after every step. JAX's runtime catches the signal
     (within a second), tells all, and chooses a call that none of them has reached yet.
@@ -261,7 +261,7 @@ def stop_together() -> bool:
 
 
 def lost(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, says that another process of the run is gone."""
+    """Return whether an error, or one behind it, says that another process of the run is gone."""
     if not started():
         return False
     behind = error
@@ -273,7 +273,7 @@ def lost(error: BaseException | None) -> bool:
 
 
 def describe_loss(where: str, error: BaseException) -> str:
-    """One sentence for `ProcessLost`.
+    """Return one sentence for `ProcessLost`.
 
     Args:
         where: what this process was doing, and where it will go on.
@@ -289,17 +289,20 @@ def describe_loss(where: str, error: BaseException) -> str:
 
 
 def abandon_threads() -> None:
-    """Says that this process is to end without waiting for its own threads, see `must_leave`."""
+    """Say that this process is to end without waiting for its own threads, see `must_leave`."""
     _abandoned.set()
 
 
 def must_leave() -> bool:
-    """Whether this process is to end by `leave` where it failed: others, or threads, may hang."""
+    """Return whether this process is to end by `leave` where it failed.
+
+    Others, or threads, may hang.
+    """
     return started() or _abandoned.is_set()
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process at once, without the shutdown in which all wait for each other.
+    """End this process at once, without the shutdown in which all wait for each other.
 
     The others then fail in their next exchange, instead of waiting for one that cannot take part.
     """
@@ -319,7 +322,7 @@ def leave(status: int) -> NoReturn:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _last_words(_number: int) -> None:
-    """Ends a process that JAX's runtime aborts, with a sentence after the runtime's own lines.
+    """End a process that JAX's runtime aborts, with a sentence after the runtime's own lines.
 
     It aborts where the coordination service has lost a process, or is lost itself. Often that comes
     before any exception: on CPU and GPU a collective may wait for the lost process for ever. The

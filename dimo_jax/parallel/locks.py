@@ -11,7 +11,7 @@ from dimo_jax.parallel import distributed
 
 @contextlib.contextmanager
 def held(lock: AnyPath, what: str) -> Iterator[None]:
-    """Holds a folder for all processes of this run while the block runs; each must call it.
+    """Hold a folder for all processes of this run while the block runs; each must call it.
 
     Args:
         lock: as run_lock.hold takes it.

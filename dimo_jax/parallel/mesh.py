@@ -18,7 +18,7 @@ AXES = ("data", "fsdp")
 
 
 def sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
-    """The mesh's shape, with -1 replaced by all that is left.
+    """Return the mesh's shape, with -1 replaced by all that is left.
 
     Args:
         data: devices along `data`, or -1.
@@ -45,7 +45,7 @@ def sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
 
 
 def build(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices of all processes, neighbours in the network side by side.
+    """Return a mesh over all devices of all processes, neighbours in the network side by side.
 
     Args:
         data: see `sizes`.
@@ -74,7 +74,7 @@ def build(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def of_this_process(batch_size: int) -> Mesh:
-    """The mesh ("data",) of a batch that this process works on alone, as in sampling.
+    """Return the mesh ("data",) of a batch that this process works on alone, as in sampling.
 
     Args:
         batch_size: examples. They are spread over this process's devices where those divide the
@@ -85,7 +85,7 @@ def of_this_process(batch_size: int) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Return the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -95,12 +95,12 @@ def stacked_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Return the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch(name: str, batch_size: int, parts: int, mesh: Mesh) -> None:
-    """Refuses a batch that the devices, or the parts it is computed in, do not divide.
+    """Refuse a batch that the devices, or the parts it is computed in, do not divide.
 
     Args:
         name: of the field, e.g. "config.distill.batch_size".
@@ -144,7 +144,7 @@ def put(tree: Any, shardings: Any) -> Any:
 def from_rows(
     shape: tuple[int, ...], sharding: NamedSharding, rows: Callable[..., np.ndarray]
 ) -> jax.Array:
-    """A global array of which every process makes what its devices hold, and no more.
+    """Return a global array of which every process makes what its devices hold, and no more.
 
     Args:
         shape: of the whole.

@@ -63,7 +63,7 @@ LOST = (
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """Returns the line that says so, if this error or one behind it is a lack of device memory."""
+    """Return the line that says so, if this error or one behind it is a lack of device memory."""
     for text in _texts(error):
         if _says(MEMORY, text) and not _says(OTHER_RESOURCES, text):
             return text.splitlines()[0]
@@ -71,7 +71,7 @@ def out_of_memory(error: BaseException | None) -> str | None:
 
 
 def peer_lost(error: BaseException | None) -> bool:
-    """Returns whether this error, or one behind it, says that another process is gone.
+    """Return whether this error, or one behind it, says that another process is gone.
 
     Never where this process has run out of memory: then the cause is here.
     """
@@ -83,7 +83,7 @@ def _says(phrases: tuple[str, ...], text: str) -> bool:
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:
-    """The runtime's errors in a chain of exceptions, as text."""
+    """Yield the runtime's errors in a chain of exceptions, as text."""
     while error is not None:
         text = str(error)
         # What is found out only as a device's array is read is a ValueError (jaxlib 0.10), with

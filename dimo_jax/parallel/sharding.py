@@ -54,7 +54,7 @@ class Layout:
         return meshes.whole(self.mesh)
 
     def of(self, tree: Any) -> Any:
-        """A tree of shardings for a tree of arrays or shapes.
+        """Return a tree of shardings for a tree of arrays or shapes.
 
         Raises:
             InputError: if a leaf is covered by no rule (all are listed), or a rule's axes do not
@@ -142,7 +142,7 @@ def _gather(leaf: Any, whole: NamedSharding, divided: NamedSharding) -> Any:
 
 
 def layout(section: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Layout:
-    """The layout that the config's section `mesh` describes.
+    """Return the layout that the config's section `mesh` describes.
 
     Args:
         section: data, fsdp, rules, min_shard_elements.

@@ -77,7 +77,7 @@ def fsdp_minimum_bytes(
 
 
 def _trips(line: str, computations: Mapping[str, list[str]]) -> int:
-    """How often an instruction runs what it calls: once, unless it is a loop."""
+    """Return how often an instruction runs what it calls: once, unless it is a loop."""
     known, condition = _TRIPS.search(line), _CONDITION.search(line)
     if known:
         return int(known[1])

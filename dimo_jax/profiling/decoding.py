@@ -35,7 +35,7 @@ class Decoding(NamedTuple):
 def teacher_decoding(
     config: Mapping[str, Any], network: Network, steps: Sequence[int], guidance: float | None
 ) -> Decoding:
-    """The sampler of the teacher's authors.
+    """Return the sampler of the teacher's authors.
 
     Args:
         config: a complete config.

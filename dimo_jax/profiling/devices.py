@@ -45,7 +45,7 @@ DEVICES: dict[str, Device] = {
 
 
 def find(kind: str) -> Device | None:
-    """The device of a kind, if it is known.
+    """Return the device of a kind, if it is known.
 
     Args:
         kind: jax.Device.device_kind.

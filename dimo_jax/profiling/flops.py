@@ -42,7 +42,7 @@ def _plain_blocks(model: Config, positions: int) -> int:
 
 
 def _head(length: int, width: int, outputs: int) -> int:
-    """The last layer, then the token table."""
+    """Return the last layer, then the token table."""
     return 2 * length * width**2 + 2 * length * width * outputs
 
 
@@ -89,7 +89,7 @@ FORWARD: dict[str, Callable[[Config], int]] = {
 
 
 def forward(model: Config) -> int:
-    """Operations of one forward pass for one example.
+    """Count the operations of one forward pass for one example.
 
     Args:
         model: a network's complete `config`.
@@ -127,7 +127,7 @@ def distill_passes(config: Config) -> dict[str, int]:
 
 
 def distill_step(config: Config, model: Config, teacher: Config) -> int:
-    """Operations of one Di[M]O step, on all devices together.
+    """Count the operations of one Di[M]O step, on all devices together.
 
     Args:
         config: a complete config.
@@ -140,7 +140,7 @@ def distill_step(config: Config, model: Config, teacher: Config) -> int:
 
 
 def pretrain_step(config: Config, model: Config) -> int:
-    """Operations of one step of the teacher's own training, on all devices together.
+    """Count the operations of one step of the teacher's own training, on all devices together.
 
     Args:
         config: a complete config.
@@ -150,7 +150,7 @@ def pretrain_step(config: Config, model: Config) -> int:
 
 
 def decoding(model: Config, num_steps: int, guided: bool) -> int:
-    """Operations of one image by a teacher's sampler.
+    """Count the operations of one image by a teacher's sampler.
 
     Args:
         model: the `config` of the teacher's network.
@@ -161,7 +161,7 @@ def decoding(model: Config, num_steps: int, guided: bool) -> int:
 
 
 def products(function: Callable[..., Any], *args: Any) -> int:
-    """Operations of the matrix products and convolutions that a function traces to.
+    """Count the operations of the matrix products and convolutions that a function traces to.
 
     For what has no formula here, such as a tokenizer's decoder.
 

@@ -53,7 +53,7 @@ def plan(
     sampling: Sampling,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Compiles one program of a run and reads off what it needs.
+    """Compile one program of a run and reads off what it needs.
 
     Args:
         config: a complete config.
@@ -101,7 +101,7 @@ def plan(
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """A plan for people, a fact on each line."""
+    """Return a plan for people, a fact on each line."""
     memory, capacity = result["memory"], result["hbm_bytes"]
     encoder = memory["text_encoder_bytes"]
     shape = " x ".join(f"{name} {size}" for name, size in result["mesh"].items())
@@ -137,14 +137,14 @@ def text(result: Mapping[str, Any]) -> str:
 
 
 def _network(config: Mapping[str, Any]) -> Network:
-    """The run's network; a teacher that is still missing has the sizes of config.model."""
+    """Return the run's network; a teacher that is still missing has the sizes of config.model."""
     teacher = load_models.open_teacher(config)
     tokenizer, _ = load_models.open_tokenizer(config, teacher)
     return load_models.open_network(config, teacher, tokenizer)
 
 
 def _encoder_bytes(config: Mapping[str, Any], layout: Layout) -> int:
-    """What a device keeps of the text encoder, beside the programs."""
+    """Return what a device keeps of the text encoder, beside the programs."""
     if not load_models.is_text(config) or config["prompts"]["cache"]:
         return 0
     network = text_encoder.encoder_network(config)
@@ -212,7 +212,10 @@ def _teacher_sample(
 def _sampler_inputs(
     config: Mapping[str, Any], network: Network, layout: Layout, batch_size: int
 ) -> tuple[Network, Any, jax.ShapeDtypeStruct, Any]:
-    """The network as it computes on the mesh; shapes of parameters, numbers, conditions there."""
+    """Return the network as it computes on the mesh.
+
+    Shapes of parameters, numbers, conditions there.
+    """
     mesh.check_batch("--batch_size", batch_size, 1, layout.mesh)
     network = models.build(network.config, settings.compute_of(config, layout))
     params = layout.abstract(jax.eval_shape(network.init, jax.random.key(0)))
@@ -262,7 +265,7 @@ def _compile(lowered: Any) -> tuple[dict[str, int], str, str | None]:
 def _advice(
     config: Mapping[str, Any], what: str, memory: Mapping[str, int], layout: Layout
 ) -> list[str]:
-    """Settings that need less, the ones that cost least first."""
+    """Return the settings that need less, the ones that cost least first."""
     smaller = []
     if what != "train":
         smaller.append("give a smaller --batch_size")

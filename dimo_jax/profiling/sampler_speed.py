@@ -75,7 +75,10 @@ class _Batch:
     def compiled(
         self, name: str, function: Callable[..., Any], fixed: tuple, *args: Any
     ) -> Callable[..., Any]:
-        """The function compiled for `fixed` and arguments like `args`; called with the latter."""
+        """Return the function compiled for `fixed` and arguments like `args`.
+
+        Called with the latter.
+        """
         self._clock.note(f"compiles the {name}, batch {self.size}")
         jitted = jax.jit(function)
         program, seconds = timing.compiled(lambda: jitted.lower(*fixed, *args))
@@ -83,13 +86,13 @@ class _Batch:
         return lambda *given: program(*fixed, *given)
 
     def encoder_times(self) -> dict[str, timing.Times]:
-        """The text encoder's, where there is one."""
+        """Return the text encoder's, where there is one."""
         if "condition_encoder" not in self.compilation:
             return {}
         return self._clock.times({"condition_encoder": self.condition})
 
     def result(self, times: dict[str, timing.Times], main: str, operations: int) -> Result:
-        """What is reported of the batch.
+        """Return what is reported of the batch.
 
         Args:
             times: by part; "whole" is from labels or prompts to images.
@@ -127,7 +130,7 @@ def decoded(decode: Callable[[Any], Any], tokens: Any, parts: Sequence[Any]) -> 
 
 
 def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
-    """The one-step generator, for each batch size: whole, and its three parts.
+    """Return the one-step generator, for each batch size: whole, and its three parts.
 
     The parts are programs of their own: "condition_encoder" makes features of prompts, where there
     are some, "network" is x_init and the logits, "token_sampling" draws from them, "decoder" makes
@@ -183,7 +186,7 @@ def teacher_sample(
     steps: Sequence[int],
     guidance: float | None = None,
 ) -> list[Result]:
-    """The teacher by the sampler of its authors, for each batch size and number of steps.
+    """Return the teacher by the sampler of its authors, for each batch size and number of steps.
 
     Args:
         config: a complete config.
@@ -241,7 +244,7 @@ def teacher_sample(
 
 
 def decode(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
-    """The tokenizer's decoder alone, for each batch size.
+    """Return the tokenizer's decoder alone, for each batch size.
 
     Args:
         config: a complete config.

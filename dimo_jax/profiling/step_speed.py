@@ -85,11 +85,11 @@ class Models:
     encoder: text_encoder.TextEncoder | None = None
 
     def make_params(self, seed: int, shardings: Any) -> Any:
-        """The network's parameters on the devices, as `shardings` (one, or a tree) says."""
+        """Return the network's parameters on the devices, as `shardings` (one, or a tree) says."""
         return _placed(self.params, self.network.init, seed, shardings)
 
     def make_tokenizer_params(self, seed: int, shardings: Any) -> Any:
-        """The tokenizer's."""
+        """Return the tokenizer's."""
         return _placed(self.tokenizer_params, self.tokenizer.init, seed, shardings)
 
 
@@ -103,7 +103,7 @@ def _placed(params: Any, init: Callable[..., Any], seed: int, shardings: Any) ->
 
 
 def open_models(config: Config) -> Models:
-    """The network and the tokenizer that a config describes or names.
+    """Return the network and the tokenizer that a config describes or names.
 
     Raises:
         InputError: if a bundle cannot be read, or the two do not belong together.
@@ -122,7 +122,10 @@ def open_models(config: Config) -> Models:
 
 
 def with_prompts(config: Config) -> Config:
-    """The config with a prompt, where a run with text names none: no time depends on them."""
+    """Return the config with a prompt, where a run with text names none.
+
+    No time depends on them.
+    """
     section = config["prompts"]
     if section["path"] or section["texts"]:
         return config
@@ -130,7 +133,7 @@ def with_prompts(config: Config) -> Config:
 
 
 def train(config: Config, models: Models, clock: Clock) -> Result:
-    """The distillation step with its batch, as the training runs it.
+    """Return the distillation step with its batch, as the training runs it.
 
     Args:
         config: a complete config; distill.batch_size is that of all devices together.

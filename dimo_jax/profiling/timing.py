@@ -44,7 +44,7 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     told: Callable[[int, float], None] | None = None,
 ) -> Times:
-    """Times a call until its result is there.
+    """Time a call until its result is there.
 
     Args:
         call: compiled already; returns a pytree of arrays that depends on all it does.
@@ -75,7 +75,7 @@ def measure(
 
 
 def compiled(lower: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Compiles a program, with the clock beside it.
+    """Compile a program, with the clock beside it.
 
     Args:
         lower: traces and lowers it: `lambda: jax.jit(f).lower(*args)`.
@@ -92,7 +92,7 @@ def compiled(lower: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 
 
 def program_memory(program: Any) -> dict[str, int]:
-    """What the compiler planned for one device, in bytes.
+    """Return what the compiler planned for one device, in bytes.
 
     Args:
         program: compiled.
@@ -111,7 +111,7 @@ def program_memory(program: Any) -> dict[str, int]:
 
 
 def peak_memory(devices: Sequence[Any]) -> dict[str, int | None]:
-    """The most memory that was in use since the process began, in bytes.
+    """Return the most memory that was in use since the process began, in bytes.
 
     Args:
         devices: jax.Devices of this process.
@@ -131,7 +131,7 @@ def peak_memory(devices: Sequence[Any]) -> dict[str, int | None]:
 
 
 def profiled(folder: str | None) -> contextlib.AbstractContextManager:
-    """A block whose work on the devices is recorded for TensorBoard and Perfetto.
+    """Return a block whose work on the devices is recorded for TensorBoard and Perfetto.
 
     Args:
         folder: where to; empty or None records nothing.

@@ -19,7 +19,7 @@ from dimo_jax.parallel.sharding import Layout
 
 
 def machine_lines() -> list[str]:
-    """Returns devices and versions, and a warning where an accelerator stays unused."""
+    """Return devices and versions, and a warning where an accelerator stays unused."""
     versions = f"dimo_jax {distributed.code_version()}, Python {platform.python_version()}"
     unused = backend.unused_accelerator()
     return [
@@ -31,7 +31,7 @@ def machine_lines() -> list[str]:
 def run_lines(
     config: Mapping[str, Any], network: Network, layout: Layout, workdir: AnyPath
 ) -> list[str]:
-    """Returns what a run trains, in which batches on which mesh, and where it can be watched.
+    """Return what a run trains, in which batches on which mesh, and where it can be watched.
 
     Args:
         config: a complete config.
@@ -56,7 +56,7 @@ def run_lines(
 
 
 def sample_command(workdir: AnyPath, with_text: bool) -> str:
-    """Returns the command line that draws a few images of a finished run, for the same shell.
+    """Return the command line that draws a few images of a finished run, for the same shell.
 
     Args:
         workdir: its work directory.
@@ -70,7 +70,7 @@ def sample_command(workdir: AnyPath, with_text: bool) -> str:
 
 
 def show(lines: list[str]) -> None:
-    """Prints lines on standard error, on process 0 alone."""
+    """Print lines on standard error, on process 0 alone."""
     if distributed.is_lead():
         print("\n".join(lines), file=sys.stderr, flush=True)
 

@@ -26,7 +26,7 @@ _TOP_K = ("distill.top_k", "distill.teacher.top_k", "sampler.top_k")
 
 
 def check_places(config: Config, workdir: AnyPath) -> None:
-    """Refuses folders that are files, and places that cannot be written.
+    """Refuse folders that are files, and places that cannot be written.
 
     Args:
         config: a complete config.
@@ -50,7 +50,7 @@ def check_places(config: Config, workdir: AnyPath) -> None:
 
 
 def check_digits(config: Config, tokenizer: Tokenizer, workdir: AnyPath) -> None:
-    """Refuses a tokenizer that does not take the digits, and digits that cannot be had.
+    """Refuse a tokenizer that does not take the digits, and digits that cannot be had.
 
     Args:
         config: a complete config with data.name=digits.
@@ -81,7 +81,7 @@ def check_digits(config: Config, tokenizer: Tokenizer, workdir: AnyPath) -> None
 
 
 def check_draws(config: Config, codebook_size: int) -> None:
-    """Refuses a top-k of more codes than there are."""
+    """Refuse a top-k of more codes than there are."""
     fields = configs.flat(config)
     for path in _TOP_K:
         if fields[path] > codebook_size:
@@ -92,7 +92,7 @@ def check_draws(config: Config, codebook_size: int) -> None:
 
 
 def check_attention(config: Config, network: Network) -> None:
-    """Refuses NVIDIA's attention where it cannot run."""
+    """Refuse NVIDIA's attention where it cannot run."""
     if config["attention"] != "cudnn":
         return
     on = [
@@ -120,7 +120,7 @@ def stage_programs(
     layout: Layout,
     pretrains: bool,
 ) -> dict[str, programs.Program]:
-    """The run's training steps: the mesh, the optimizers and the batches fit, or it raises.
+    """Return the run's training steps: the mesh, the optimizers and the batches fit, or it raises.
 
     Args:
         config: a complete config.
@@ -142,7 +142,7 @@ def stage_programs(
 
 
 def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSettings:
-    """The protocol's settings, with the fields' full names where they are refused."""
+    """Return the protocol's settings, with the fields' full names where they are refused."""
     section = config["evaluation"]
     if not network.has_null and set(section["guidances"]) != {1}:
         raise InputError(
@@ -156,7 +156,7 @@ def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSe
 
 
 def check_classifier(config: Config, image_shape: tuple[int, ...]) -> None:
-    """Refuses a classifier that does not fit the images."""
+    """Refuse a classifier that does not fit the images."""
     with about("config.classifier.channels"):
         built = classifier.model_config(
             image_shape, config["data"]["num_classes"], classifier_settings(config)
@@ -165,5 +165,5 @@ def check_classifier(config: Config, image_shape: tuple[int, ...]) -> None:
 
 
 def classifier_settings(config: Config) -> classifier.FitSettings:
-    """How the data's own classifier is fitted."""
+    """Return how the data's own classifier is fitted."""
     return classifier.FitSettings(**config["classifier"])

@@ -13,7 +13,10 @@ from dimo_jax.tokenizers import Tokenizer, patches
 
 
 def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
-    """The parameters that lie in a bundle; None if there is none, or it is of other sizes."""
+    """Return the parameters that lie in a bundle.
+
+    None if there is none, or it is of other sizes.
+    """
     if not (path / bundles.CONFIG_FILE).exists():  # of a bundle in an object store the last file
         return None
     bundle = bundles.load_tokenizer(path)
@@ -22,7 +25,7 @@ def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
 
 
 def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
-    """The kept parameters, or new ones, a second's work; nothing is written.
+    """Return the kept parameters, or new ones, a second's work; nothing is written.
 
     Raises:
         InputError: as patches.fit.
@@ -35,7 +38,7 @@ def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
 
 
 def keep(path: AnyPath, tokenizer: Tokenizer, params: Any) -> Any:
-    """The kept parameters; where there are none, the ones given, kept now.
+    """Return the kept parameters; where there are none, the ones given, kept now.
 
     Process 0 calls it first: another machine's k-means may differ in the last bits.
     """

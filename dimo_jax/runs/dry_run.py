@@ -23,7 +23,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def show(run: ImageRun | JointRun) -> None:
-    """Traces the run's training steps and prints what it would do, a fact on each line.
+    """Trace the run's training steps and prints what it would do, a fact on each line.
 
     Args:
         run: made, and thereby checked.
@@ -55,13 +55,13 @@ def show(run: ImageRun | JointRun) -> None:
 
 
 def size(num_bytes: int) -> str:
-    """A number of bytes for people: '1.2 GB', of 1000."""
+    """Return a number of bytes for people: '1.2 GB', of 1000."""
     power = min(int(math.log(max(num_bytes, 1), 1000)), len(_UNITS) - 1)
     return f"{num_bytes / 1000**power:.3g} {_UNITS[power]}"
 
 
 def _facts(run: ImageRun | JointRun) -> Iterator[str]:
-    """What the run is made of."""
+    """Yield what the run is made of."""
     config, mesh = run.config, run.layout.mesh
     shape = " x ".join(f"{name} {number}" for name, number in mesh.shape.items())
     yield (
@@ -103,7 +103,7 @@ def _data(run: ImageRun) -> str:
 
 
 def _stage(run: ImageRun | JointRun, name: str, program: Program) -> tuple[str, int]:
-    """A line on a stage, and what it will take on the disk."""
+    """Return a line on a stage, and what it will take on the disk."""
     config, section = run.config, run.config[name]
     keep, every = config["checkpoint"]["keep"], config["checkpoint"]["save_every_steps"]
     state, num_steps = _bytes(program.state), section["num_steps"]
@@ -123,7 +123,7 @@ def _stage(run: ImageRun | JointRun, name: str, program: Program) -> tuple[str, 
 
 
 def _ends(run: ImageRun | JointRun) -> Iterator[str]:
-    """What comes after the trainings."""
+    """Yield what comes after the trainings."""
     params = size(_bytes(run.programs["distill"].params))
     yield f"export: the averaged generator, {params}, in {run.workdir / 'export'}"
     section = run.config["evaluation"]
@@ -144,7 +144,7 @@ def _listed(numbers: Any) -> str:
 
 
 def _start(directory: AnyPath, keep: int) -> int:
-    """The step of the newest checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint, 0 without one."""
     if not directory.exists():
         return 0
     checkpoints = Checkpoints(directory, keep)
@@ -159,7 +159,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _device_bytes(tree: Any) -> int:
-    """Of one device, by the shardings of the leaves."""
+    """Count the bytes of one device, by the shardings of the leaves."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )

@@ -35,7 +35,7 @@ class ImageRun:
     """Everything that one config says about images; `run` goes the whole way."""
 
     def __init__(self, config: Mapping[str, Any], workdir: AnyPath, layout: Layout):
-        """Opens what the config names and checks it all; nothing is written, and no step computed.
+        """Open what the config names and checks it all; nothing is written, and no step computed.
 
         Args:
             config: a complete config that validation.validate took.
@@ -83,7 +83,7 @@ class ImageRun:
         )
 
     def run(self, metrics: Metrics, began: float) -> str:
-        """The whole way; each part is skipped where its result is there already.
+        """Return the whole way; each part is skipped where its result is there already.
 
         Args:
             metrics: of the run.
@@ -130,7 +130,7 @@ class ImageRun:
         return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
     def _prepare(self) -> None:
-        """Makes what stages need and no file has yet: data, tokenizer, features of prompts."""
+        """Make what stages need and no file has yet: data, tokenizer, features of prompts."""
         self.train = self.test = None
         if self.has_data:
             where = self.config["data"]["directory"] or self.workdir / "data"
@@ -157,7 +157,7 @@ class ImageRun:
         return load_conditions.pictured(self.config, self.conditions, _PICTURES_OF_EACH)
 
     def _teacher(self) -> Any:
-        """The teacher's parameters: from its bundle, random, or trained here."""
+        """Return the teacher's parameters: from its bundle, random, or trained here."""
         if self.bundle is not None:
             return self.bundle.params
         if self.config["teacher"]["random"]:
@@ -240,7 +240,7 @@ class ImageRun:
         return min(self.config["evaluation"]["batch_size"], num)
 
     def _grid(self, pixels: np.ndarray) -> np.ndarray:
-        """A column for each label or prompt."""
+        """Return a column for each label or prompt."""
         tiles = images.to_uint8(pixels)
         columns = tiles.reshape(-1, _PICTURES_OF_EACH, *tiles.shape[1:]).swapaxes(0, 1)
         return images.grid(columns.reshape(tiles.shape), len(tiles) // _PICTURES_OF_EACH)
@@ -250,7 +250,7 @@ class ImageRun:
         return self._grid(self._sample_teacher(params, steps, {}, 0, *self.pictured))
 
     def _generator_pictures(self, teacher: Any) -> stages.Pictures:
-        """Samples in training, of the same seed and conditions each time; the teacher's once."""
+        """Draw samples in training, of the same seed and conditions each time."""
 
         def draw(state: Any, step: int) -> dict[str, np.ndarray]:
             grids = {
@@ -264,7 +264,7 @@ class ImageRun:
         return draw
 
     def _interim(self) -> stages.Measure | None:
-        """What config.interim asks to be measured of the generator in training."""
+        """Return what config.interim asks to be measured of the generator in training."""
         section, size = self.config["interim"], self.config["evaluation"]["batch_size"]
         if self.judge is None:
             return None
@@ -283,7 +283,10 @@ class ImageRun:
         )
 
     def _classifier(self) -> classifier.FeatureNetwork:
-        """The network that the data's own distances are measured with: trained once, and kept."""
+        """Return the network that the data's own distances are measured with.
+
+        Trained once, and kept.
+        """
         return classifier.load_or_fit(
             self.workdir / "classifier",
             self.train.images,

@@ -42,7 +42,7 @@ class Judge(NamedTuple):
 
 
 def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
-    """The Fréchet distance in a classifier's features, in percent of the real variance.
+    """Return the Fréchet distance in a classifier's features, in percent of the real variance.
 
     Args:
         network: the classifier.
@@ -53,7 +53,7 @@ def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
 
 
 def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int) -> Judge:
-    """The FID, as `python -m dimo_jax.evaluate` computes it.
+    """Return the FID, as `python -m dimo_jax.evaluate` computes it.
 
     Args:
         bundle: path of a bundle of kind "features".
@@ -90,7 +90,7 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
 
 
 def num_features(bundle: bundles.Bundle) -> int:
-    """How many features the FID is of, by a bundle of kind "features"."""
+    """Return how many features the FID is of, by a bundle of kind "features"."""
     side = inception.IMAGE_SIZE
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     return jax.eval_shape(bundle.build().apply, bundle.params, image)["2048"].shape[-1]
@@ -102,7 +102,7 @@ def distance(
     labels: Int[np.ndarray, "N"],
     batch_size: int,
 ) -> dict[str, float]:
-    """The figure; every process must call it.
+    """Return the figure; every process must call it.
 
     Args:
         draw: (labels, index of the first image) -> float32 [N, H, W, C] in [0, 1]; an image is to
@@ -134,7 +134,7 @@ def distance(
 
 
 def check_number(num: int) -> None:
-    """Refuses fewer samples than processes, or than a covariance needs.
+    """Refuse fewer samples than processes, or than a covariance needs.
 
     Raises:
         InputError: with the least number.
@@ -150,7 +150,7 @@ def check_number(num: int) -> None:
 def judge_of(
     config: Mapping[str, Any], channels: int, has_own: bool
 ) -> Judge | Literal["own"] | None:
-    """The judge that config.interim asks for, with its files read.
+    """Return the judge that config.interim asks for, with its files read.
 
     Args:
         config: a complete config.

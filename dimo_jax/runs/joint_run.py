@@ -31,7 +31,7 @@ class JointRun:
     """A known joint distribution of a few tokens, and a teacher that needs no learning."""
 
     def __init__(self, config: Mapping[str, Any], workdir: AnyPath, layout: Layout):
-        """Builds what the config describes and checks it; nothing is written, no step computed.
+        """Build what the config describes and checks it; nothing is written, no step computed.
 
         Args:
             config: a complete config that validation.validate took.
@@ -57,7 +57,7 @@ class JointRun:
         )
 
     def run(self, metrics: Metrics, began: float) -> str:
-        """Distils from the exact posterior and compares the generator's joint with the true one.
+        """Distil from the exact posterior and compares the generator's joint with the true one.
 
         Generator and auxiliary cannot start as copies of such a teacher. What stands for that is a
         masked predictor of samples from the joint, as a learned teacher would be.

@@ -46,7 +46,7 @@ class Yardstick(NamedTuple):
     def judge(
         self, samples: ImageSet, store: str = "samples", **row: Any
     ) -> tuple[dict[str, Any], showcase.Look] | tuple[None, None]:
-        """A row of the result and what is shown of it; every process calls it.
+        """Return a row of the result and what is shown of it; every process calls it.
 
         Args:
             samples: the set.
@@ -80,7 +80,7 @@ class Yardstick(NamedTuple):
 
 
 def check_space(folder: Path, asked: Sequence[SampleSet], num: int, image_bytes: int) -> str:
-    """Says what the samples take on the disk.
+    """Say what the samples take on the disk.
 
     Args:
         folder: where they go; made if need be.
@@ -163,7 +163,7 @@ def _add_speed(
     batch_size: int | None,
     clock: step_speed.Clock,
 ) -> None:
-    """Times each sampler at batch 1 and at the batch size, whole and in parts."""
+    """Time each sampler at batch 1 and at the batch size, whole and in parts."""
     config = timed_config(workdir, generator)
     models = step_speed.open_models(config)
     largest = drawing.images_at_once(models.network.num_tokens, batch_size)
@@ -198,7 +198,7 @@ def _timed(
 
 
 def timed_config(workdir: AnyPath, generator: AnyPath) -> dict[str, Any]:
-    """The config of a run, with the bundles that it made.
+    """Return the config of a run, with the bundles that it made.
 
     Args:
         workdir: of the run.

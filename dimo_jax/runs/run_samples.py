@@ -73,7 +73,7 @@ def sets_of(
     prompts: Sequence[str] | None = None,
     snapshot: tuple[AnyPath, int] | None = None,
 ) -> list[SampleSet]:
-    """The sets that a run is judged by.
+    """Return the sets that a run is judged by.
 
     Args:
         workdir: of dimo_jax.main.
@@ -191,7 +191,10 @@ def _of_prompts(
     num: int,
     options: Mapping[str, Any],
 ) -> tuple[Int[np.ndarray, "N"], dict[str, Any], str | None]:
-    """The prompt of every image, how drawing.draw_set draws it, and what to say of the prompts."""
+    """Return the prompt of every image, how drawing.draw_set draws it.
+
+    And what to say of the prompts.
+    """
     encoder = text_encoder.load_encoder(asked.encoder, None)
     text = TextImages(model, tokenizer, encoder, **options, negative_prompt=asked.negative)
     count = len(asked.prompts)

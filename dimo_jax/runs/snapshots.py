@@ -38,7 +38,7 @@ class Snapshot(NamedTuple):
     encoder: TextEncoder | None
 
     def save(self, path: AnyPath) -> AnyPath:
-        """Writes the bundle that the run would have exported, with its text encoder in it."""
+        """Write the bundle that the run would have exported, with its text encoder in it."""
         one, tokenizer = self.generator, self.tokenizer
         bundles.save(
             path,
@@ -55,7 +55,7 @@ class Snapshot(NamedTuple):
 
 
 def generator_of(workdir: AnyPath, step: str | None) -> AnyPath | Snapshot:
-    """Finds the generator that flags ask for.
+    """Find the generator that flags ask for.
 
     Args:
         workdir: of dimo_jax.main.
@@ -82,7 +82,7 @@ def generator_of(workdir: AnyPath, step: str | None) -> AnyPath | Snapshot:
 
 
 def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
-    """Reads the averaged generator of a checkpoint, and what belongs to it.
+    """Read the averaged generator of a checkpoint, and what belongs to it.
 
     Args:
         workdir: of dimo_jax.main.
@@ -156,7 +156,10 @@ def _around(
 def _tokenizer(
     config: Mapping[str, Any], workdir: AnyPath, teacher: AnyPath | None
 ) -> bundles.Bundle:
-    """The tokenizer of a run: named in its config, kept in its work directory, or made anew."""
+    """Return the tokenizer of a run.
+
+    Named in its config, kept in its work directory, or made anew.
+    """
     named = load_models.tokenizer_bundle(config, teacher)
     kept = [workdir / "teacher" / bundles.TOKENIZER_FOLDER, workdir / "tokenizer"]
     for place in [named] if named else kept:

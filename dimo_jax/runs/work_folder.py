@@ -17,7 +17,7 @@ _OTHERS = ("checkpoints", "data", "images", "metrics.jsonl", "report", "tensorbo
 
 
 def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:
-    """Refuses a folder in which a run would replace what no run has written.
+    """Refuse a folder in which a run would replace what no run has written.
 
     Args:
         workdir: of the run; need not exist.
@@ -52,7 +52,7 @@ def _bundles_of(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def write_config(config: Mapping[str, Any], path: AnyPath) -> None:
-    """Records the config; finds out whether all processes have the same work directory."""
+    """Record the config; finds out whether all processes have the same work directory."""
     if distributed.is_lead():
         files.write_file(path, json.dumps(config, indent=1).encode())
     distributed.barrier("config.json")

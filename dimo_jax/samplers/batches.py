@@ -24,7 +24,7 @@ def in_batches(
     batch_size: int,
     first_index: int = 0,
 ) -> Any:
-    """Calls sample(keys, condition) on batches and joins what it returns.
+    """Call sample(keys, condition) on batches and joins what it returns.
 
     Image i has the key fold_in(key, first_index + i): it does not depend on the batch it stands in,
     and the images from first_index on are those of one longer call.
@@ -62,7 +62,7 @@ def sampler(
     static: Callable[[Any], Any],
     needs_null: bool = True,
 ) -> Callable[..., Int[np.ndarray, "N L"]]:
-    """The function that draws any number of images with one way of decoding.
+    """Return the function that draws any number of images with one way of decoding.
 
     Args:
         decode: (apply, params, keys, condition, null_condition, settings, num_tokens, mask_id,

@@ -45,7 +45,7 @@ class GoogleSettings:
     top_p: float = 1.0
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         for name, holds, range_ in (
             ("num_steps", self.num_steps >= 1, "at least 1"),
             ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
@@ -58,7 +58,7 @@ class GoogleSettings:
 
 
 def mask_lengths(num_steps: int, num_tokens: int) -> tuple[int, ...]:
-    """How many tokens are to be masked after each step, before the limits that a grid sets.
+    """Return how many tokens are to be masked after each step, before the limits that a grid sets.
 
     Args:
         num_steps: S.
@@ -92,7 +92,7 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def make_plan(settings: GoogleSettings, num_tokens: int) -> Plan:
-    """What the settings say of each step.
+    """Return what the settings say of each step.
 
     Args:
         settings: of the decoding.

@@ -49,7 +49,7 @@ class HaltonSettings:
     randomize: bool = False
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         for name, least, above in (
             ("num_steps", 1, False),
             ("inverse_temperature_first", 0, True),
@@ -65,7 +65,7 @@ class HaltonSettings:
 
 
 def _radical_inverse(index: Int[np.ndarray, "P"], base: int) -> tuple[Int[np.ndarray, "P"], int]:
-    """Each index with its digits mirrored at the point, as numerators of one denominator."""
+    """Return each index with its digits mirrored at the point, as numerators of one denominator."""
     numerator, denominator = np.zeros_like(index), 1
     while index.any():
         numerator = numerator * base + index % base
@@ -74,7 +74,7 @@ def _radical_inverse(index: Int[np.ndarray, "P"], base: int) -> tuple[Int[np.nda
 
 
 def cell_order(num_tokens: int) -> Int[np.ndarray, "L"]:
-    """The cells of a square grid as the Halton sequence first comes to them.
+    """Return the cells of a square grid as the Halton sequence first comes to them.
 
     Args:
         num_tokens: L, a square number.
@@ -102,7 +102,7 @@ def cell_order(num_tokens: int) -> Int[np.ndarray, "L"]:
 
 
 def reveal_counts(num_steps: int, num_tokens: int) -> tuple[int, ...]:
-    """How many cells each step writes.
+    """Return how many cells each step writes.
 
     Args:
         num_steps: S.
@@ -139,7 +139,7 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def make_plan(settings: HaltonSettings, num_tokens: int) -> Plan:
-    """What the settings say of each step.
+    """Return what the settings say of each step.
 
     Args:
         settings: of the decoding.

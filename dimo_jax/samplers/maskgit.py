@@ -64,7 +64,7 @@ class MaskGitSettings:
     top_p: float = 1.0
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         for name, choices in (
             ("schedule", UNMASK_SCHEDULES),
             ("randomize", RANDOMIZE),
@@ -86,7 +86,7 @@ class MaskGitSettings:
 
 
 def unmask_counts(schedule: str, num_steps: int, num_tokens: int) -> tuple[int, ...]:
-    """How many tokens each step writes.
+    """Return how many tokens each step writes.
 
     Args:
         schedule: a name in UNMASK_SCHEDULES.
@@ -112,7 +112,9 @@ def unmask_counts(schedule: str, num_steps: int, num_tokens: int) -> tuple[int, 
 def most_confident(
     confidence: Float[Array, "B L"], mask: Bool[Array, "B L"], count: Int[Array, ""] | int
 ) -> Bool[Array, "B L"]:
-    """The `count` masked positions of the greatest confidence, exactly; ties go to the lower index.
+    """Return the `count` masked positions of the greatest confidence, exactly.
+
+    Ties go to the lower index.
 
     The original compares with the count-th largest value, so ties write more than were asked for.
 
@@ -146,7 +148,7 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def make_plan(settings: MaskGitSettings, num_tokens: int) -> Plan:
-    """What the settings say of each step.
+    """Return what the settings say of each step.
 
     Args:
         settings: of the decoding.
@@ -179,7 +181,7 @@ def _decode_step(
     index: Int[Array, ""] | int,
     grid: tuple[Int[Array, "B L"], Bool[Array, "B L"]],
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
-    """Predicts every position, then writes the most confident of the masked ones."""
+    """Predict every position, then writes the most confident of the masked ones."""
     tokens, mask = grid
     # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)

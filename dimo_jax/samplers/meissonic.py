@@ -50,7 +50,7 @@ class MeissonicSettings:
     top_p: float = 1.0
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         for name, holds, range_ in (
             ("num_steps", self.num_steps >= 1, "at least 1"),
             ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
@@ -80,7 +80,7 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def make_plan(settings: MeissonicSettings, num_tokens: int) -> Plan:
-    """What the settings say of each step.
+    """Return what the settings say of each step.
 
     Args:
         settings: of the decoding.

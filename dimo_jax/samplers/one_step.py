@@ -21,7 +21,7 @@ SAMPLER_FIELDS = ("ratio", "sigma", "temperature", "top_k", "top_p")
 
 
 def settings_from(sampler: Mapping[str, Any], network: Any) -> GeneratorSettings:
-    """The settings that a bundle's sampler entry describes.
+    """Return the settings that a bundle's sampler entry describes.
 
     Args:
         sampler: all of SAMPLER_FIELDS and no other; "ratio" is one number or a pair [low, high].

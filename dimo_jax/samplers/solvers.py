@@ -55,7 +55,7 @@ class SolverSettings:
     guidance_schedule: str = "linear"
 
     def __post_init__(self):
-        """Checks the values, since they come from flags and files."""
+        """Check the values, since they come from flags and files."""
         for name, choices in (("method", METHODS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -75,7 +75,9 @@ class SolverSettings:
 
 
 def network_calls(settings: SolverSettings) -> int:
-    """Grids that the network is asked about for one image: the cost to compare samplers at.
+    """Return the grids that the network is asked about for one image.
+
+    The cost to compare samplers at.
 
     Args:
         settings: of the solver.
@@ -89,7 +91,7 @@ def network_calls(settings: SolverSettings) -> int:
 
 
 def mixing_weights(method: str, theta: float) -> tuple[float, float]:
-    """How the second leap's rates are made of the two at hand.
+    """Return how the second leap's rates are made of the two at hand.
 
     Args:
         method: "theta_rk2", whose second leap starts where the step does and is as long, or
@@ -111,7 +113,7 @@ def mixing_weights(method: str, theta: float) -> tuple[float, float]:
 def mixed_rates(
     method: str, theta: float, at_start: Float[Array, "*N K"], at_inner: Float[Array, "*N K"]
 ) -> Float[Array, "*N K"]:
-    """The second leap's rates.
+    """Return the second leap's rates.
 
     Args:
         method: "theta_rk2" or "theta_trapezoidal".
@@ -133,7 +135,7 @@ def rates(
     mask_id: int,
     temperature: float = 1.0,
 ) -> Float[Array, "B L K"]:
-    """The rates mu_t(v) at which positions change to each code.
+    """Return the rates mu_t(v) at which positions change to each code.
 
     Args:
         logits: of the network at these tokens; may hold one for [MASK], which takes its share of
@@ -160,7 +162,7 @@ def tau_leap(
     duration: Float[Array, ""] | float,
     mask_id: int,
 ) -> Int[Array, "B L"]:
-    """The grid after a while of constant rates.
+    """Return the grid after a while of constant rates.
 
     An image's key is split in two: uniform [L] decides which positions change, gumbel [L, K] to
     what (argmax of log rate + noise).
@@ -201,7 +203,7 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def make_plan(settings: SolverSettings) -> Plan:
-    """The plan of the settings, as NumPy arrays."""
+    """Return the plan of the settings, as NumPy arrays."""
     return Plan(
         num_steps=np.asarray(settings.num_steps, np.int32),
         end_time=np.asarray(settings.end_time, np.float32),

@@ -24,7 +24,7 @@ TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
 
 
 def build(config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a config describes.
+    """Return the tokenizer that a config describes.
 
     Args:
         config: `name`, one of `TOKENIZERS`, and any arguments of that tokenizer's own `build`;

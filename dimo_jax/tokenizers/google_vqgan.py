@@ -50,7 +50,7 @@ class Encoder(_Side):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
-        """Takes pixels in [0, 1], as they are."""
+        """Take pixels in [0, 1], as they are."""
         x = conv(self.ch, 3, "conv_in", use_bias=False)(x)
         for level, factor in enumerate(self.ch_mult):
             x = self._blocks(x, factor, f"level_{level}")
@@ -65,7 +65,7 @@ class Decoder(_Side):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
-        """Gives pixels that belong in [0, 1] but may lie outside."""
+        """Give pixels that belong in [0, 1] but may lie outside."""
         x = conv(self.ch * self.ch_mult[-1], 3, "conv_in")(z)
         x = self._blocks(x, self.ch_mult[-1], "middle")
         for level in reversed(range(len(self.ch_mult))):
@@ -85,7 +85,7 @@ class GoogleVqganModule(nn.Module):
     n_embed: int
 
     def setup(self) -> None:
-        """Both sides and the codes."""
+        """Build both sides and the codes."""
         sizes = (self.ch, self.ch_mult, self.num_res_blocks)
         self.encoder = Encoder(*sizes, embed_dim=self.embed_dim)
         self.decoder = Decoder(*sizes)
@@ -93,15 +93,15 @@ class GoogleVqganModule(nn.Module):
         self.codebook = self.param("codebook", uniform, (self.n_embed, self.embed_dim))
 
     def latents(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
-        """What is quantised."""
+        """Return what is quantised."""
         return self.encoder(x)
 
     def quantize(self, z: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """The nearest code of each latent."""
+        """Return the nearest code of each latent."""
         return nearest_codes(z, self.codebook)
 
     def pixels(self, tokens: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
-        """The decoder's image, not clipped; ids past the codebook become its last one."""
+        """Return the decoder's image, not clipped; ids past the codebook become its last one."""
         return self.decoder(self.codebook[jnp.clip(tokens, 0, self.n_embed - 1)])
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
@@ -115,7 +115,7 @@ def _module(config: Mapping[str, Any]) -> GoogleVqganModule:
 
 
 def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Array, "B h w E"]:
-    """What the encoder gives before quantisation.
+    """Return what the encoder gives before quantisation.
 
     Args:
         config: a complete config of `build`.
@@ -129,7 +129,7 @@ def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Ar
 
 
 def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Array, "B H W 3"]:
-    """The decoder's output as the network gives it: nominally in [0, 1], not clipped.
+    """Return the decoder's output as the network gives it: nominally in [0, 1], not clipped.
 
     Args:
         config: a complete config of `build`.

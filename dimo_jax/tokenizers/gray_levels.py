@@ -13,7 +13,7 @@ from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens, check_shape
 
 
 def build(*, image_size: int = 8, num_levels: int = 17) -> Tokenizer:
-    """The tokenizer of square gray images with evenly spaced levels.
+    """Return the tokenizer of square gray images with evenly spaced levels.
 
     Args:
         image_size: pixels along a side; there are image_size ** 2 tokens.

@@ -27,12 +27,15 @@ def group_norm(name: str) -> nn.GroupNorm:
 
 
 def conv(features: int, size: int, name: str, use_bias: bool = True) -> nn.Conv:
-    """A convolution that keeps height and width: an odd `size` by `size` kernel, zero padding."""
+    """Return a convolution that keeps height and width.
+
+    An odd `size` by `size` kernel, zero padding.
+    """
     return nn.Conv(features, (size, size), padding=size // 2, use_bias=use_bias, name=name)
 
 
 def downsampling_conv(features: int, name: str) -> nn.Conv:
-    """A 3x3 convolution of stride 2 that pads one zero at the right and at the bottom only.
+    """Return a 3x3 convolution of stride 2 that pads one zero at the right and at the bottom only.
 
     Its windows are centred on the odd pixels; a padding of 1 would centre them on the even ones.
     """
@@ -61,7 +64,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        """The block's result, D = features channels."""
+        """Return the block's result, D = features channels."""
         h = conv(self.features, 3, "conv1", self.use_bias)(nn.swish(group_norm("norm1")(x)))
         h = conv(self.features, 3, "conv2", self.use_bias)(nn.swish(group_norm("norm2")(h)))
         if x.shape[-1] == self.features:
@@ -75,7 +78,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """The input plus what each pixel attends to."""
+        """Return the input plus what each pixel attends to."""
         batch, height, width, channels = x.shape
         normed = group_norm("norm")(x)
         query, key, value = (
@@ -88,7 +91,9 @@ class AttentionBlock(nn.Module):
 
 
 def l2_normalized(x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
-    """Vectors of length 1; those shorter than 1e-12 are divided by 1e-12, as by torch's normalize.
+    """Scale vectors to length 1 (was of length 1.
+
+    Those shorter than 1e-12 are divided by 1e-12, as by torch's normalize.
 
     Args:
         x: vectors along the last axis.
@@ -97,7 +102,7 @@ def l2_normalized(x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
 
 
 def nearest_codes(z: Float[Array, "B H W E"], codebook: Float[Array, "K E"]) -> Int[Array, "B H W"]:
-    """The code at the least distance from each latent; of several the lowest index.
+    """Return the code at the least distance from each latent; of several the lowest index.
 
     Args:
         z: latents.
@@ -115,7 +120,7 @@ def nearest_codes(z: Float[Array, "B H W E"], codebook: Float[Array, "K E"]) -> 
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises InputError if a convolutional tokenizer cannot have these sizes.
+    """Raise InputError if a convolutional tokenizer cannot have these sizes.
 
     Args:
         config: name, ch_mult, image_size, ch, and any other sizes.
@@ -138,7 +143,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 def as_tokenizer(
     config: Mapping[str, Any], module: nn.Module, to_unit: Callable[[Array], Array]
 ) -> Tokenizer:
-    """The tokenizer around a network that halves the image's sides between its levels.
+    """Return the tokenizer around a network that halves the image's sides between its levels.
 
     Args:
         config: that rebuilds it; image_size, ch_mult and n_embed are looked at.

@@ -17,7 +17,7 @@ PATCH_SIZE = 2
 
 
 def split_patches(images: Images, patch_size: int) -> Float[Array, "B L P Q"]:
-    """Cuts images into patches that do not overlap.
+    """Cut images into patches that do not overlap.
 
     Args:
         images: [B, H, W, C]; patch_size divides H and W.
@@ -39,7 +39,7 @@ def build(
     patch_size: int = PATCH_SIZE,
     codebook_size: int = 128,
 ) -> Tokenizer:
-    """The tokenizer of square images by patches.
+    """Return the tokenizer of square images by patches.
 
     Args:
         image_size: pixels along a side.
@@ -102,7 +102,7 @@ def build(
 def fit(
     images: Images, num_codes: int, seed: int, patch_size: int = PATCH_SIZE
 ) -> dict[str, Float[Array, "K P Q"]]:
-    """Learns the codebook by k-means over all patches of the images.
+    """Learn the codebook by k-means over all patches of the images.
 
     Args:
         images: [N, H, W, C] in [0, 1].

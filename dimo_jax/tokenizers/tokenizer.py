@@ -59,7 +59,7 @@ class Tokenizer:
 def decode_in_chunks(
     tokenizer: Tokenizer, params: Tree, tokens: Tokens, chunk: int
 ) -> Float[np.ndarray, "B H W C"]:
-    """Decodes any number of images with the memory of `chunk`, or of fewer large ones.
+    """Decode any number of images with the memory of `chunk`, or of fewer large ones.
 
     The result is that of one `decode` up to float rounding, whatever the chunk.
 
@@ -87,7 +87,7 @@ def decode_in_chunks(
 
 
 def chunks(tokenizer: Tokenizer, num: int, chunk: int) -> list[Int[np.ndarray, "N"]]:
-    """The images of each call of `decode_in_chunks`.
+    """Return the images of each call of `decode_in_chunks`.
 
     Args:
         tokenizer: the tokenizer.
@@ -103,7 +103,7 @@ def chunks(tokenizer: Tokenizer, num: int, chunk: int) -> list[Int[np.ndarray, "
 
 
 def check_sizes(name: str, **sizes: Any) -> None:
-    """Raises InputError unless every size in a tokenizer's config is a positive integer."""
+    """Raise InputError unless every size in a tokenizer's config is a positive integer."""
     for field, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(
@@ -112,6 +112,6 @@ def check_sizes(name: str, **sizes: Any) -> None:
 
 
 def check_shape(what: str, found: tuple, expected: tuple[int, ...]) -> None:
-    """Raises ValueError unless the axes after the batch (an int, or jax.export's) are expected."""
+    """Raise ValueError unless the axes after the batch (an int, or jax.export's) are expected."""
     if tuple(found[1:]) != tuple(expected):
         raise ValueError(f"{what} have shape {tuple(found)}, expected (batch, *{tuple(expected)})")

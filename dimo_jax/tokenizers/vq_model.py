@@ -33,7 +33,7 @@ def _module(config: Mapping[str, Any]) -> VqganModule:
 
 
 def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Array, "B h w E"]:
-    """What the encoder gives before quantisation.
+    """Return what the encoder gives before quantisation.
 
     Args:
         config: a complete config of `build`.
@@ -47,7 +47,7 @@ def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Ar
 
 
 def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Array, "B H W 3"]:
-    """The decoder's output as the network gives it: nominally in [0, 1], not clipped.
+    """Return the decoder's output as the network gives it: nominally in [0, 1], not clipped.
 
     Args:
         config: a complete config of `build`.
@@ -72,7 +72,7 @@ def build(
     embed_dim: int = 64,
     n_embed: int = 8192,
 ) -> Tokenizer:
-    """A VQModel; the defaults are Meissonic's, 146,244,675 parameters; fields named as in vqgan.py.
+    """Return a VQModel, by default Meissonic's (146,244,675 parameters); fields as in vqgan.py.
 
     Args:
         image_size: pixels along a side, a multiple of 2^(levels - 1). The parameters do not depend

@@ -65,7 +65,7 @@ class Encoder(_Side):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
-        """Takes pixels in [-1, 1], or [0, 1] with unit_pixels."""
+        """Take pixels in [-1, 1], or [0, 1] with unit_pixels."""
         x = conv(self.ch, 3, "conv_in")(x)
         for level in range(len(self.ch_mult)):
             x = self._level(x, level, self.num_res_blocks)
@@ -79,7 +79,7 @@ class Decoder(_Side):
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
-        """Gives pixels that belong in the range the encoder takes, but may lie outside."""
+        """Give pixels that belong in the range the encoder takes, but may lie outside."""
         x = self._middle(conv(self.ch * self.ch_mult[-1], 3, "conv_in")(z))
         for level in reversed(range(len(self.ch_mult))):
             x = self._level(x, level, self.num_res_blocks + 1)
@@ -103,7 +103,7 @@ class VqganModule(nn.Module):
     unit_pixels: bool = False  # whether the network itself works in [0, 1], or in [-1, 1]
 
     def setup(self) -> None:
-        """Both sides, the 1x1 convolutions between Z and E channels, and the codes."""
+        """Build both sides, the 1x1 convolutions between Z and E channels, and the codes."""
         common = (self.ch, self.ch_mult, self.num_res_blocks, self.attn_levels)
         common += (self.middle_attention,)
         self.encoder = Encoder(*common, features=self.z_channels)
@@ -117,15 +117,15 @@ class VqganModule(nn.Module):
         self.codebook = self.param("codebook", uniform, (self.n_embed, self.embed_dim))
 
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
-        """What is quantised, from pixels in [0, 1]; LlamaGen's are not yet normalised."""
+        """Return what is quantised, from pixels in [0, 1]; LlamaGen's are not yet normalised."""
         return self.quant_conv(self.encoder(images if self.unit_pixels else 2 * images - 1))
 
     def quantize(self, z: Float[Array, "B h w E"]) -> Int[Array, "B h w"]:
-        """The nearest code of each latent."""
+        """Return the nearest code of each latent."""
         return nearest_codes(l2_normalized(z) if self.l2_codebook else z, self._codes())
 
     def pixels(self, tokens: Int[Array, "B h w"]) -> Float[Array, "B H W 3"]:
-        """The decoder's image, not clipped; ids past the codebook become its last one."""
+        """Return the decoder's image, not clipped; ids past the codebook become its last one."""
         codes = self._codes()[jnp.clip(tokens, 0, self.n_embed - 1)]
         return self.decoder(self.post_quant_conv(codes))
 
@@ -143,7 +143,7 @@ def _module(config: Mapping[str, Any]) -> VqganModule:
 
 
 def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Array, "B h w E"]:
-    """What the encoder gives before quantisation (before normalisation too).
+    """Return what the encoder gives before quantisation (before normalisation too).
 
     Args:
         config: a complete config of `build`.
@@ -157,7 +157,7 @@ def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Ar
 
 
 def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Array, "B H W 3"]:
-    """The decoder's output as the network gives it: nominally in [-1, 1], not clipped.
+    """Return the decoder's output as the network gives it: nominally in [-1, 1], not clipped.
 
     Args:
         config: a complete config of `build`.
@@ -185,7 +185,9 @@ def build(
     n_embed: int = 1024,
     l2_codebook: bool = False,
 ) -> Tokenizer:
-    """A VQGAN; the defaults are those of Taming's f16-1024, the fields' names those of its config.
+    """Return a VQGAN; the defaults are those of Taming's f16-1024.
+
+    The fields' names those of its config.
 
     Args:
         name: "vqgan" or "llamagen": whose checkpoints it reads; nothing else depends on it.

@@ -80,7 +80,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that can be gone back to, oldest first."""
+        """Return the steps of the checkpoints that can be gone back to, oldest first."""
         # A process killed while it removed an older one leaves a part of that under its name.
         return sorted(self._manager.all_steps())[-self._keep.newest :]
 
@@ -92,7 +92,7 @@ class Checkpoints:
         counters: Mapping[str, int] | None = None,
         figures: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts to save; returns once the state is copied, so that it may be donated.
+        """Start to save; returns once the state is copied, so that it may be donated.
 
         Args:
             step: the state's step; a step that is saved already is left as it is.
@@ -124,11 +124,11 @@ class Checkpoints:
             )
 
     def is_best(self, figures: Mapping[str, float]) -> bool:
-        """Whether a checkpoint of these figures would be kept as one of the best."""
+        """Return whether a checkpoint of these figures would be kept as one of the best."""
         return self._keep.is_best(figures, self._manager.all_steps())
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """The JSON object of a checkpoint, by default the newest, as `save` was given it.
+        """Return the JSON object of a checkpoint, by default the newest, as `save` was given it.
 
         Raises:
             InputError: if it cannot be read, or there is none.
@@ -137,7 +137,9 @@ class Checkpoints:
         return {name: value for name, value in found[1].items() if name not in OWN}
 
     def counters(self, step: int | None = None) -> dict[str, int]:
-        """The counters saved with a checkpoint, by default the newest; {} where there are none.
+        """Return the counters saved with a checkpoint, by default the newest.
+
+        {} where there are none.
 
         Raises:
             InputError: if they cannot be read, or there is no such checkpoint.
@@ -146,7 +148,7 @@ class Checkpoints:
         return dict(found[1].get(COUNTERS, {}))
 
     def restore(self, like: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
-        """Reads a checkpoint, by default the newest.
+        """Read a checkpoint, by default the newest.
 
         Args:
             like: arrays or jax.ShapeDtypeStruct in the tree to restore; their shardings say where
@@ -178,7 +180,7 @@ class Checkpoints:
         return state, self.meta(found)
 
     def wait(self) -> None:
-        """Returns when the save that is under way, if any, is finished.
+        """Return when the save that is under way, if any, is finished.
 
         Raises:
             InputError: if it failed; a second call then returns at once.
@@ -188,12 +190,12 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def abandon(self) -> None:
-        """Waits for nothing any more: for no process that has ended, nor for a disk that hangs."""
+        """Wait for nothing any more: for no process that has ended, nor for a disk that hangs."""
         self._abandoned = True
         distributed.abandon_threads()
 
     def close(self) -> None:
-        """Finishes the save that is under way and frees the background threads.
+        """Finish the save that is under way and frees the background threads.
 
         Raises:
             InputError: if that save failed, and nobody was told yet.
@@ -212,7 +214,7 @@ class Checkpoints:
         return found
 
     def _read(self, step: int, abstract: State) -> State:
-        """The state of a checkpoint; the same outcome on every process.
+        """Return the state of a checkpoint; the same outcome on every process.
 
         Raises:
             Unreadable: if any process cannot read its part.
@@ -281,7 +283,7 @@ class Checkpoints:
         )
 
     def _set_aside(self, step: int, reason: str, used: int) -> None:
-        """Renames a damaged checkpoint, so that its step can be saved again."""
+        """Rename a damaged checkpoint, so that its step can be saved again."""
         number, place = 1, self._path(f"{step}.damaged")
         while place.exists():
             number += 1
@@ -298,7 +300,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failing_well(self) -> Iterator[None]:
-        """Turns what a failed save raises into one sentence, the first time."""
+        """Turn what a failed save raises into one sentence, the first time."""
         try:
             yield
         except KeyboardInterrupt:

@@ -15,7 +15,7 @@ _CHUNK_BYTES = 1 << 26
 
 
 def write(folder: str | os.PathLike) -> None:
-    """Writes <folder>/checksums.json, with size and CRC-32 of every file that is there.
+    """Write <folder>/checksums.json, with size and CRC-32 of every file that is there.
 
     It reads them all back, mostly from the system's memory. An object store (gs://...) checks what
     it holds itself, and nothing is written.
@@ -32,7 +32,7 @@ def write(folder: str | os.PathLike) -> None:
 
 
 def check(folder: str | os.PathLike, required: bool = False) -> None:
-    """Compares a folder with its checksums, if it has any; files that came later do not count.
+    """Compare a folder with its checksums, if it has any; files that came later do not count.
 
     Args:
         folder: a local path or gs://...
@@ -55,7 +55,7 @@ def check(folder: str | os.PathLike, required: bool = False) -> None:
 
 
 def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to the fields of a JSON file a checksum of them.
+    """Add to the fields of a JSON file a checksum of them.
 
     It also tells a checkpoint that was written with checksums from one of before there were any.
     """
@@ -64,7 +64,7 @@ def signed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_signed(fields: Mapping[str, Any]) -> None:
-    """Compares the fields of a JSON file with their checksum, if they have one.
+    """Compare the fields of a JSON file with their checksum, if they have one.
 
     Raises:
         ValueError: they are others than were written.

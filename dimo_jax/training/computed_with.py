@@ -12,18 +12,18 @@ History = list[dict[str, Any]]
 
 
 def current() -> dict[str, str]:
-    """Returns the versions of Python, packages and this code, and the kind of device."""
+    """Return the versions of Python, packages and this code, and the kind of device."""
     code, device = distributed.code_version(), jax.devices()[0].device_kind
     return {**versions.installed(), "code": code, "device": device}
 
 
 def begun() -> History:
-    """Returns the history of a training that starts here."""
+    """Return the history of a training that starts here."""
     return [{"from_step": 0, **current()}]
 
 
 def continued(saved: Any, step: int) -> tuple[History, list[str]]:
-    """Returns the history of a training that goes on here, and what is another one than before.
+    """Return the history of a training that goes on here, and what is another one than before.
 
     Args:
         saved: the history of the checkpoint; one without, or with something else in its place, is

@@ -26,7 +26,7 @@ _COUNTED = 100_000  # of a long list the first ones are looked at, which takes s
 def open_conditions(
     config: Mapping[str, Any], network: Network, encoder: TextEncoder | None
 ) -> Conditions:
-    """What a run is conditioned on; nothing is computed or written before its `fill_cache`.
+    """Return what a run is conditioned on; nothing is computed or written before its `fill_cache`.
 
     Args:
         config: a complete config.
@@ -63,7 +63,9 @@ def open_conditions(
 
 
 def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) -> tuple[Any, Any]:
-    """The conditions of the grids drawn in training, each several times in a row, and the null one.
+    """Return the conditions of the grids drawn in training, each several times in a row.
+
+    And the null one.
 
     Args:
         config: a complete config.

@@ -16,12 +16,12 @@ Config = Mapping[str, Any]
 
 
 def is_text(config: Config) -> bool:
-    """Whether a run is conditioned on text."""
+    """Return whether a run is conditioned on text."""
     return config["data"]["name"] == "prompts"
 
 
 def open_teacher(config: Config) -> bundles.Bundle | None:
-    """The teacher's bundle, if one is named.
+    """Return the teacher's bundle, if one is named.
 
     Raises:
         InputError: it cannot be read, or does not take the conditions of the run's data.
@@ -50,7 +50,7 @@ def open_teacher(config: Config) -> bundles.Bundle | None:
 def open_generator(
     config: Config, network: Network, tokenizer_hash: str | None
 ) -> bundles.Bundle | None:
-    """The finished generator that a run starts from, if one is named.
+    """Return the finished generator that a run starts from, if one is named.
 
     Args:
         config: a complete config.
@@ -80,7 +80,7 @@ def open_generator(
 
 
 def _differing(found: Config, expected: Config) -> list[str]:
-    """Where two descriptions of a network differ, as JSON values."""
+    """Return where two descriptions of a network differ, as JSON values."""
     one, other = (json.loads(json.dumps(x, default=dict)) for x in (found, expected))
     return [
         f"{name} is {one.get(name)!r}, here {other.get(name)!r}"
@@ -92,7 +92,7 @@ def _differing(found: Config, expected: Config) -> list[str]:
 def provenance(
     config: Config, num_steps: int, generator: bundles.Bundle | None
 ) -> dict[str, int | str]:
-    """What a generator's bundle says of where it comes from.
+    """Return what a generator's bundle says of where it comes from.
 
     Args:
         config: of its run.
@@ -104,7 +104,7 @@ def provenance(
 
 
 def run_config(workdir: AnyPath) -> dict[str, Any]:
-    """The config that a run wrote into its work directory.
+    """Return the config that a run wrote into its work directory.
 
     Raises:
         InputError: it cannot be read, or is no run's.
@@ -138,7 +138,7 @@ def tokenizer_bundle(config: Config, teacher: AnyPath | None) -> AnyPath | str |
 
 
 def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any, Any]:
-    """The tokenizer, with parameters where they come from a bundle, else None.
+    """Return the tokenizer, with parameters where they come from a bundle, else None.
 
     Raises:
         InputError: its bundle cannot be read.
@@ -158,7 +158,9 @@ def open_network(
     tokenizer: tokenizers.Tokenizer,
     tokenizer_hash: str | None = None,
 ) -> Network:
-    """The run's network: of the teacher's bundle where there is one, else of the config's sizes.
+    """Return the run's network.
+
+    Of the teacher's bundle where there is one, else of the config's sizes.
 
     Args:
         config: a complete config.
@@ -192,7 +194,7 @@ def open_network(
 
 
 def _check_null(config: Config, network: Network) -> None:
-    """Refuses guidance and dropped conditions with a network that has no null class."""
+    """Refuse guidance and dropped conditions with a network that has no null class."""
     distill = config["distill"]
     needed = {
         "config.distill.guidance=1": distill["guidance"] != 1,

@@ -66,7 +66,7 @@ def run_stage(
     max_skipped: int = 0,
     seed: int | None = None,
 ) -> State:
-    """Runs a stage to its end, from its newest checkpoint if there is one.
+    """Run a stage to its end, from its newest checkpoint if there is one.
 
     Args:
         name: the stage, in the progress line and the metrics.
@@ -182,7 +182,7 @@ def changed_entries(
 def check_settings(
     name: str, directory: AnyPath | str, saved: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> None:
-    """Compares what a checkpoint was made with to what is requested now.
+    """Compare what a checkpoint was made with to what is requested now.
 
     Another number of steps is no difference where the learning rate does not depend on it: such a
     stage can be made longer, and ends in the bits of one that was as long from the start.
@@ -226,7 +226,7 @@ def _open(
     num_steps: int,
     progress: Progress,
 ) -> tuple[State, int]:
-    """The state to start from and its step; drops what the record has of later steps."""
+    """Return the state to start from and its step; drops what the record has of later steps."""
     if checkpoints.latest() is None:
         metrics.rewind(name, -1)
         progress.note(f"starts; {num_steps} steps, the first one compiles")
@@ -258,7 +258,7 @@ def _open(
 
 @contextlib.contextmanager
 def _saved_or_lost(name: str, checkpoints: Checkpoints) -> Iterator[None]:
-    """Waits at the end for the save under way, except with a process that will never come."""
+    """Wait at the end for the save under way, except with a process that will never come."""
     try:
         try:
             yield

@@ -30,7 +30,7 @@ STORE_EVERY_SECONDS = 30.0
 
 
 def read(workdir: str | AnyPath) -> list[dict[str, Any]]:
-    """The record of a run, one dict for each line, oldest first; [] where there is none.
+    """Return the record of a run, one dict for each line, oldest first; [] where there is none.
 
     A last line that a killed process left half-written is left out.
 
@@ -129,7 +129,7 @@ class Metrics:
                 self._import_clu()
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drops this stage's lines of later steps, which a resumed run writes again.
+        """Drop this stage's lines of later steps, which a resumed run writes again.
 
         Args:
             stage: other stages' lines stay.
@@ -142,7 +142,7 @@ class Metrics:
                 self._record.replace(kept)
 
     def write(self, step: int, values: Mapping[str, Any], stage: str) -> None:
-        """Appends one line.
+        """Append one line.
 
         Args:
             step: updates made so far.
@@ -161,7 +161,7 @@ class Metrics:
         self._tensorboard(stage, lambda writer: writer.write_scalars(step, numbers))
 
     def images(self, step: int, images: Mapping[str, np.ndarray], stage: str) -> None:
-        """Writes `<workdir>/images/<stage>/<name>_<step>.png`.
+        """Write `<workdir>/images/<stage>/<name>_<step>.png`.
 
         Args:
             step: updates made so far.
@@ -177,7 +177,7 @@ class Metrics:
         self._tensorboard(stage, lambda writer: writer.write_images(step, batch))
 
     def flush(self) -> None:
-        """Returns when every line so far is where `read` finds it.
+        """Return when every line so far is where `read` finds it.
 
         To be called before a checkpoint is saved: a run that goes on from there writes no earlier
         line again.
@@ -189,7 +189,7 @@ class Metrics:
             self._record.flush()
 
     def close(self) -> None:
-        """Flushes the record and the event files."""
+        """Flush the record and the event files."""
         self.flush()
         for stage in list(self._writers):
             self._tensorboard(stage, lambda writer: writer.close())
@@ -205,7 +205,7 @@ class Metrics:
             self._notice(error)
 
     def _tensorboard(self, stage: str, call: Callable[[Any], None]) -> None:
-        """Runs call(writer of the stage); a failure ends TensorBoard, never the run."""
+        """Run call(writer of the stage); a failure ends TensorBoard, never the run."""
         if self._clu_writers is None:
             return
         try:

@@ -76,7 +76,7 @@ def build(
     params: Any,
     where: str = "",
 ) -> optax.GradientTransformation:
-    """The optimizer of a parameter tree, some of whose leaves may be frozen.
+    """Return the optimizer of a parameter tree, some of whose leaves may be frozen.
 
     "muon" orthogonalizes the update of every kernel; embeddings, norms and biases follow Adam with
     Nesterov momentum at the same learning rate.
@@ -197,7 +197,7 @@ def _matrix_axes(stacked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_frozen(frozen: Sequence[str], names: list[str], where: str) -> None:
-    """Raises InputError unless each expression matches a leaf and one leaf is left unmatched."""
+    """Raise InputError unless each expression matches a leaf and one leaf is left unmatched."""
     for pattern in frozen:
         try:
             found = any(re.search(pattern, name) for name in names)

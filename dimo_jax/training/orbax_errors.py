@@ -45,7 +45,7 @@ def reading(read: Callable[[], Any], arrays: bool = False) -> Any:
 
 
 def cause(error: BaseException) -> str:
-    """Why a save failed, in few words."""
+    """Return why a save failed, in few words."""
     behind: BaseException | None = error
     # TensorStore's errors carry the system's only as text.
     texts = [os.strerror(number) for number in FULL_DISK]
@@ -57,7 +57,7 @@ def cause(error: BaseException) -> str:
 
 
 def settle(before: Collection[threading.Thread], folder: str) -> bool:
-    """Waits for what a failed save left at work in its folder.
+    """Wait for what a failed save left at work in its folder.
 
     Threads, and writes of TensorStore that nobody holds any more (Orbax 0.12 leaves its event loop
     at the first error): clean-up of that folder, or another save of the step, would meet them
@@ -92,7 +92,7 @@ def settle(before: Collection[threading.Thread], folder: str) -> bool:
 
 
 def hush() -> None:
-    """Keeps out of the process's output what Orbax prints of a failed save beside raising it.
+    """Keep out of the process's output what Orbax prints of a failed save beside raising it.
 
     It logs the error in the background thread where it happens; and as it leaves its event loop at
     the first error, as below, every array still under way prints that the loop is closed.
@@ -126,7 +126,7 @@ def _in_short(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _one_error_only() -> Iterator[None]:
-    """Drops what a failed restore prints besides its error.
+    """Drop what a failed restore prints besides its error.
 
     Orbax 0.12 leaves its event loop at the first error, while TensorStore is still reading the
     other arrays. Each of those reads then prints a traceback of its own from another thread, such

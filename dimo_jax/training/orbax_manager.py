@@ -15,7 +15,7 @@ class StateHandler(ocp.StandardCheckpointHandler):
     """Orbax's, with checksums: of an array that is damaged on the disk, its formats have none."""
 
     def finalize(self, directory: Any) -> None:
-        """Completes a folder, with the checksums in it."""
+        """Complete a folder, with the checksums in it."""
         # By the lead alone, before the folder gets its name: no checkpoint is without them.
         super().finalize(directory)
         checksums.write(directory)
@@ -87,7 +87,7 @@ class Manager(ocp.CheckpointManager):
         self._save_progress_tracker = _Progress()
 
     def reached_preemption(self, step: int) -> bool:
-        """Says no."""
+        """Say no."""
         # Orbax (0.12) asks for the step of a save from a background thread, later. The runtime
         # takes the last number it was asked for as where this process is, and might choose a
         # point to stop at that this process has passed (distributed.stop_together).

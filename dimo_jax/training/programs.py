@@ -54,13 +54,13 @@ class Program:
     layout: Layout
 
     def lower(self) -> Any:
-        """The step lowered for its mesh: .compile() gives the program that would run."""
+        """Return the step lowered for its mesh: .compile() gives the program that would run."""
         fixed = () if self.teacher is None else (self.teacher,)
         return self.step.lower(self.state, *fixed, self.batch)
 
 
 def pretrain_program(config: Config, network: Network, layout: Layout) -> Program:
-    """The teacher's own training step.
+    """Return the teacher's own training step.
 
     Args:
         config: a complete config.
@@ -106,7 +106,7 @@ def distill_program(
     teacher_params: Any,
     layout: Layout,
 ) -> Program:
-    """The Di[M]O step.
+    """Return the Di[M]O step.
 
     Args:
         config: a complete config.
@@ -175,7 +175,7 @@ def _distill_batch(config: Config, network: Network) -> distill_state.DistillBat
 
 
 def fresh_updates(config: Config) -> int:
-    """Updates of the auxiliary in a step that have conditions of their own."""
+    """Update of the auxiliary in a step that have conditions of their own."""
     auxiliary = config["distill"]["auxiliary"]
     return auxiliary["updates"] if auxiliary["sample"] == "fresh" else 0
 
@@ -187,7 +187,7 @@ def pretrain_batches(
     tokens: Int[np.ndarray, "N L"],
     classes: Int[np.ndarray, "N"],
 ) -> Callable[[int], pretrain.PretrainBatch]:
-    """The batch of every step of the teacher's training.
+    """Return the batch of every step of the teacher's training.
 
     Args:
         config: a complete config.
@@ -220,7 +220,7 @@ def pretrain_batches(
 def distill_batches(
     config: Config, conditions: Conditions, layout: Layout
 ) -> Callable[[int], distill_state.DistillBatch]:
-    """The batch of every distillation step: conditions, nothing else.
+    """Return the batch of every distillation step: conditions, nothing else.
 
     Args:
         config: a complete config.
@@ -266,7 +266,10 @@ def _program(
 
 
 def _frozen(apply: Callable[..., Any], section: Config) -> Callable[..., Any]:
-    """The network without a gradient for what its optimizer leaves alone: that costs nothing."""
+    """Return the network without a gradient for what its optimizer leaves alone.
+
+    That costs nothing.
+    """
     patterns = section["optimizer"]["frozen"]
 
     def run(params: Any, *args: Any, **options: Any) -> Any:
@@ -299,7 +302,7 @@ def _options(config: Config) -> dict[str, Any] | None:
 
 
 def _with_rates(step: Callable, rates: Mapping[str, Callable]) -> Callable:
-    """The step with learning rates among its metrics."""
+    """Return the step with learning rates among its metrics."""
 
     def run(state: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
         new, values = step(state, *args)

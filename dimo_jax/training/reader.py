@@ -64,11 +64,11 @@ class Reader:
         return {TOTAL: self._total, IN_A_ROW: self._in_a_row} if counted else {}
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Takes the metrics of the step that was dispatched last, without waiting for it."""
+        """Take the metrics of the step that was dispatched last, without waiting for it."""
         self._pending.append((step, values))
 
     def read(self, late: bool) -> None:
-        """Checks what is pending, and records the lines that are due.
+        """Check what is pending, and records the lines that are due.
 
         Args:
             late: leave the newest step alone, and wait for the others only where a line is due:

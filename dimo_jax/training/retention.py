@@ -18,12 +18,12 @@ class Retention:
         self._figures: dict[int, tuple[str, float]] = {}
 
     def note(self, step: int, figures: Mapping[str, float]) -> None:
-        """Records what was measured of a checkpoint, {name: figure}; nothing where it is empty."""
+        """Record what was measured of a checkpoint, {name: figure}; nothing where it is empty."""
         for name, figure in figures.items():
             self._figures[step] = (name, figure)
 
     def is_best(self, figures: Mapping[str, float], steps: Iterable[int]) -> bool:
-        """Whether a checkpoint of these figures would be one of the best.
+        """Return whether a checkpoint of these figures would be one of the best.
 
         Args:
             figures: {name: figure}, at most one; one that is not finite is none.
@@ -36,7 +36,7 @@ class Retention:
         return False
 
     def kept(self, steps: Iterable[int]) -> set[int]:
-        """The steps among these whose checkpoints stay."""
+        """Return the steps among these whose checkpoints stay."""
         steps = sorted(steps)
         kept = set(steps[-self.newest :])
         if self.every_steps:
@@ -54,6 +54,9 @@ class Retention:
 
 
 def best_of(figures: Mapping[int, float], number: int) -> dict[int, float]:
-    """The least few of {step: figure}; of equal ones the earliest, of what is not finite none."""
+    """Return the least few of {step: figure}.
+
+    Of equal ones the earliest, of what is not finite none.
+    """
     finite = [(figure, step) for step, figure in figures.items() if math.isfinite(figure)]
     return {step: figure for figure, step in sorted(finite)[:number]}

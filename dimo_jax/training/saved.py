@@ -34,7 +34,7 @@ _COMMITTED = "commit_success.txt"
 
 
 def steps(directory: AnyPath) -> list[int]:
-    """Finds the steps of the finished checkpoints, oldest first; [] where there is no folder."""
+    """Find the steps of the finished checkpoints, oldest first; [] where there is no folder."""
     if not directory.is_dir():
         return []
     names = [path.name for path in directory.iterdir()]
@@ -45,7 +45,7 @@ def steps(directory: AnyPath) -> list[int]:
 
 
 def meta(directory: AnyPath, step: int) -> dict[str, Any]:
-    """Reads the JSON object beside a state.
+    """Read the JSON object beside a state.
 
     Raises:
         InputError: it cannot be read, or is not what was written.
@@ -60,7 +60,7 @@ def meta(directory: AnyPath, step: int) -> dict[str, Any]:
 
 
 def figures(directory: AnyPath) -> dict[int, float]:
-    """Reads what was measured of each checkpoint, {step: figure}, under the name of the newest.
+    """Read what was measured of each checkpoint, {step: figure}, under the name of the newest.
 
     What was measured of how many samples is part of a name; other names cannot be compared.
     """
@@ -76,7 +76,7 @@ def figures(directory: AnyPath) -> dict[int, float]:
 
 
 def read_part(directory: AnyPath, wanted: str | int, name: str) -> tuple[int, Any]:
-    """Reads one entry of a state; every process of a command calls it and gets the same.
+    """Read one entry of a state; every process of a command calls it and gets the same.
 
     Args:
         directory: of a stage's checkpoints.
@@ -113,7 +113,7 @@ def read_part(directory: AnyPath, wanted: str | int, name: str) -> tuple[int, An
 
 
 def _choose(directory: AnyPath, wanted: str | int) -> int:
-    """The step that is wanted.
+    """Return the step that is wanted.
 
     Raises:
         InputError: there is none.
@@ -140,7 +140,7 @@ def _choose(directory: AnyPath, wanted: str | int) -> int:
 
 
 def _read(place: AnyPath, name: str) -> Any:
-    """One entry of the state in a checkpoint, on the host.
+    """Return one entry of the state in a checkpoint, on the host.
 
     Raises:
         Unreadable: it is damaged, or being removed.
@@ -159,7 +159,7 @@ def _read(place: AnyPath, name: str) -> Any:
 
 
 def _was_removed(place: AnyPath) -> bool:
-    """Whether a checkpoint that cannot be read is gone, or will be in a moment."""
+    """Return whether a checkpoint that cannot be read is gone, or will be in a moment."""
     end = time.monotonic() + _REMOVAL_SECONDS
     while place.exists() and time.monotonic() < end:
         time.sleep(0.1)

@@ -17,7 +17,7 @@ Config = Mapping[str, Any]
 
 
 def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
-    """How a run computes its networks.
+    """Return how a run computes its networks.
 
     Args:
         config: a complete config.
@@ -34,12 +34,12 @@ def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
 
 
 def on_mesh(network: Network, config: Config, layout: Layout) -> Network:
-    """The network as a training step computes it, with parameters that may be divided."""
+    """Return the network as a training step computes it, with parameters that may be divided."""
     return models.build(network.config, compute_of(config, layout))
 
 
 def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
-    """The network of the section `model` for a tokenizer's sizes."""
+    """Return the network of the section `model` for a tokenizer's sizes."""
     sizes = {"num_tokens": num_tokens, "codebook_size": codebook_size}
     if config["model"]["name"] not in models.TEXT_TRANSFORMERS:
         sizes["num_classes"] = config["data"]["num_classes"]
@@ -47,7 +47,7 @@ def network_of(config: Config, num_tokens: int, codebook_size: int) -> Network:
 
 
 def network_from(model: Config, config: Config) -> Network:
-    """The network of a bundle, as this run computes it.
+    """Return the network of a bundle, as this run computes it.
 
     Args:
         model: a bundle's `model`.
@@ -68,7 +68,7 @@ def network_from(model: Config, config: Config) -> Network:
 
 
 def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:
-    """Settings of masked prediction from `pretrain` or `distill.auxiliary`."""
+    """Return the settings of masked prediction from `pretrain` or `distill.auxiliary`."""
     return denoise.DenoiseSettings(
         mask=masking.MaskSettings(**section["mask"]),
         mask_id=mask_id,
@@ -81,7 +81,7 @@ def denoise_settings(section: Config, mask_id: int) -> denoise.DenoiseSettings:
 
 
 def distill_settings(config: Config, network: Network) -> DistillSettings:
-    """Settings of the Di[M]O step from the section `distill`."""
+    """Return the settings of the Di[M]O step from the section `distill`."""
     section = config["distill"]
     teacher, auxiliary = section["teacher"], section["auxiliary"]
     low, high = section["ratio"]
@@ -124,7 +124,7 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
 
 
 def sampler_of(config: Config) -> dict[str, Any]:
-    """The sampler entry of the generator's bundle: what it is sampled with.
+    """Return the sampler entry of the generator's bundle: what it is sampled with.
 
     Ratio and sigma must be those of the training. Temperature and truncation are free afterwards:
     the paper's own best temperature in sampling is not the 1 it trains with (appendix D.1).
@@ -136,7 +136,7 @@ def sampler_of(config: Config) -> dict[str, Any]:
 
 
 def optimizer_of(config: Config, name: str, num_steps: int, params: Any) -> tuple[Any, Callable]:
-    """A section's optimizer, and its learning rate as a function of the update.
+    """Return a section's optimizer, and its learning rate as a function of the update.
 
     Args:
         config: a complete config.

@@ -32,7 +32,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Installs the handlers."""
+        """Install the handlers."""
         # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             many = distributed.started()
@@ -41,14 +41,17 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Puts back the handlers that were there."""
+        """Put back the handlers that were there."""
         for number, handler in self._before.items():
             # None: the handler was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     def stop(self) -> bool:
-        """Whether to stop after this step; to be called once after each, by all processes."""
+        """Return whether to stop after this step.
+
+        To be called once after each, by all processes.
+        """
         self.together = self.together or distributed.stop_together()
         return self.together or self.received is not None
 

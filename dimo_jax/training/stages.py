@@ -29,12 +29,12 @@ Measure = Callable[[Any], Mapping[str, float]]
 
 
 def checkpoints_of(workdir: AnyPath, stage: str) -> AnyPath:
-    """Where a stage's checkpoints lie."""
+    """Return where a stage's checkpoints lie."""
     return workdir / "checkpoints" / stage
 
 
 def refuse_other_settings(config: Config, directories: Mapping[str, AnyPath]) -> None:
-    """Compares a config to what stages were begun with, before anything of a run is touched.
+    """Compare a config to what stages were begun with, before anything of a run is touched.
 
     Args:
         config: a complete config.
@@ -76,7 +76,7 @@ def run_pretrain(
     metrics: Metrics,
     pictures: Pictures | None = None,
 ) -> Any:
-    """Trains a teacher on data tokens, or goes on from its newest checkpoint.
+    """Train a teacher on data tokens, or goes on from its newest checkpoint.
 
     Args:
         config: a complete config.
@@ -127,7 +127,7 @@ def run_distill(
     measure: Measure | None = None,
     generator: Any = None,
 ) -> Any:
-    """Distils a teacher into a one-step generator, or goes on from the newest checkpoint.
+    """Distil a teacher into a one-step generator, or goes on from the newest checkpoint.
 
     Args:
         config: a complete config.
@@ -197,7 +197,7 @@ def _run(
     measure: Measure | None,
     shown: tuple[str, ...],
 ) -> Any:
-    """The averaged parameters at the end of a stage, whole on the host."""
+    """Return the averaged parameters at the end of a stage, whole on the host."""
 
     def draw(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
         names = [name for name in ("ema", "generator") if hasattr(state, name)]

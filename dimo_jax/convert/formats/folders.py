@@ -29,7 +29,7 @@ _INDEX = ".index."  # diffusers writes .index.fp16.json too
 
 
 def weights(path: Path) -> Path:
-    """The file of a checkpoint that its tensors are found by.
+    """Return the file of a checkpoint that its tensors are found by.
 
     Args:
         path: a file, which is returned; or a folder of one model.
@@ -49,7 +49,7 @@ def weights(path: Path) -> Path:
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors.
+    """Return the files that hold a checkpoint's tensors.
 
     Args:
         path: as `weights` gives it.
@@ -83,7 +83,7 @@ def _weight_map(path: Path) -> Mapping[str, str]:
 
 
 def read(path: Path, at: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint.
+    """Return the tensors of a checkpoint.
 
     Args:
         path: as `weights` gives it.
@@ -116,7 +116,7 @@ def read(path: Path, at: str | None = None) -> dict[str, np.ndarray]:
 
 
 def description(path: Path) -> dict[str, Any] | None:
-    """The JSON that describes weights, by the name that goes with theirs.
+    """Return the JSON that describes weights, by the name that goes with theirs.
 
     Args:
         path: as `weights` gives it.

@@ -19,7 +19,7 @@ _DTYPES = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)) |
 
 
 def recognised(head: bytes) -> bool:
-    """Whether a file with these first 32 bytes is a plain pickle, not one of torch.save.
+    """Return whether a file with these first 32 bytes is a plain pickle, not one of torch.save.
 
     Args:
         head: the beginning; PyTorch's legacy container is a row of pickles, of which the first is
@@ -30,7 +30,7 @@ def recognised(head: bytes) -> bool:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a pickled dict of dicts.
+    """Return the arrays of a pickled dict of dicts.
 
     Args:
         path: the file.
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _flatten(tree: Any, prefix: str, state: dict[str, np.ndarray], seen: set[int]) -> str | None:
-    """Puts the arrays into `state`; the first other thing, in words."""
+    """Put the arrays into `state`; the first other thing, in words."""
     if not isinstance(tree, dict):
         return f"a {type(tree).__name__} at {prefix or 'its top'}"
     # A dict may hold itself, or one dict many times over: each is gone through once, and not deep.

@@ -22,7 +22,7 @@ _DTYPES = {name: DTYPES[ours] for name, ours in _DTYPES.items()}
 
 
 def read(view: mmap.mmap, path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file as views of its map.
+    """Read the tensors of a file as views of its map.
 
     The package checks header, sizes and offsets. Its own reading copies every tensor, and has no
     NumPy dtype for float8 (0.8.0).

@@ -35,7 +35,7 @@ MAX_LISTED = 8
 
 
 def read(path: str | os.PathLike) -> Any:
-    """The object that torch.save wrote, without running anything that the file asks for.
+    """Return the object that torch.save wrote, without running anything that the file asks for.
 
     Args:
         path: a file of either container: zip (PyTorch 1.6 and later) or legacy.
@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def release(array: np.ndarray) -> None:
-    """Lets the kernel take back what was read of an array's file; it is read anew if needed.
+    """Let the kernel take back what was read of an array's file; it is read anew if needed.
 
     Without it a large file's pages count as this process's memory beside what was made of them.
 
@@ -149,7 +149,7 @@ def _read_zip(path: Path, view: mmap.mmap) -> Any:
 
 
 def _root(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
-    """What stands before data.pkl in the names of all members."""
+    """Return what stands before data.pkl in the names of all members."""
     roots = [x.removesuffix("data.pkl") for x in members if f"/{x}".endswith("/data.pkl")]
     if len(roots) != 1:
         raise InputError(
@@ -171,7 +171,7 @@ def _check_unpacked_size(path: Path, members: Iterable[zipfile.ZipInfo], file_by
 
 
 def _stored(content: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a member that is not compressed."""
+    """Return the bytes of a member that is not compressed."""
     start = info.header_offset
     header = bytes(content[start : start + 30]) if start >= 0 else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.flag_bits & 1:
@@ -236,7 +236,7 @@ def _check_byte_order(path: Path, is_little: bool) -> None:
 
 
 def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.ndarray]:
-    """A model's tensors by name, from a file of torch.save or of safetensors.
+    """Return a model's tensors by name, from a file of torch.save or of safetensors.
 
     Args:
         path: the file.
@@ -273,7 +273,7 @@ def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.n
 
 
 def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
-    """The state dict inside a file's object."""
+    """Return the state dict inside a file's object."""
     if not isinstance(content, dict):
         raise InputError(
             f"{path} holds a {type(content).__name__}, expected a dict of tensors; save the "

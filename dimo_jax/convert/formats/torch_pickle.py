@@ -97,7 +97,7 @@ class Storage:
 def interpret(
     stream: BinaryIO | Any, load: Callable[[Storage], np.ndarray | None], path: Path
 ) -> Any:
-    """The object of one pickle; the stream is left right behind it.
+    """Return the object of one pickle; the stream is left right behind it.
 
     Args:
         stream: anything with read, readline and tell.
@@ -155,7 +155,7 @@ def sizes(values: Any) -> tuple[int, ...]:
 
 
 def _tensor(loaded: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray | None:
-    """A view of a storage; offset and strides count elements.
+    """Return a view of a storage; offset and strides count elements.
 
     The rest is empty (before PyTorch 0.4), or requires_grad, hooks (none are ever written), then
     the dtype if the storage is untyped, then marks.
@@ -231,7 +231,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Does one opcode; `argument` is the value that follows it in the file."""
+        """Do one opcode; `argument` is the value that follows it in the file."""
         stack = self.stack
         match name:
             case _ if name in _PUSHED:
@@ -293,7 +293,7 @@ class Machine:
                 raise ValueError(f"the opcode {name} is none that torch.save writes")
 
     def pop(self, count: int) -> list:
-        """The top of the stack, in the order it was pushed."""
+        """Return the top of the stack, in the order it was pushed."""
         if len(self.stack) < count:
             raise ValueError("the stack is empty")
         items = self.stack[-count:]
@@ -306,7 +306,7 @@ class Machine:
         return items
 
     def fill(self, items: list) -> None:
-        """Puts items into the container on top; those of a dict are key, value, key, value."""
+        """Put items into the container on top; those of a dict are key, value, key, value."""
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
@@ -318,7 +318,7 @@ class Machine:
             raise ValueError(f"items are put into a {type(target).__name__}")
 
     def find(self, module: Any, name: Any) -> Any:
-        """What a name stands for."""
+        """Return what a name stands for."""
         if type(module) is not str or type(name) is not str:
             raise ValueError("a class is not named by text")
         if (module, name) in _KNOWN:
@@ -333,7 +333,7 @@ class Machine:
         )
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Makes an object."""
+        """Make an object."""
         if isinstance(function, Inert):
             return Inert(function.name)
         if not isinstance(function, Function) or type(arguments) is not tuple:
@@ -341,7 +341,7 @@ class Machine:
         return function.call(*arguments)
 
     def storage(self, identity: Any) -> _Loaded:
-        """The storage of a persistent id."""
+        """Return the storage of a persistent id."""
         match identity:
             # The sixth field is of the legacy container: the view of another storage.
             case ("storage", _StorageType(dtype), str(key), _, int(numel), *view):

@@ -23,7 +23,7 @@ LARGE_BYTES = 1 << 30
 
 
 def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> Path:
-    """Writes the zip container of torch.save; torch.load(path, weights_only=True) reads it.
+    """Write the zip container of torch.save; torch.load(path, weights_only=True) reads it.
 
     At most one tensor is copied in memory, and only if it is not contiguous. The file appears
     whole or not at all.
@@ -68,7 +68,7 @@ def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    """Appends an array's bytes in C order as a member that starts at a multiple of 64."""
+    """Append an array's bytes in C order as a member that starts at a multiple of 64."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}")
     info.file_size = array.nbytes
     large = array.nbytes >= LARGE_BYTES
@@ -85,7 +85,7 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
 
 
 def _pickled(arrays: Mapping[str, np.ndarray], numbers: Mapping[int, int]) -> bytes:
-    """The pickle (protocol 2) of an OrderedDict of tensors, opcode by opcode.
+    """Return the pickle (protocol 2) of an OrderedDict of tensors, opcode by opcode.
 
     A tensor is _rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks), the
     storage a persistent id ("storage", class, key, device, elements).

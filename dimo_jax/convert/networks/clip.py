@@ -42,12 +42,12 @@ _TEXT_HEADS = {width: width // 64 for width in (512, 640, 768, 1024, 1280)}
 
 
 def is_hugging_face(state: Mapping[str, Any]) -> bool:
-    """Whether a state has the keys of Hugging Face, rather than open_clip's."""
+    """Return whether a state has the keys of Hugging Face, rather than open_clip's."""
     return _HF_FIRST in state
 
 
 def entries(config: Mapping[str, Any], hugging_face: bool) -> list[Entry]:
-    """The table of a network.
+    """Return the table of a network.
 
     Args:
         config: of the network; depths and heads are looked at, and whether it has an image tower.
@@ -132,7 +132,7 @@ def _hugging_face_blocks(prefix: str, path: str, sizes: Mapping[str, int]) -> li
 
 
 def _projection(key: str, path: str, heads: int) -> list[Entry]:
-    """A Linear (D, D) whose rows are those of the heads, as leaves [D, heads, D/heads]."""
+    """Return a Linear (D, D) whose rows are those of the heads, as leaves [D, heads, D/heads]."""
 
     def leaf(name: str) -> tuple[tuple[str, ...]]:
         return (tuple(f"{path}/{name}".split("/")),)
@@ -158,7 +158,7 @@ def config_from(
     activation: str | None = None,
     described: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The configuration of the network that a state dict belongs to.
+    """Return the configuration of the network that a state dict belongs to.
 
     Args:
         state: {key: array}; only shapes are looked at, and only of what gives a size.
@@ -216,7 +216,7 @@ def _shape(state: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
 
 
 def _sizes(state: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int] | None, int]:
-    """Both towers without their heads, and the projection."""
+    """Return both towers without their heads, and the projection."""
     if is_hugging_face(state):
         table, positions = _HF_FIRST, "text_model.embeddings.position_embedding.weight"
         layers, mlp, projection = "text_model.encoder.layers.", "mlp.fc1", "text_projection.weight"

@@ -37,7 +37,7 @@ _TEXT_FIELDS = {
 
 @readers.well_typed("the JSON beside the weights")
 def told(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON in our words.
+    """Return a JSON in our words.
 
     Args:
         described: as parsed.
@@ -64,7 +64,7 @@ def told(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json with which transformers builds the same text tower.
+    """Return the config.json with which transformers builds the same text tower.
 
     Args:
         config: of a network of text alone.

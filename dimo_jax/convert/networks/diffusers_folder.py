@@ -37,7 +37,7 @@ _START = json.dumps({"__metadata__": _METADATA}, separators=(",", ":"))[:-1].enc
 
 
 def weights(folder: Path) -> Path:
-    """The file by which a model's tensors are found, for folders.read.
+    """Return the file by which a model's tensors are found, for folders.read.
 
     Args:
         folder: of one model.
@@ -64,7 +64,7 @@ def write(
     params: Tree,
     weights_file: str = WEIGHTS_FILE,
 ) -> dict[str, tuple[int, ...]]:
-    """Writes a model's folder in float32 and reads it back.
+    """Write a model's folder in float32 and reads it back.
 
     Args:
         folder: replaced whole, if there is one.
@@ -98,7 +98,7 @@ def replace(
     names: Iterable[str] | None = None,
     beside: Path | None = None,
 ) -> None:
-    """Writes a folder whole.
+    """Write a folder whole.
 
     Args:
         folder: replaced, if it is one that this function wrote.
@@ -131,7 +131,7 @@ def foreign(folder: Path, names: Iterable[str], beside: Path | None = None) -> s
 
 
 def _is_own(weights_file: Path) -> bool:
-    """Whether a safetensors file is one of `_safetensors`."""
+    """Return whether a safetensors file is one of `_safetensors`."""
     with open(weights_file, "rb") as file:
         return file.read(8 + len(_START))[8:] == _START
 
@@ -142,7 +142,7 @@ def as_json(fields: Mapping[str, Any]) -> bytes:
 
 
 def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:
-    """A safetensors file piece by piece, of which at most one tensor is a copy in memory.
+    """Yield a safetensors file piece by piece, of which at most one tensor is a copy in memory.
 
     The package's own writer takes all tensors at once: the parameters a second time.
     Source: the description of the format, github.com/huggingface/safetensors.

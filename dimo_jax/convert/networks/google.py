@@ -31,7 +31,7 @@ _TORCH_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.")
 
 
 def from_bytes(data: bytes) -> dict[str, np.ndarray]:
-    """The flat arrays of a published Flax file.
+    """Return the flat arrays of a published Flax file.
 
     Args:
         data: the file's content.
@@ -64,7 +64,7 @@ def from_bytes(data: bytes) -> dict[str, np.ndarray]:
 
 
 def to_bytes(state: Mapping[str, np.ndarray]) -> bytes:
-    """A Flax file of flat arrays: the inverse of `from_bytes`.
+    """Return a Flax file of flat arrays: the inverse of `from_bytes`.
 
     Args:
         state: {"a/b": array}.
@@ -77,7 +77,7 @@ def to_bytes(state: Mapping[str, np.ndarray]) -> bytes:
 
 
 def transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of the transformer.
+    """Return the table of the transformer.
 
     Args:
         config: of models.google_maskgit; depth is looked at.
@@ -110,7 +110,7 @@ def transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def transformer_config_from(state: Mapping[str, Any], num_classes: int = 1000) -> dict[str, Any]:
-    """The configuration of the transformer that flat arrays belong to.
+    """Return the configuration of the transformer that flat arrays belong to.
 
     Args:
         state: {key: array}; only shapes are looked at, and only of what gives a size.
@@ -146,7 +146,7 @@ def transformer_config_from(state: Mapping[str, Any], num_classes: int = 1000) -
 
 
 def tokenizer_entries(config: Mapping[str, Any], layout: Layout) -> list[Entry]:
-    """The table of the tokenizer.
+    """Return the table of the tokenizer.
 
     Args:
         config: a complete config of tokenizers.google_vqgan.build.
@@ -172,7 +172,9 @@ def tokenizer_entries(config: Mapping[str, Any], layout: Layout) -> list[Entry]:
 
 
 def _side(config: Mapping[str, Any], encoder: bool) -> Iterator[tuple[str, str, str, str, bool]]:
-    """Every convolution and norm in the order of its call: kind, names in both, path, has a bias.
+    """Yield every convolution and norm in the order of its call.
+
+    Kind, names in both, path, has a bias.
 
     The order is what Flax's numbers stand for: it must be that of the original's forward pass.
     """
@@ -210,12 +212,12 @@ def _residual(
 
 
 def tokenizer_layout(state: Mapping[str, Any]) -> Layout:
-    """Whether a tokenizer's keys are those of the Flax file or of the PyTorch port."""
+    """Return whether a tokenizer's keys are those of the Flax file or of the PyTorch port."""
     return "flax" if "quantizer/codebook" in state else "torch"
 
 
 def tokenizer_config_from(state: Mapping[str, Any], image_size: int = 256) -> dict[str, Any]:
-    """The tokenizer's config, read from the shapes.
+    """Return the tokenizer's config, read from the shapes.
 
     Args:
         state: {key: array} in either layout; only shapes are looked at.
@@ -270,5 +272,8 @@ def _count(pattern: re.Pattern, keys: Mapping[str, Any]) -> int:
 
 
 def _flax(prefix: str, path: str, first: str = "kernel", bias: bool = True) -> list[Entry]:
-    """A Flax Dense or Conv, or with first="scale" a norm: its leaves are named alike in both."""
+    """Return a Flax Dense or Conv, or with first="scale" a norm.
+
+    Its leaves are named alike in both.
+    """
     return [same(f"{prefix}/{leaf}", f"{path}/{leaf}") for leaf in (first, "bias")[: 1 + bias]]

@@ -22,7 +22,7 @@ _LAYERS = "transformer.layers."
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a Halton-MaskGIT transformer.
+    """Return the table of a Halton-MaskGIT transformer.
 
     Args:
         config: of the network; depth and proj are looked at.
@@ -60,7 +60,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def config_from(state: Mapping[str, Any], heads: int | None = None) -> dict[str, Any]:
-    """The configuration of the network that a state dict belongs to.
+    """Return the configuration of the network that a state dict belongs to.
 
     Args:
         state: {key: array}; only shapes are looked at, and only of what gives a size.

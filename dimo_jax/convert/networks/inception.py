@@ -22,12 +22,12 @@ _TORCH_NAMES = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def is_pickled(state: Mapping[str, Any]) -> bool:
-    """Whether a state has the paths of the JAX ports' dict, rather than PyTorch's keys."""
+    """Return whether a state has the paths of the JAX ports' dict, rather than PyTorch's keys."""
     return _FIRST_PICKLED in state
 
 
 def entries(pickled: bool) -> list[Entry]:
-    """The table of the network.
+    """Return the table of the network.
 
     Args:
         pickled: as `is_pickled` tells.
@@ -40,7 +40,7 @@ def entries(pickled: bool) -> list[Entry]:
 
 @functools.cache
 def _paths() -> tuple[str, ...]:
-    """Every parameter's path, the same for networks of any size."""
+    """Return every parameter's path, the same for networks of any size."""
     tree = jax.eval_shape(inception.build().init, jax.random.key(0))
     return tuple(trees.named_leaves(tree))
 
@@ -54,7 +54,7 @@ def _from_torch(path: str) -> Entry:
 
 
 def config_from(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's config, read from the shapes.
+    """Return the network's config, read from the shapes.
 
     Args:
         state: {key: anything with a shape}; other keys do not disturb.

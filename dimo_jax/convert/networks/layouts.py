@@ -38,12 +38,12 @@ class Entry:
 
 
 def same(key: str, path: str) -> Entry:
-    """A tensor that is stored alike in both; `path` is written with slashes."""
+    """Return a tensor that is stored alike in both; `path` is written with slashes."""
     return Entry(key, (_path(path),))
 
 
 def permuted(key: str, path: str, axes: Sequence[int]) -> Entry:
-    """A tensor whose axes are permuted: leaf = tensor.transpose(axes)."""
+    """Return a tensor whose axes are permuted: leaf = tensor.transpose(axes)."""
     back = tuple(np.argsort(axes))
     return Entry(
         key,
@@ -54,7 +54,7 @@ def permuted(key: str, path: str, axes: Sequence[int]) -> Entry:
 
 
 def reshaped(key: str, path: str, leaf_shape: Sequence[int], shape: Sequence[int]) -> Entry:
-    """A tensor of `shape` whose leaf has the same values in the same order as `leaf_shape`."""
+    """Return a tensor of `shape` whose leaf has the same values in the order of `leaf_shape`."""
     leaf_shape, shape = tuple(leaf_shape), tuple(shape)
     return Entry(
         key,
@@ -114,7 +114,7 @@ def attention(prefix: str, path: str, heads: int) -> list[Entry]:
 
 
 def shape_of(state: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
-    """The shape of a tensor that a network's sizes are read from.
+    """Return the shape of a tensor that a network's sizes are read from.
 
     Args:
         state: a state dict; nothing but shapes is looked at.
@@ -136,7 +136,7 @@ def shape_of(state: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
 
 
 def count_layers(state: Iterable[str], prefix: str) -> int:
-    """Counts the layers of a state dict: one more than the greatest number after `prefix`.
+    """Count the layers of a state dict: one more than the greatest number after `prefix`.
 
     Raises:
         InputError: that number is greater than there are keys.
@@ -147,7 +147,7 @@ def count_layers(state: Iterable[str], prefix: str) -> int:
 
 
 def count_numbered(numbers: Iterable[str], num_keys: int, what: str) -> int:
-    """Counts what is numbered from 0 in a file's keys.
+    """Count what is numbered from 0 in a file's keys.
 
     Args:
         numbers: decimal digits out of the keys.
@@ -174,7 +174,7 @@ def _leaf(tree: Tree, path: Path) -> Any:
 
 
 def state_shapes(entries: Iterable[Entry], params: Tree) -> dict[str, tuple[int, ...]]:
-    """The shapes of the state dict that a table makes of parameters; reads no value.
+    """Return the shapes of the state dict that a table makes of parameters; reads no value.
 
     Args:
         entries: the table.
@@ -253,7 +253,7 @@ def to_params(
 
 
 def to_state(entries: Iterable[Entry], params: Tree) -> dict[str, np.ndarray]:
-    """A state dict from our parameters: the inverse of `to_params`.
+    """Return a state dict from our parameters: the inverse of `to_params`.
 
     Args:
         entries: the network's table.

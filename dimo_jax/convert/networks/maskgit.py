@@ -22,7 +22,7 @@ _LAYERS = "transformer.layers."
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a MaskGit transformer.
+    """Return the table of a MaskGit transformer.
 
     Args:
         config: of the network; num_tokens, width, depth and heads are looked at.
@@ -60,7 +60,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
 def config_from(
     state: Mapping[str, Any], heads: int = 16, num_classes: int = 1000
 ) -> dict[str, Any]:
-    """The configuration of the network that a state dict belongs to.
+    """Return the configuration of the network that a state dict belongs to.
 
     Args:
         state: {key: array}; only shapes are looked at, and only of what gives a size.

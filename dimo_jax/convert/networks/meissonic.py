@@ -55,7 +55,7 @@ _TEXT_NORMS = {"attn.norm_added_q": "text_query_norm", "attn.norm_added_k": "tex
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a Meissonic transformer.
+    """Return the table of a Meissonic transformer.
 
     Args:
         config: of the network; depth, single_depth and merge are looked at.
@@ -105,7 +105,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def _pointwise(prefix: str, path: str) -> Entry:
-    """A 1x1 convolution (O, I, 1, 1) without bias as a Dense kernel (I, O)."""
+    """Return a 1x1 convolution (O, I, 1, 1) without bias as a Dense kernel (I, O)."""
     return Entry(
         f"{prefix}.weight",
         ((*path.split("/"), "kernel"),),
@@ -118,7 +118,7 @@ def _pointwise(prefix: str, path: str) -> Entry:
 def config_from(
     fields: Mapping[str, Any], num_tokens: int = 4096, text_length: int = 77
 ) -> dict[str, Any]:
-    """The configuration of the network that a config.json describes.
+    """Return the configuration of the network that a config.json describes.
 
     Args:
         fields: of config.json.
@@ -154,7 +154,7 @@ def config_from(
 
 
 def scheduler_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler_config.json of the authors' sampler, for the vocabulary of a network."""
+    """Return the scheduler_config.json of the authors' sampler, for the vocabulary of a network."""
     return {
         "_class_name": "Scheduler",
         "_diffusers_version": _WRITTEN["_diffusers_version"],
@@ -164,7 +164,7 @@ def scheduler_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json with which the authors' code builds the same network.
+    """Return the config.json with which the authors' code builds the same network.
 
     Args:
         config: of the network; num_tokens, text_length and timestep are arguments of their calls.

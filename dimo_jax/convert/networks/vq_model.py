@@ -27,7 +27,7 @@ _WRITTEN |= {"lookup_from_codebook": True, "sample_size": 32, "scaling_factor": 
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a tokenizer.
+    """Return the table of a tokenizer.
 
     Args:
         config: a complete config of `tokenizers.vq_model.build`.
@@ -78,7 +78,7 @@ def _residual(prefix: str, path: str, shortcut: bool) -> list[Entry]:
 
 @readers.well_typed("its config.json")
 def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, Any]:
-    """The tokenizer's config.
+    """Return the tokenizer's config.
 
     Args:
         fields: of config.json; those that are left out have diffusers' defaults.
@@ -120,7 +120,10 @@ def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, 
 
 
 def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json with which diffusers builds the same network: the inverse of config_from."""
+    """Return the config.json with which diffusers builds the same network.
+
+    The inverse of config_from.
+    """
     levels, differs = len(config["ch_mult"]), config["embed_dim"] != config["z_channels"]
     return {
         **_WRITTEN,

@@ -19,7 +19,7 @@ IGNORED = (r"^loss\.", r"^quantize\.codebook_used$")
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The table of a tokenizer.
+    """Return the table of a tokenizer.
 
     Args:
         config: a complete config of `tokenizers.vqgan.build`; its name, "vqgan" or "llamagen",
@@ -86,7 +86,7 @@ def _attention(prefix: str, path: str) -> list[Entry]:
 def config_from(
     state: Mapping[str, Any], model_yaml: str | None = None, image_size: int | None = None
 ) -> dict[str, Any]:
-    """The tokenizer's config, read from the shapes.
+    """Return the tokenizer's config, read from the shapes.
 
     What the shapes do not say is taken from the family: LlamaGen's codes are normalised, Taming's
     are not.
@@ -147,7 +147,7 @@ def config_from(
 
 
 def _read_yaml(text: str) -> tuple[dict[str, Any], int]:
-    """The sizes in model.yaml under our names, and the resolution it was trained at."""
+    """Return the sizes in model.yaml under our names, and the resolution it was trained at."""
     try:
         params = readers.parse_yaml(text, "model.yaml")["model"]["params"]
         inner = params["ddconfig"]

@@ -66,7 +66,7 @@ class FeatureNetwork:
         return self._in_batches(self._features, images)
 
     def predict(self, images: Float[np.ndarray, "N H W C"]) -> Int[np.ndarray, "N"]:
-        """The most likely class of each image, int32 [N]."""
+        """Return the most likely class of each image, int32 [N]."""
         return self._in_batches(self._logits, images).argmax(axis=-1).astype(np.int32)
 
     def _in_batches(self, function: Callable[..., Array], images: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def load_or_fit(
     num_classes: int,
     settings: FitSettings,
 ) -> FeatureNetwork:
-    """The classifier kept at `path` if it is the one `fit` would give, else a new one kept there.
+    """Return the classifier at `path` if `fit` would give the same, else a new one, kept there.
 
     The bundle records a hash of the training images and labels and the settings. If either differs,
     or the bundle cannot be read, the classifier is fitted again and replaces it.
@@ -185,7 +185,7 @@ def _load(path: AnyPath, config: Mapping[str, Any], origin: Mapping) -> FeatureN
 def model_config(
     image_shape: Sequence[int], num_classes: int, settings: FitSettings
 ) -> dict[str, Any]:
-    """What models.build makes the classifier of.
+    """Return what models.build makes the classifier of.
 
     Args:
         image_shape: (H, W, C).

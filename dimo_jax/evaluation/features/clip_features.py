@@ -65,7 +65,7 @@ class ClipFeatures:
         self._image = jax.jit(lambda p, x: unit(network.encode_image(p, x)["projected"]))
 
     def texts(self, texts: Sequence[str], prefix: str = "") -> Float[np.ndarray, "N P"]:
-        """Unit vectors of texts.
+        """Return unit vectors of texts.
 
         Args:
             texts: prompts of any length.
@@ -74,7 +74,7 @@ class ClipFeatures:
         return self._run(self._text, self.tokenizer(texts, prefix))
 
     def images(self, images: Iterable[Picture], prepare: Prepare) -> Float[np.ndarray, "N P"]:
-        """Unit vectors of images.
+        """Return unit vectors of images.
 
         Args:
             images: of any sizes, or their files; a generator is read as batches are needed.
@@ -125,7 +125,7 @@ def _in_threads(work: Callable, items: Iterable) -> Iterator[np.ndarray]:
 
 
 def load(path: str | Path, batch_size: int = 64) -> tuple[ClipFeatures, bundles.Bundle]:
-    """The towers of a bundle of the kind "clip".
+    """Return the towers of a bundle of the kind "clip".
 
     Args:
         path: the bundle's folder, of `python -m dimo_jax.convert --source=clip`.

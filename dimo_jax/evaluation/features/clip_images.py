@@ -19,12 +19,12 @@ _BICUBIC = Image.Resampling.BICUBIC
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether an image has a channel beside its colours."""
+    """Return whether an image has a channel beside its colours."""
     return image.mode in ("RGBA", "LA", "PA")
 
 
 def as_jpeg(image: Image.Image) -> Image.Image:
-    """The image as it comes back from a JPEG file, a step of HPS v2's protocol."""
+    """Return the image as it comes back from a JPEG file, a step of HPS v2's protocol."""
     buffer = io.BytesIO()
     image = image if image.mode in _JPEG_MODES else image.convert("RGB")
     image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
@@ -32,7 +32,9 @@ def as_jpeg(image: Image.Image) -> Image.Image:
 
 
 def squared(image: Image.Image, size: int = 256) -> Image.Image:
-    """The middle square, resized by Lanczos: what the CLIP score's code does to images first.
+    """Return the middle square, resized by Lanczos.
+
+    What the CLIP score's code does to images first.
 
     Args:
         image: of any size.
@@ -107,7 +109,7 @@ def resized(
 
 
 def _taps(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The matrix of a cubic interpolation with a = -0.75 between the centres of four pixels."""
+    """Return the matrix of a cubic interpolation, a = -0.75, between the centres of four pixels."""
     place = (np.arange(new) + 0.5) * old / new - 0.5
     first, a = np.floor(place).astype(int), -0.75
     matrix = np.zeros((new, old))

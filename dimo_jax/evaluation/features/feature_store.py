@@ -74,7 +74,7 @@ class FeatureStore:
         }
 
     def fill(self) -> int:
-        """Computes what is missing; every process of a run calls it.
+        """Compute what is missing; every process of a run calls it.
 
         An image that cannot be read costs its range: all others are done before it is reported.
 
@@ -139,7 +139,7 @@ class FeatureStore:
     def _read_ahead(
         self, ranges: list[tuple[int, int]]
     ) -> Iterator[tuple[tuple[int, int], Batch | InputError]]:
-        """Each range's images, read while those before them are with the network."""
+        """Yield each range's images, read while those before them are with the network."""
         with ThreadPoolExecutor(1) as pool:
             waiting = [pool.submit(self.images.read, *part) for part in ranges[:1]]
             for i, part in enumerate(ranges):
@@ -165,7 +165,7 @@ class FeatureStore:
         files.write_file(self._paths[part], buffer.getvalue())
 
     def _is_whole(self, part: tuple[int, int]) -> bool:
-        """Whether a range is there and every array of it as it was written."""
+        """Return whether a range is there and every array of it as it was written."""
         try:
             with archives.open_npz(self._paths[part]) as data:
                 num = part[1] - part[0]
@@ -174,7 +174,7 @@ class FeatureStore:
             return False
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
-        """One of OUTPUTS, "digests", "kinds" or "constant", range by range in order.
+        """Yield one of OUTPUTS, "digests", "kinds" or "constant", range by range in order.
 
         Raises:
             InputError: a file is damaged.
@@ -184,7 +184,7 @@ class FeatureStore:
                 yield data[name]
 
     def load(self, name: str) -> np.ndarray:
-        """The same as one array; 50,000 x 2048 are 0.4 GB."""
+        """Return the same as one array; 50,000 x 2048 are 0.4 GB."""
         return np.concatenate(list(self.parts(name)))
 
     def moments(self, name: str) -> Moments:
@@ -207,7 +207,7 @@ class FeatureStore:
         return hashlib.sha256(self.load("digests").tobytes()).hexdigest()
 
     def warnings(self) -> list[str]:
-        """What is odd about these images, each in a sentence with an example."""
+        """Return what is odd about these images, each in a sentence with an example."""
         found = list(self.images.notes)
         if len(index := np.flatnonzero(self.load("constant"))):
             found.append(f"{self._some(index)} of one colour")

@@ -68,7 +68,7 @@ class InceptionFeatures:
         self._features = jax.jit(features)
 
     def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> dict[str, Float[np.ndarray, "N _"]]:
-        """The outputs of any number of images of one size.
+        """Return the outputs of any number of images of one size.
 
         Args:
             images: RGB.

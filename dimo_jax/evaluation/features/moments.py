@@ -27,7 +27,7 @@ class Moments(NamedTuple):
 
 
 def covariance_fault(matrix: Float[np.ndarray, "D D"], rounding: float = ROUNDING) -> str | None:
-    """Says why a matrix is no covariance; None if it is one but for rounding.
+    """Say why a matrix is no covariance; None if it is one but for rounding.
 
     Args:
         matrix: finite, float64.
@@ -73,7 +73,7 @@ class Sums(NamedTuple):
 
 
 def sums(features: Num[np.ndarray, "N ..."]) -> Sums:
-    """Sums of some examples; axes behind the first are flattened."""
+    """Return the sums of some examples; axes behind the first are flattened."""
     rows = _rows(features).astype(np.float64)
     mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
     centred = rows - mean
@@ -81,7 +81,7 @@ def sums(features: Num[np.ndarray, "N ..."]) -> Sums:
 
 
 def merge(parts: Iterable[Sums]) -> Sums:
-    """Sums of all examples from those of disjoint parts, in any order and of any sizes.
+    """Return the sums of all examples from those of disjoint parts, in any order and of any sizes.
 
     Args:
         parts: at least one; of several processes in the same order everywhere, or the results
@@ -122,7 +122,7 @@ class Accumulator:
         self._sums: Sums | None = None
 
     def add(self, features: Num[np.ndarray, "N ..."]) -> None:
-        """Counts some more examples in."""
+        """Count some more examples in."""
         rows = _rows(features)
         for start in range(0, len(rows), CHUNK_ROWS):
             # A copy: the caller may use its buffer again before the rows' turn comes.
@@ -131,7 +131,7 @@ class Accumulator:
                 self._fold()
 
     def sums(self) -> Sums:
-        """The sums of all that was added so far.
+        """Return the sums of all that was added so far.
 
         Raises:
             ValueError: nothing was added.

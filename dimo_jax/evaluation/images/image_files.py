@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 def decode(data: bytes, name: str, image_size: int | None = None) -> Picture:
-    """Decodes a picture from the bytes of its file, as torch-fidelity and clean-fid do.
+    """Decode a picture from the bytes of its file, as torch-fidelity and clean-fid do.
 
     Args:
         data: of one of pictures.FORMATS.
@@ -43,12 +43,12 @@ def decode(data: bytes, name: str, image_size: int | None = None) -> Picture:
 
 
 def cut(pixels: UInt8[np.ndarray, "H W 3"], size: int, name: str) -> UInt8[np.ndarray, "S S 3"]:
-    """Does to an array what `centre_square` does to a picture."""
+    """Do to an array what `centre_square` does to a picture."""
     return np.array(centre_square(Image.fromarray(pixels), size, name))
 
 
 def centre_square(image: Image.Image, size: int, name: str = "a picture") -> Image.Image:
-    """Cuts out the middle square, `size` pixels along a side.
+    """Cut out the middle square, `size` pixels along a side.
 
     Halved by 2 x 2 means as long as the shorter side stays at least twice as long as wanted, then
     bicubic with antialiasing: how ADM's training images, and with them its statistics, were made.

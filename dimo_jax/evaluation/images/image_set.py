@@ -51,19 +51,19 @@ class ImageSet:
             raise InputError(f"{where} has no images")
 
     def name(self, index: int) -> str:
-        """Of an image, for messages."""
+        """Return the name of an image, for messages."""
         return f"image {index} of {self.where}"
 
     def is_jpeg(self) -> bool:
-        """Whether any image lies in a JPEG file, whose artefacts a FID sees."""
+        """Return whether any image lies in a JPEG file, whose artefacts a FID sees."""
         return False
 
     def identity(self, start: int, stop: int) -> str:
-        """Changes when these images do, as far as can be told without decoding them."""
+        """Change when these images do, as far as can be told without decoding them."""
         raise NotImplementedError
 
     def read(self, start: int, stop: int) -> Batch:
-        """The images [start, stop); cheapest in rising order.
+        """Return the images [start, stop); cheapest in rising order.
 
         Raises:
             InputError: naming all of them that cannot be used.
@@ -72,7 +72,7 @@ class ImageSet:
 
 
 def listed(messages: list[str]) -> str:
-    """Some messages in one sentence, the rest of them counted."""
+    """Return some messages in one sentence, the rest of them counted."""
     more = len(messages) - _MAX_LISTED
     return "; ".join(messages[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
@@ -83,6 +83,6 @@ def digest(*lines: str) -> str:
 
 
 def read_settings(text: str, path: Path) -> dict[str, Any]:
-    """What dimo_jax.sample says of the samples."""
+    """Return what dimo_jax.sample says of the samples."""
     where = f"the record of settings in {path}"
     return readers.as_object(readers.parse_json(text, where), where)

@@ -42,7 +42,10 @@ class _Files(ImageSet):
         self.height, self.width = pixels.shape[:2]
 
     def _first_readable(self) -> tuple[int, np.ndarray]:
-        """The picture whose size is that of all, and its place; damaged ones come up in `read`."""
+        """Return the picture whose size is that of all, and its place.
+
+        Damaged ones come up in `read`.
+        """
         for index in range(self.num):
             try:
                 return index, self._decode(index).pixels
@@ -57,7 +60,7 @@ class _Files(ImageSet):
         return any(name.lower().endswith(pictures.JPEG_SUFFIXES) for name in self.names)
 
     def content(self, index: int) -> bytes:
-        """The bytes of the picture's file."""
+        """Return the bytes of the picture's file."""
         raise NotImplementedError
 
     def _decode(self, index: int) -> image_files.Picture:
@@ -159,7 +162,7 @@ class _Npz(ImageSet):
             self._stream.close()
 
     def _open(self) -> tuple[int, ...]:
-        """Goes to the first image; returns the array's shape."""
+        """Go to the first image; returns the array's shape."""
         if hasattr(self, "_stream"):
             self._stream.close()
         with archives.explained(f"arr_0 of {self._path}"):
@@ -174,7 +177,7 @@ class _Npz(ImageSet):
         return shape
 
     def _transposed(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W C"]:
-        """All images of an array in Fortran's order, in which no image lies in one piece."""
+        """Return all images of an array in Fortran's order, in which no image lies in one piece."""
         num_bytes = math.prod(shape)
         if num_bytes > _MAX_TRANSPOSED_BYTES:
             raise InputError(
@@ -198,7 +201,7 @@ class _Npz(ImageSet):
         return digest(f"{self._info.CRC} {self._info.file_size} {changed} {start} {stop}")
 
     def _read_bytes(self, num: int, stop: int, skipped: int = 0) -> bytes:
-        """Reads on in the array, up to the image `stop`."""
+        """Read on in the array, up to the image `stop`."""
         try:
             self._stream.seek(skipped, os.SEEK_CUR)
             data = self._stream.read(num)
@@ -262,7 +265,7 @@ def open_set(
     image_size: int | None = None,
     data_dir: str = "~/tensorflow_datasets",
 ) -> ImageSet:
-    """A set of images.
+    """Return a set of images.
 
     Args:
         where: a folder of pictures, a .zip of them, an .npz with arr_0, or tfds:NAME:SPLIT.
@@ -292,6 +295,6 @@ def open_set(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts numbers inside names by their value."""
+    """Sort numbers inside names by their value."""
     # 1000 digits: int() refuses a name of more than 4300, which an archive may have.
     return [(int(x[:1000]), "") if x.isdecimal() else (-1, x) for x in re.split(r"(\d+)", name)]

@@ -13,7 +13,7 @@ _OURS = (resumable.SETTINGS_FILE, "captions.txt")
 
 
 def find(folder: Path, recursive: bool) -> tuple[list[str], list[str]]:
-    """Finds the pictures of a folder by their names, through links too.
+    """Find the pictures of a folder by their names, through links too.
 
     Args:
         folder: the folder.
@@ -75,18 +75,18 @@ def _pictures_below(folder: Path) -> Iterator[str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is one by its name."""
+    """Return whether a file is one by its name."""
     path = Path(name)
     return path.suffix.lower() in pictures.SUFFIXES and not path.name.startswith(".")
 
 
 def names_of_suffixes() -> str:
-    """The suffixes of pictures, for messages."""
+    """Return the suffixes of pictures, for messages."""
     return " ".join(pictures.SUFFIXES)
 
 
 def skipped(where: str, others: Sequence[str], deeper: Sequence[str] = ()) -> list[str]:
-    """Says what is no picture in a folder or an archive.
+    """Say what is no picture in a folder or an archive.
 
     Args:
         where: its name.

@@ -105,7 +105,7 @@ def extremes(
     train_labels: Int[np.ndarray, "M"],
     number: int = NUM_EXTREMES,
 ) -> Extremes:
-    """The samples farthest from and nearest to the training images of their own class.
+    """Return the samples farthest from and nearest to the training images of their own class.
 
     Args:
         images: samples, in [0, 1].

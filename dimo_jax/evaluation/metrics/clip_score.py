@@ -60,7 +60,7 @@ class ClipScore:
 def score(
     features: ClipFeatures, images: Iterable[Picture], prompts: Sequence[str], form: str
 ) -> ClipScore:
-    """The CLIP score of images that were made for prompts.
+    """Return the CLIP score of images that were made for prompts.
 
     Args:
         features: of the network that the form is used with.
@@ -88,7 +88,7 @@ def _squared(image: Image.Image, size: int) -> Float[np.ndarray, "S S 3"]:
 def cosines(
     images: Float[np.ndarray, "N P"], texts: Float[np.ndarray, "M P"]
 ) -> Float[np.ndarray, "N"]:
-    """The product of each image's unit vector with its text's.
+    """Return the product of each image's unit vector with its text's.
 
     Raises:
         InputError: there are not as many images as texts.
@@ -99,6 +99,6 @@ def cosines(
 
 
 def aggregate(found: Float[np.ndarray, "N"], form: Form) -> ClipScore:
-    """One number out of the cosines: max(factor times their mean, floor), in float64."""
+    """Return one number out of the cosines: max(factor times their mean, floor), in float64."""
     mean = float(np.mean(found, dtype=np.float64))
     return ClipScore(max(form.factor * mean, form.floor), found)

@@ -89,7 +89,7 @@ def frechet_percent(real: Moments, samples: Moments) -> float:
 def squared_distances(
     rows: Float[np.ndarray, "N D"], others: Float[np.ndarray, "M D"]
 ) -> Iterator[tuple[slice, Float[np.ndarray, "block M"]]]:
-    """Blocks of rows of the squared Euclidean distances, each with the slice of rows it covers."""
+    """Block of rows of the squared Euclidean distances, each with the slice of rows it covers."""
     # Not centred first: gray levels of n/16 have exact products in float64, so distances that are
     # equal compare as equal, which the strict < below needs; subtracting a mean would blur them.
     norms = np.sum(others * others, axis=1)
@@ -118,7 +118,7 @@ def nearest(
 def precision_recall_density_coverage(
     real: Num[np.ndarray, "N ..."], samples: Num[np.ndarray, "M ..."], num_neighbours: int
 ) -> dict[str, float]:
-    """How far the samples lie inside the real manifold, and the real examples inside theirs.
+    """Measure how far the samples lie inside the real manifold, and the real examples inside theirs.
 
     A ball around each example reaches to its `num_neighbours`-th nearest neighbour in its own set;
     an example is inside where its distance is strictly smaller.
@@ -163,7 +163,7 @@ def shares(inside: Inside, num_neighbours: int) -> dict[str, float]:
 
 
 def merge_inside(parts: Iterable[Inside]) -> Inside:
-    """The whole reference's from those of consecutive parts of it, all with the same samples."""
+    """Return the reference's from those of its consecutive parts, all with the same samples."""
     balls_around, recalled, covered = zip(*parts, strict=True)
     return Inside(sum(balls_around), np.concatenate(recalled), np.concatenate(covered))
 

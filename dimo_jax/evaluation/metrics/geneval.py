@@ -63,7 +63,7 @@ class Summary:
 
 
 def summarise(path: Path) -> Summary:
-    """The scores of a results file.
+    """Return the scores of a results file.
 
     Args:
         path: the .jsonl of GenEval's evaluate_images.py: a line for each image with filename, tag,
@@ -105,7 +105,7 @@ def summarise(path: Path) -> Summary:
 
 
 def _differences(by_prompt: Mapping[tuple[str, str], Sequence[bool]]) -> Iterator[str]:
-    """What differs from the benchmark: a line that is lost moves the mean unseen."""
+    """Yield what differs from the benchmark: a line that is lost moves the mean unseen."""
     for tag, (_, expected) in _TAGS.items():
         found = sum(of_tag == tag for of_tag, _ in by_prompt)
         if found != expected:
@@ -133,7 +133,10 @@ def _fields(where: str, found: Mapping[str, Any]) -> tuple[str, str, str, bool]:
 
 
 def in_words(summary: Summary) -> str:
-    """The table as papers print it, two lines; then the counts, and what is missing of it."""
+    """Return the table as papers print it, two lines.
+
+    Then the counts, and what is missing of it.
+    """
     cells = {"overall": "-" if summary.overall is None else f"{summary.overall:.2f}"}
     for tag, (column, _) in _TAGS.items():
         right, num = summary.tags.get(tag, (0, 0))

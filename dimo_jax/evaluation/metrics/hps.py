@@ -49,7 +49,7 @@ def scores(
     prompts: Sequence[str],
     antialias: bool = True,
 ) -> Float[np.ndarray, "N"]:
-    """The score of each image.
+    """Return the score of each image.
 
     Args:
         features: of HPS's network.
@@ -73,7 +73,7 @@ def _pixels(image: Image.Image, size: int, antialias: bool) -> Float[np.ndarray,
 
 
 def table(by_style: Mapping[str, Float[np.ndarray, "N"]]) -> list[Row]:
-    """The benchmark's table: a row for each style, then the mean over all images.
+    """Return the benchmark's table: a row for each style, then the mean over all images.
 
     Args:
         by_style: scores in the order of the prompts; 800 in the benchmark.
@@ -94,7 +94,7 @@ def table(by_style: Mapping[str, Float[np.ndarray, "N"]]) -> list[Row]:
 
 
 def in_words(rows: Sequence[Row]) -> str:
-    """The table as lines of text: style, mean, deviation between groups, images."""
+    """Return the table as lines of text: style, mean, deviation between groups, images."""
     lines = [f"{'style':<15} {'HPS':>6} {'std':>7} {'images':>7}"]
     for row in rows:
         deviation = "" if row.deviation is None else f"{row.deviation:.4f}"
@@ -103,7 +103,7 @@ def in_words(rows: Sequence[Row]) -> str:
 
 
 def benchmark_files(folder: Path, style: str, num: int) -> list[Path]:
-    """The images of one style, <folder>/<style>/00000.jpg and so on, or .png.
+    """Return the images of one style, <folder>/<style>/00000.jpg and so on, or .png.
 
     Args:
         folder: of the benchmark.

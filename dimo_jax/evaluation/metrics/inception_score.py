@@ -39,7 +39,7 @@ class Score(NamedTuple):
 def torch_fidelity_splits(
     num_samples: int, num_splits: int = 10, seed: int | None = 2020
 ) -> Int[np.ndarray, "N"]:
-    """The split of each sample as torch-fidelity has it: shuffled, then cut into equal runs.
+    """Return the split of each sample as torch-fidelity has it: shuffled, then cut into equal runs.
 
     Args:
         num_samples: N, at least num_splits.
@@ -64,12 +64,15 @@ def torch_fidelity_splits(
 
 
 def adm_splits(num_samples: int, split_size: int = 5000) -> Int[np.ndarray, "N"]:
-    """The split of each sample as ADM's evaluator has it: runs of 5000, the last one shorter."""
+    """Return the split of each sample as ADM's evaluator has it.
+
+    Runs of 5000, the last one shorter.
+    """
     return np.arange(num_samples) // split_size
 
 
 def sums(logits: Float[np.ndarray, "N K"], splits: Int[np.ndarray, "N"], num_splits: int) -> Sums:
-    """Sums of some samples, in float64.
+    """Return the sums of some samples, in float64.
 
     Args:
         logits: of the classifier without its bias.
@@ -97,12 +100,12 @@ def sums(logits: Float[np.ndarray, "N K"], splits: Int[np.ndarray, "N"], num_spl
 
 
 def merge(parts: Iterable[Sums]) -> Sums:
-    """The sums of all samples from those of disjoint parts."""
+    """Return the sums of all samples from those of disjoint parts."""
     return Sums(*(np.sum(terms, axis=0) for terms in zip(*parts, strict=True)))
 
 
 def score(total: Sums) -> Score:
-    """The score of sums over all samples.
+    """Return the score of sums over all samples.
 
     The mean KL of a split is the mean of sum p log p less sum q log q, where q is the mean of p:
     the samples need not be there together.
@@ -123,7 +126,7 @@ def score(total: Sums) -> Score:
 
 
 def inception_score(logits: Float[np.ndarray, "N K"], splits: Int[np.ndarray, "N"]) -> Score:
-    """The score of a whole set whose logits are at hand.
+    """Return the score of a whole set whose logits are at hand.
 
     Args:
         logits: of all samples in their order, without the classifier's bias.

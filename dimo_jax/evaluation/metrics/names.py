@@ -77,18 +77,21 @@ SYNONYMS = {
 
 
 def metric(name: str) -> Metric:
-    """How a metric is shown; one that is not known keeps its name and has no direction."""
+    """Return how a metric is shown; one that is not known keeps its name and has no direction."""
     known = {**HEADLINE, **OTHERS}.get(known_as(name))
     return known or Metric(name.replace("_", " "), "")
 
 
 def known_as(name: str) -> str:
-    """The usual spelling of a metric's name."""
+    """Return the usual spelling of a metric's name."""
     return SYNONYMS.get(name, name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once: the paper's columns first, then the known ones, the rest as they come."""
+    """Return each name once.
+
+    The paper's columns first, then the known ones, the rest as they come.
+    """
     known = [*HEADLINE, *OTHERS]
     rank = {name: i for i, name in enumerate(known)}
     unique = dict.fromkeys(names)
@@ -96,7 +99,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def is_headline(name: str) -> bool:
-    """Whether the metric stands in the headline table."""
+    """Return whether the metric stands in the headline table."""
     return known_as(name) in HEADLINE
 
 
@@ -126,7 +129,7 @@ def model(name: str) -> str:
 
 
 def describe(sampler: Mapping[str, Any]) -> str:
-    """A sampler in a few words: 'guidance 1.0, choice_temperature 4.5, randomize linear'."""
+    """Return a sampler in a few words: 'guidance 1.0, choice_temperature 4.5, randomize linear'."""
     return ", ".join(f"{name} {value}" for name, value in sorted(sampler.items()))
 
 

@@ -44,7 +44,7 @@ def precision_recall_density_coverage(
     num_neighbours: int = 3,
     closed: bool = False,
 ) -> dict[str, float]:
-    """As `statistics.precision_recall_density_coverage`, for up to some 100,000 examples.
+    """Return as `statistics.precision_recall_density_coverage`, for up to some 100,000 examples.
 
     Args:
         real: the reference.
@@ -109,7 +109,7 @@ def inside(
     sample_radii: Float[np.ndarray, "M"],
     closed: bool = False,
 ) -> Inside:
-    """Who lies in whose ball.
+    """Find who lies in whose ball.
 
     Args:
         real: the reference or a part of it; `statistics.merge_inside` joins the results of parts.
@@ -171,13 +171,13 @@ def _columns(rows: np.ndarray) -> Columns:
 
 
 def _to_columns(values: np.ndarray, columns: Columns) -> Array:
-    """One value for each example, in the columns' shape."""
+    """Return one value for each example, in the columns' shape."""
     padded = np.pad(values, (0, columns.index.size - len(values)))
     return jax.device_put(padded.reshape(columns.index.shape), columns.index.sharding)
 
 
 def _row_blocks(rows: np.ndarray, part: slice = slice(None)):
-    """Blocks of one shape with the places of their rows, NumPy; below 0 where a block is padded."""
+    """Block of one shape with the places of their rows, NumPy; below 0 where a block is padded."""
     mesh = _mesh()
     start, stop, _ = part.indices(len(rows))
     size = ROWS_PER_DEVICE * mesh.devices.size
@@ -198,7 +198,10 @@ def _squared_distances(rows: Float[Array, "R D"], others: Float[Array, "C D"]) -
 def _smallest(
     rows: Float[Array, "R D"], index: Int[Array, "R"], columns: Columns, k: int
 ) -> Float[Array, "R k"]:
-    """The k smallest squared distances of each row to the other examples, in rising order."""
+    """Return the k smallest squared distances of each row to the other examples.
+
+    In rising order.
+    """
 
     def scan(best: Array, column: Columns) -> tuple[Array, None]:
         squares = _squared_distances(rows, column.blocks)
@@ -214,7 +217,7 @@ def _smallest(
 def _nearest(
     rows: Float[Array, "R D"], columns: Columns
 ) -> tuple[Float[Array, "R"], Int[Array, "R"]]:
-    """The smallest squared distance of each row to the columns, and whose it is."""
+    """Return the smallest squared distance of each row to the columns, and whose it is."""
 
     def scan(found: tuple, column: Columns) -> tuple[tuple, None]:
         best, where = found
@@ -239,7 +242,10 @@ def _compare(
     column_radii: Float[Array, "S C"],
     closed: bool,
 ) -> tuple[Int[Array, "S C"], Bool[Array, "R"], Bool[Array, "R"]]:
-    """How many rows' balls each column is in; which rows are in a column's; which hold one."""
+    """Return how many rows' balls each column is in.
+
+    Which rows are in a column's; which hold one.
+    """
     within = jnp.less_equal if closed else jnp.less
 
     def scan(marks: tuple, column: tuple) -> tuple[tuple, Array]:

@@ -19,7 +19,7 @@ _LARGEST_HALF = 65504.0
 def measure(
     real: Float[np.ndarray, "N D"], samples: Float[np.ndarray, "M D"], protocol: Protocol
 ) -> dict[str, list[float]]:
-    """The four figures of each of the protocol's chunks.
+    """Return the four figures of each of the protocol's chunks.
 
     Args:
         real: the reference, the same on every process.
@@ -37,7 +37,7 @@ def measure(
 
 
 def least_number(protocol: Protocol) -> int:
-    """How many examples both sets need."""
+    """Return how many examples both sets need."""
     return protocol.chunks * (protocol.num_neighbours + 1)
 
 
@@ -71,19 +71,22 @@ def _four(real: np.ndarray, samples: np.ndarray, protocol: Protocol) -> dict[str
 
 
 def _fits_half(*sets: np.ndarray) -> bool:
-    """Whether no squared distance overflows float16; ADM's evaluator then takes float32 too."""
+    """Return whether no squared distance overflows float16.
+
+    ADM's evaluator then takes float32 too.
+    """
     norm = sum(np.sqrt(np.max(np.sum(np.square(x, dtype=np.float64), axis=1))) for x in sets)
     return float(norm) ** 2 < _LARGEST_HALF
 
 
 def _mine(num: int) -> slice:
-    """This process's share of so many rows."""
+    """Return this process's share of so many rows."""
     edges = np.arange(jax.process_count() + 1) * num // jax.process_count()
     return slice(int(edges[jax.process_index()]), int(edges[jax.process_index() + 1]))
 
 
 def _joined(mine: Shaped[np.ndarray, "P"], num: int) -> Shaped[np.ndarray, "N"]:
-    """All processes' shares of so many values, in order."""
+    """Return all processes' shares of so many values, in order."""
     if jax.process_count() == 1:
         return mine
     longest = -(-num // jax.process_count())

@@ -26,7 +26,7 @@ def clip_of_folder(
     batch_size: int = 64,
     field: str = "",
 ) -> dict[str, Any]:
-    """The CLIP score of a folder's images.
+    """Return the CLIP score of a folder's images.
 
     Args:
         folder: images whose names begin with the number of their caption, from 0 on.
@@ -57,7 +57,10 @@ def clip_of_folder(
 
 
 def _captions(path: Path, field: str) -> list[str]:
-    """The texts of a list; an empty one would be a caption that is lost, so it is refused."""
+    """Return the texts of a list.
+
+    An empty one would be a caption that is lost, so it is refused.
+    """
     texts = list(prompt_files.Texts(str(path), field, "--prompt_field"))
     while texts and not texts[-1].strip():
         texts.pop()
@@ -74,7 +77,9 @@ def _note(text: str | None) -> None:
 
 
 def paired(folder: Path, captions: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The images of a folder and, for each, the caption that its name begins with the number of.
+    """Return the images of a folder and, for each.
+
+    The caption that its name begins with the number of.
 
     Args:
         folder: with nothing but images that have numbers, and files of other kinds.
@@ -111,7 +116,7 @@ def hps_of_folder(
     antialias: bool = True,
     batch_size: int = 64,
 ) -> tuple[list[hps.Row], dict[str, Any]]:
-    """The table of HPS v2's benchmark.
+    """Return the table of HPS v2's benchmark.
 
     Args:
         folder: <style>/00000.jpg and so on.
@@ -162,7 +167,7 @@ def scores_of(
     batch_size: int,
     field: str = "",
 ) -> tuple[str, dict[str, Any], str]:
-    """One of the two scores.
+    """Return one of the two scores.
 
     Args:
         folder: see the function of the score, as for all that follow.

@@ -49,11 +49,14 @@ class Protocol:
     chunks: int = 1
 
     def report(self) -> dict[str, Any]:
-        """All of it as plain values, for a result."""
+        """Return all of it as plain values, for a result."""
         return {**dataclasses.asdict(self), "metrics": list(self.metrics)}
 
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image before the network: features of another are other features."""
+        """Return what is done to an image before the network.
+
+        Features of another are other features.
+        """
         return {"resizer": self.resizer, "stretch": self.stretch}
 
 
@@ -93,7 +96,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def stretch(images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
-    """Each image so that its least pixel value, over all channels, is 0 and its largest 255.
+    """Stretch each image so that its least pixel value, over all channels, is 0 and its largest 255.
 
     Truncated, as (x - min) / (max - min) * 255 is there; an image of one value becomes black.
 

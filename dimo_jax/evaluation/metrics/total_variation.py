@@ -16,7 +16,7 @@ from dimo_jax.data import joints
 
 
 def histogram(tokens: Int[np.ndarray, "N L"], num_values: int) -> Float[np.ndarray, "..."]:
-    """The empirical joint of the samples, float64 with one axis of V for each token."""
+    """Return the empirical joint of the samples, float64 with one axis of V for each token."""
     shape = (num_values,) * tokens.shape[1]
     index = np.ravel_multi_index(tuple(tokens.T), shape)
     return np.bincount(index, minlength=np.prod(shape)).reshape(shape) / len(tokens)
@@ -35,7 +35,7 @@ def write_report(
     title: str,
     provenance: Mapping[str, Any],
 ) -> float:
-    """Writes results.json, report.md and joints.png.
+    """Write results.json, report.md and joints.png.
 
     Args:
         folder: where; made if it is not there.
@@ -69,7 +69,7 @@ def write_report(
 
 
 def _picture(*tables: Float[np.ndarray, "..."]) -> np.ndarray:
-    """The joint of the first half of the tokens against the second half, darker for more mass."""
+    """Draw the joint of the first half of the tokens against the second, darker for more mass."""
     tiles = []
     for table in tables:
         rows = int(np.prod(table.shape[: table.ndim // 2]))

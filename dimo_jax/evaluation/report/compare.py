@@ -62,7 +62,7 @@ class Run:
 
 
 def compare(paths: Sequence[AnyPath | str], title: str = "Runs side by side") -> Comparison:
-    """Reads the runs and puts them side by side.
+    """Read the runs and puts them side by side.
 
     Args:
         paths: two or more workdirs, evaluation folders or results.json files; the others are
@@ -79,7 +79,7 @@ def compare(paths: Sequence[AnyPath | str], title: str = "Runs side by side") ->
 def write(
     paths: Sequence[AnyPath | str], folder: AnyPath | str, title: str = "Runs side by side"
 ) -> list[AnyPath]:
-    """Writes compare.md and compare.html; files of these names are replaced.
+    """Write compare.md and compare.html; files of these names are replaced.
 
     Args:
         paths: as in `compare`.
@@ -99,7 +99,7 @@ def write(
 
 
 def load(paths: Sequence[AnyPath | str]) -> list[Run]:
-    """The runs, each with what sets it apart from the first."""
+    """Return the runs, each with what sets it apart from the first."""
     if not 2 <= len(paths) <= MAX_RUNS:
         raise InputError(
             f"{len(paths)} runs were given to compare; give 2 to {MAX_RUNS}: workdirs, folders of "
@@ -114,7 +114,7 @@ def load(paths: Sequence[AnyPath | str]) -> list[Run]:
 
 
 def _names(paths: Sequence[AnyPath | str]) -> list[str]:
-    """The shortest end of each path that tells it from the others."""
+    """Return the shortest end of each path that tells it from the others."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     longest = max(map(len, parts))
     for size in range(1, longest + 1):
@@ -125,7 +125,10 @@ def _names(paths: Sequence[AnyPath | str]) -> list[str]:
 
 
 def differences(first: Results, other: Results) -> list[str]:
-    """What was measured in another way than in the first run; what is unknown in one counts not."""
+    """Return what was measured in another way than in the first run.
+
+    What is unknown in one counts not.
+    """
     found = []
     for name, read in CONDITIONS.items():
         ours, theirs = read(first), read(other)
@@ -148,7 +151,7 @@ def _short(value: Any) -> str:
 
 
 def markdown(runs: Sequence[Run], title: str) -> str:
-    """The comparison as Markdown tables."""
+    """Return the comparison as Markdown tables."""
     sections = [f"# {_plain(title)}", _markdown_table(overview(runs))]
     sections += [f"**{_plain(run.name)}** {_plain(not_comparable(run))}"
                  for run in runs if run.differences]  # fmt: skip
@@ -162,12 +165,12 @@ def markdown(runs: Sequence[Run], title: str) -> str:
 
 
 def not_comparable(run: Run) -> str:
-    """The mark of a run that was measured in another way."""
+    """Return the mark of a run that was measured in another way."""
     return f"is not comparable with A: {'; '.join(run.differences)}."
 
 
 def html(runs: Sequence[Run], title: str) -> str:
-    """The comparison as a page of its own, in the style of report.html."""
+    """Return the comparison as a page of its own, in the style of report.html."""
     records = {run.name: page_data.records(run.results, None) for run in runs}
     training, _ = page_curves.over_training(records)
     return page.render(
@@ -186,7 +189,7 @@ def html(runs: Sequence[Run], title: str) -> str:
 
 
 def overview(runs: Sequence[Run]) -> Table:
-    """A row for each run: what it is and whether it compares with the first."""
+    """Return a row for each run: what it is and whether it compares with the first."""
     lines = []
     for run in runs:
         results, first = run.results, run is runs[0]
@@ -249,7 +252,7 @@ def _rank(key: tuple) -> tuple:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """The teachers over their step counts and the generators, for each headline metric."""
+    """Return the teachers over their step counts and the generators, for each headline metric."""
     found = []
     for name in _names_of_metrics(runs)[: page_curves.MAX_CHARTS]:
         series = []
@@ -308,7 +311,7 @@ def training_settings(runs: Sequence[Run]) -> Table | None:
 
 
 def settings(runs: Sequence[Run]) -> Table:
-    """Settings and provenance in which the runs differ, a column for each run."""
+    """Return the settings and provenance in which the runs differ, a column for each run."""
     entries = [
         dict(page_tables.flat({k: v for k, v in run.results.raw.items() if k not in OWN}))
         for run in runs
@@ -324,7 +327,7 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def _markdown_table(table: Table) -> str:
-    """A Markdown table; a line's group stands before its header."""
+    """Return a Markdown table; a line's group stands before its header."""
     head = [_plain(heading.text) for heading in table.headings]
     lines = [head, ["---"] * len(head)]
     for line in table.lines:

@@ -82,7 +82,9 @@ def write(
 
 
 def hashes_of(folder: AnyPath | str) -> dict[str, str]:
-    """What a report that is there already was made of; empty if there is none that can be read.
+    """Return what a report that is there already was made of.
+
+    Empty if there is none that can be read.
 
     Args:
         folder: of the report.
@@ -94,7 +96,7 @@ def hashes_of(folder: AnyPath | str) -> dict[str, str]:
 
 
 def read_rows(path: AnyPath | str) -> list[dict]:
-    """The rows of a results.json.
+    """Return the rows of a results.json.
 
     Raises:
         InputError: if it cannot be read or has no rows.
@@ -106,7 +108,7 @@ def read_rows(path: AnyPath | str) -> list[dict]:
 
 
 def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) -> str:
-    """The text of report.md."""
+    """Return the text of report.md."""
     settings = evaluation.settings
     seeds = ", ".join(map(str, settings.seeds))
     spread = f"mean ± standard deviation over the sampling seeds {seeds}"
@@ -144,7 +146,7 @@ def markdown(evaluation: Evaluation, title: str, provenance: Mapping[str, Any]) 
 
 
 def headline(rows: Sequence[Mapping]) -> list[str]:
-    """One sentence on each Fréchet distance: the generator against the teacher's best."""
+    """Return one sentence on each Fréchet distance: the generator against the teacher's best."""
     sentences = []
     for metric, where in (("frechet_features", "in features"), ("frechet_pixels", "in pixels")):
         generator = next(row for row in rows if row["model"] == "generator")
@@ -162,7 +164,7 @@ def headline(rows: Sequence[Mapping]) -> list[str]:
 
 
 def results_table(rows: Sequence[Mapping]) -> str:
-    """All metrics of all rows as a Markdown table."""
+    """Return all metrics of all rows as a Markdown table."""
     headings = [metric_names.metric(name).heading for name in protocol.METRICS]
     head = ["model", "steps", *headings, "sampler"]
     body = [
@@ -178,7 +180,7 @@ def results_table(rows: Sequence[Mapping]) -> str:
 
 
 def _extremes_section(evaluation: Evaluation) -> list[str]:
-    """The worst and the best samples, each above the image that it was compared with."""
+    """Return the worst and the best samples, each above the image that it was compared with."""
     if not evaluation.extremes.worst:
         return []
     return [
@@ -233,7 +235,7 @@ class Picture:
 
 
 def _pictures(evaluation: Evaluation) -> list[Picture]:
-    """Every grid, the models' own ones first."""
+    """Return every grid, the models' own ones first."""
     columns = _columns(evaluation)
     order = _picture_order(evaluation)
     shown = {
@@ -303,7 +305,7 @@ def _alternate(
 
 
 def _columns(evaluation: Evaluation) -> int:
-    """One column for each class where they fit, so that a column holds one label."""
+    """Return one column for each class where they fit, so that a column holds one label."""
     return min(len(set(evaluation.picture_labels.tolist())), MAX_COLUMNS)
 
 

@@ -32,7 +32,7 @@ class Fact:
 
 
 def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = None) -> AnyPath:
-    """Writes report.html beside a results.json.
+    """Write report.html beside a results.json.
 
     What the folder does not hold is left out: pictures/*.png, and metrics.jsonl in the workdir.
 
@@ -54,7 +54,7 @@ def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = 
 
 
 def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The text of report.html.
+    """Return the text of report.html.
 
     Args:
         results: what was measured.
@@ -98,7 +98,7 @@ def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this package with these values, each escaped."""
+    """Return a template of this package with these values, each escaped."""
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     return _environment().get_template(template).render(style=style, **values)
 
@@ -126,7 +126,10 @@ def _groups(lines: Sequence[page_tables.Line]) -> list[dict[str, Any]]:
 
 
 def primary(results: Results) -> tuple[str, Row] | None:
-    """The first metric with a direction that the generator has, and the generator's best row."""
+    """Return the first metric with a direction that the generator has.
+
+    And the generator's best row.
+    """
     for name in page_tables.headline_names(results):
         rows = page_curves.best_of_each(results.rows, "generator", name)
         if rows and metric_names.metric(name).better:
@@ -135,7 +138,7 @@ def primary(results: Results) -> tuple[str, Row] | None:
 
 
 def lead(results: Results) -> list[str]:
-    """Sentences that say how the generator stands to the teacher; [] without either."""
+    """Return sentences that say how the generator stands to the teacher; [] without either."""
     if (found := primary(results)) is None:
         return []
     name, generator = found
@@ -165,7 +168,7 @@ def lead(results: Results) -> list[str]:
 
 
 def tiles(results: Results) -> list[Fact]:
-    """The figures in large: generator, the teacher's least steps and best, real images."""
+    """Return the figures in large: generator, the teacher's least steps and best, real images."""
     if (found := primary(results)) is None:
         return []
     name, generator = found
@@ -181,7 +184,7 @@ def tiles(results: Results) -> list[Fact]:
 
 
 def facts(results: Results) -> list[Fact]:
-    """What was measured and how: protocol, N, seeds, spread."""
+    """Return what was measured and how: protocol, N, seeds, spread."""
     found = []
     if results.protocol:
         found.append(Fact("protocol", results.protocol, results.protocol_about))
@@ -202,7 +205,7 @@ def facts(results: Results) -> list[Fact]:
 
 
 def warnings(results: Results) -> list[str]:
-    """What a reader must know before the figures are compared with others."""
+    """Return what a reader must know before the figures are compared with others."""
     found = []
     number = results.num_samples
     if (
@@ -227,7 +230,7 @@ def same_labels(pictures: Sequence[page_pictures.Picture]) -> str:
 
 
 def picture_seed(results: Results) -> int | None:
-    """The sampling seed of the grids; None if it is not told, or not the same for all."""
+    """Return the sampling seed of the grids; None if it is not told, or not the same for all."""
     seeds = {entry.get("seed") for entry in page_tables.entries(results.raw.get("pictures"))}
     seeds = {seed for seed in seeds - {None} if isinstance(seed, int)}
     return seeds.pop() if len(seeds) == 1 else None
@@ -241,7 +244,10 @@ def class_metrics(results: Results) -> list[tuple[str, str]]:
 
 
 def ends(results: Results, pictures: Sequence[page_pictures.Picture]) -> list[dict[str, Any]]:
-    """The worst and the best samples: their pictures, and a line for each of a tile's values."""
+    """Return the worst and the best samples.
+
+    Their pictures, and a line for each of a tile's values.
+    """
     found = []
     for kind in ("worst", "best"):
         for picture in (entry for entry in pictures if entry.kind == kind):
@@ -258,7 +264,7 @@ def ends(results: Results, pictures: Sequence[page_pictures.Picture]) -> list[di
 
 
 def _sample_order(picture: page_pictures.Picture) -> tuple[int, int]:
-    """The generator beside real images, then the teacher's step counts."""
+    """Return the generator beside real images, then the teacher's step counts."""
     order = ["generator", "test_split", "teacher"]
     model, steps = picture.key
     return (order.index(model) if model in order else len(order)), steps
@@ -274,7 +280,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def _unbroken(text: str) -> str:
-    """A value that stays on one line."""
+    """Return a value that stays on one line."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 

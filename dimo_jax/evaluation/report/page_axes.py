@@ -34,7 +34,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """The coordinate of a value."""
+        """Return the coordinate of a value."""
         low, high, value = (
             (math.log(x) for x in (self.low, self.high, value))
             if self.log
@@ -49,7 +49,7 @@ class Axis:
 
 
 def axis(low: float, high: float, start: float, end: float, log: bool, padding: float) -> Axis:
-    """A scale that holds two values.
+    """Return a scale that holds two values.
 
     Args:
         low: the least value; above zero if `log`.
@@ -70,7 +70,7 @@ def axis(low: float, high: float, start: float, end: float, log: bool, padding: 
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A short text for a value: '1,500', '0.25', '2e-5'.
+    """Return a short text for a value: '1,500', '0.25', '2e-5'.
 
     Args:
         value: finite.

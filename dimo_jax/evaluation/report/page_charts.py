@@ -116,7 +116,7 @@ def chart(
     from_zero: bool = False,
     note: str = "",
 ) -> Chart | None:
-    """Curves over x, with horizontal lines.
+    """Draw curves over x, with horizontal lines.
 
     Args:
         title: above the chart.
@@ -250,7 +250,7 @@ def _describe(
     x_label: str,
     names: dict[float, str],
 ) -> str:
-    """The chart in words, for whoever does not see it."""
+    """Return the chart in words, for whoever does not see it."""
     parts = []
     for entry in series:
         known = [(x, y) for x, y, _ in entry.points if _is_drawn((x, y))]

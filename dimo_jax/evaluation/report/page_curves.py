@@ -44,7 +44,10 @@ def over_steps(results: Results) -> list[Chart]:
 
 
 def best_of_each(rows: Iterable[Row], model: str, name: str) -> list[Row]:
-    """A model's rows with this metric, in rising steps; of rows with equal steps the best one."""
+    """Return a model's rows with this metric, in rising steps.
+
+    Of rows with equal steps the best one.
+    """
     chosen: dict[int, Row] = {}
     factor = -1 if metric_names.metric(name).better == "higher" else 1
     for row in rows:
@@ -61,7 +64,7 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float | None, f
 
 
 def over_temperature(results: Results) -> list[Chart]:
-    """Metrics over the sampler's temperature, where rows or swept samplers differ in it."""
+    """Draw metrics over the sampler's temperature, where rows or swept samplers differ in it."""
     names = page_tables.headline_names(results)[:MAX_CHARTS]
     charts = _temperature_charts(results.rows, names, "")
     compared = page_tables.entries(results.raw.get("sweep"))
@@ -172,7 +175,7 @@ def over_classes(results: Results) -> list[Chart]:
 def over_training(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> tuple[dict[str, list[Chart]], list[str]]:
-    """Every metric of metrics.jsonl but times, stage by stage.
+    """Return every metric of metrics.jsonl but times, stage by stage.
 
     Args:
         runs: the records of each run by its name; a single run needs no name, "".
@@ -225,7 +228,7 @@ def _training_name(name: str) -> str:
 
 
 def _training_order(name: str) -> tuple:
-    """Evaluations, losses, everything else, learning rates; then by name."""
+    """Sort evaluations, losses, everything else, learning rates; then by name."""
     kinds = ("eval", "loss", "divergence")
     rank = next((i for i, kind in enumerate(kinds) if kind in name), len(kinds))
     return (rank + ("learning_rate" in name), name)

@@ -56,7 +56,7 @@ class Row:
         return title(self.model, self.steps)
 
     def mean(self, name: str) -> float | None:
-        """The mean of a metric, None where there is none."""
+        """Return the mean of a metric, None where there is none."""
         return self.metrics[name].mean if name in self.metrics else None
 
     @property
@@ -90,7 +90,10 @@ class Results:
         return metric_names.in_order(name for row in self.rows for name in row.metrics)
 
     def setting(self, *names: str) -> Any:
-        """The first of these names in the settings, the protocol or at the top; None without."""
+        """Return the first of these names in the settings, the protocol or at the top.
+
+        None without.
+        """
         for place in (self.part("settings"), self.part("protocol"), self.raw):
             for name in names:
                 if place.get(name) is not None:
@@ -98,7 +101,7 @@ class Results:
         return None
 
     def part(self, name: str) -> Mapping[str, Any]:
-        """An entry that is an object; empty where it is missing."""
+        """Return an entry that is an object; empty where it is missing."""
         found = self.raw.get(name)
         return found if isinstance(found, dict) else {}
 
@@ -123,7 +126,7 @@ class Results:
 
 
 def training(results: Results) -> dict[str, Any]:
-    """Settings that the run was trained with, {"section.field": value}.
+    """Return the settings that the run was trained with, {"section.field": value}.
 
     Those in the results, else of the run's config.json beside them or one folder up; empty where
     there are none.
@@ -141,14 +144,14 @@ def title(model: str, steps: int) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """The number, or None for anything else and for what is not finite."""
+    """Return the number, or None for anything else and for what is not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def find(path: AnyPath | str) -> AnyPath:
-    """The results.json that a path means: itself, in that folder, or in a run's one report.
+    """Return the results.json that a path means: itself, in that folder, or in a run's one report.
 
     Args:
         path: a results.json, its folder, or a workdir that holds one such folder (of several, the
@@ -177,7 +180,7 @@ def find(path: AnyPath | str) -> AnyPath:
 
 
 def load(path: AnyPath | str) -> Results:
-    """Reads and checks results; `path` as in `find`.
+    """Read and checks results; `path` as in `find`.
 
     Raises:
         InputError: if there is none, it is not JSON, or its rows are not as described above.
@@ -209,7 +212,7 @@ def _row(path: AnyPath, index: int, row: Any) -> Row:
 
 
 def records(results: Results, workdir: AnyPath | str | None) -> list[dict[str, Any]]:
-    """The run's metrics, oldest first; [] where there are none.
+    """Return the run's metrics, oldest first; [] where there are none.
 
     Args:
         results: whose.

@@ -58,7 +58,7 @@ class Picture:
 
 
 def collect(results: Results) -> list[Picture]:
-    """The pictures that results.json names, then other PNG files of its folder `pictures`.
+    """Return the pictures that results.json names, then other PNG files of its folder `pictures`.
 
     What is no readable picture, or leads out of the folder, is left out with a line in the log: a
     page is sent to others, and holds nothing that is not of its evaluation.
@@ -81,7 +81,7 @@ def collect(results: Results) -> list[Picture]:
 
 
 def _guess(stem: str) -> dict[str, Any]:
-    """What a file is, by its name, as `report.write` names them."""
+    """Return what a file is, by its name, as `report.write` names them."""
     if stem in ("all", "neighbours", "worst", "best"):
         return {"kind": stem}
     if match := _TEACHER.fullmatch(stem):
@@ -92,7 +92,10 @@ def _guess(stem: str) -> dict[str, Any]:
 
 
 def _picture(path: AnyPath, entry: Mapping[str, Any], inside: AnyPath) -> Picture | None:
-    """The picture of a file; None if it is none, or a name or link leads to other folders."""
+    """Return the picture of a file.
+
+    None if it is none, or a name or link leads to other folders.
+    """
     try:
         if not files.resolved(path).is_relative_to(inside):
             raise InputError(f"{path} leads out of {inside}")
@@ -114,7 +117,7 @@ def _picture(path: AnyPath, entry: Mapping[str, Any], inside: AnyPath) -> Pictur
 
 
 def _embed(path: AnyPath) -> tuple[str, int, int]:
-    """The file as a data: URI with its size; made smaller, or PNG, where it is not."""
+    """Return the file as a data: URI with its size; made smaller, or PNG, where it is not."""
     data = pictures.read(path)
     image = pictures.decode(data, str(path)).image
     if image.width > MAX_WIDTH or image.format != "PNG":

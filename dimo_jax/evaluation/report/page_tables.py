@@ -64,13 +64,16 @@ def headline(results: Results) -> Table:
 
 
 def headline_names(results: Results) -> list[str]:
-    """The columns of the headline table; all metrics where none of the usual ones is there."""
+    """Return the columns of the headline table.
+
+    All metrics where none of the usual ones is there.
+    """
     found = results.metric_names
     return [name for name in found if metric_names.is_headline(name)] or found
 
 
 def others(results: Results) -> Table | None:
-    """The metrics that the headline table leaves out, and every row's sampler."""
+    """Return the metrics that the headline table leaves out, and every row's sampler."""
     shown = headline_names(results)
     names = [name for name in results.metric_names if name not in shown]
     if not names and not any(row.sampler for row in results.rows):
@@ -79,12 +82,12 @@ def others(results: Results) -> Table | None:
 
 
 def is_precise(results: Results) -> bool:
-    """Whether there are samples enough for the paper's three decimals of a share."""
+    """Return whether there are samples enough for the paper's three decimals of a share."""
     return (results.num_samples or 0) >= MIN_COMPARABLE
 
 
 def best_mean(rows: Iterable[Row], name: str) -> float | None:
-    """The best mean of a metric among samples, real images aside.
+    """Return the best mean of a metric among samples, real images aside.
 
     None where neither end is better, or all are equal.
     """
@@ -99,7 +102,7 @@ def best_mean(rows: Iterable[Row], name: str) -> float | None:
 def metric_cells(
     row: Row, names: Sequence[str], best: Mapping[str, float | None], precise: bool
 ) -> list[Cell]:
-    """The row's values as text.
+    """Return the row's values as text.
 
     Args:
         row: one measurement.
@@ -117,7 +120,7 @@ def metric_cells(
 
 
 def metric_headings(names: Sequence[str]) -> list[Heading]:
-    """A heading for each metric, with its direction."""
+    """Return a heading for each metric, with its direction."""
     return [
         Heading(metric_names.metric(name).heading, metric_names.metric(name).better)
         for name in names
@@ -162,7 +165,7 @@ def explained(results: Results) -> list[tuple[str, str, str]]:
 
 
 def sweep(results: Results) -> Table | None:
-    """The teacher's samplers that were compared before; None where none were."""
+    """Return the teacher's samplers that were compared before; None where none were."""
     compared = [entry for entry in entries(results.raw.get("sweep")) if "steps" in entry]
     if not compared:
         return None
@@ -179,7 +182,7 @@ def sweep(results: Results) -> Table | None:
 
 
 def sweep_names(compared: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics of a sweep's entries."""
+    """Return the metrics of a sweep's entries."""
     other = ("steps", "sampler", "chosen", "model", "seed")
     names = (name for entry in compared for name in entry if name not in other)
     return metric_names.in_order(names)
@@ -237,7 +240,7 @@ def classes(results: Results) -> list[Table]:
 
 
 def _worst_classes(having: list, number: int, better: str) -> list[int]:
-    """All classes if they are few, else the worst of the generator, or of the last model."""
+    """Return all classes if they are few, else the worst of the generator, or of the last model."""
     if number <= MAX_CLASSES:
         return list(range(number))
     means = next((m for row, m in having if row.model == "generator"), having[-1][1])
@@ -253,7 +256,7 @@ def provenance(results: Results) -> Table:
 
 
 def of_each_row(results: Results) -> Table | None:
-    """What results.json says of single rows besides their metrics; None if nothing."""
+    """Return what results.json says of single rows besides their metrics; None if nothing."""
     lines = [
         Line(name, [Cell(text)], group=row.title)
         for row in results.rows
@@ -278,5 +281,5 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def entries(value: Any) -> list[dict]:
-    """The objects of a list; [] for what is no list."""
+    """Return the objects of a list; [] for what is no list."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

@@ -14,7 +14,7 @@ from dimo_jax.evaluation.report import compare, page, page_data, results
 
 
 def check(folder: AnyPath, inputs: Iterable[str | None] = ()) -> None:
-    """Refuses a folder whose files an evaluation would replace without having written them.
+    """Refuse a folder whose files an evaluation would replace without having written them.
 
     Args:
         folder: of the results; need not exist.
@@ -32,7 +32,7 @@ def check(folder: AnyPath, inputs: Iterable[str | None] = ()) -> None:
 
 
 def check_comparison(folder: Path) -> None:
-    """Refuses a folder whose compare.html or compare.md is somebody else's.
+    """Refuse a folder whose compare.html or compare.md is somebody else's.
 
     Raises:
         InputError: that, or it cannot be written there.

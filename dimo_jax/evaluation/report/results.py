@@ -28,7 +28,7 @@ _ADM_LINES = {"fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": 
 def write(
     folder: Path, rows: Sequence[Mapping[str, Any]], protocol: Protocol, **provenance: Any
 ) -> list[Path]:
-    """Writes results.json and results.md; files of these names are replaced.
+    """Write results.json and results.md; files of these names are replaced.
 
     Args:
         folder: where; made if it is not there.
@@ -59,7 +59,7 @@ def write(
 
 
 def write_scores(folder: Path, protocol: str, found: Mapping[str, Any], **provenance: Any) -> Path:
-    """Writes a results.json of scores against prompts.
+    """Write a results.json of scores against prompts.
 
     Args:
         folder: where; made if it is not there.
@@ -90,7 +90,7 @@ def write_scores(folder: Path, protocol: str, found: Mapping[str, Any], **proven
 
 
 def adm_lines(row: Mapping[str, Any], protocol: Protocol) -> str:
-    """The lines that OpenAI's evaluator prints, of what was measured."""
+    """Return the lines that OpenAI's evaluator prints, of what was measured."""
     metrics = row["metrics"]
     lines = [("Inception Score", measure.SCORES[protocol.score])]
     lines += [(text, name) for name, text in _ADM_LINES.items()]
@@ -98,7 +98,7 @@ def adm_lines(row: Mapping[str, Any], protocol: Protocol) -> str:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """A table of all rows, and what it was measured with.
+    """Return a table of all rows, and what it was measured with.
 
     Args:
         content: of results.json.

@@ -68,7 +68,7 @@ def look(
     real_features: Float[np.ndarray, "M D"] | None,
     real: ImageSet | None,
 ) -> Look:
-    """Takes from a set what is shown of it.
+    """Take from a set what is shown of it.
 
     Args:
         row: of the result.
@@ -124,7 +124,7 @@ def look(
 
 
 def write(folder: Path, looks: Sequence[Look]) -> dict[str, Any]:
-    """Writes FOLDER/pictures/*.png.
+    """Write FOLDER/pictures/*.png.
 
     Args:
         folder: of the results.
@@ -184,7 +184,7 @@ def _per_class(looks: Sequence[Look], chosen: Look) -> dict[str, Any]:
 
 
 def _thumbnails(pixels: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N h w 3"]:
-    """The images, shrunk where they are larger than a page can show."""
+    """Return the images, shrunk where they are larger than a page can show."""
     height, width = pixels.shape[1:3]
     if max(height, width) <= THUMBNAIL_PIXELS:
         return pixels

@@ -33,7 +33,7 @@ def of_same_sample(
     weights: Float[Array, "B L"],
     settings: DistillSettings,
 ) -> tuple[tuple[Array, Any] | None, Drawn]:
-    """Makes the first update's gradient of the forward pass that the divergence took ("reuse").
+    """Make the first update's gradient of the forward pass that the divergence took ("reuse").
 
     Args:
         pull_back: of that pass; None with "fresh", where there is nothing to make.
@@ -67,7 +67,7 @@ def update_auxiliary(
     drawn: Drawn,
     first: tuple[Array, Any] | None,
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """Makes K updates of masked prediction on the generator's own samples.
+    """Make K updates of masked prediction on the generator's own samples.
 
     Args:
         networks: as in `step`.

@@ -74,7 +74,7 @@ def make_step(
     settings: DistillSettings,
     apply_auxiliary: Apply | None = None,
 ) -> Callable[[DistillState, Any, DistillBatch], tuple[DistillState, dict[str, Array]]]:
-    """Binds networks, optimizers and settings to `step`, ready for jit.
+    """Bind networks, optimizers and settings to `step`, ready for jit.
 
     Args:
         apply: the network of generator and auxiliary.
@@ -106,7 +106,7 @@ def step(
     teacher_params: Any,
     batch: DistillBatch,
 ) -> tuple[DistillState, dict[str, Array]]:
-    """Updates generator, auxiliary and EMA once; pure.
+    """Update generator, auxiliary and EMA once; pure.
 
     Source: Di[M]O algorithm 1; order of the updates as in the released code.
     """
@@ -197,10 +197,10 @@ def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
 def _forward(
     function: Callable[[Any], Array], params: Any, differentiated: bool
 ) -> tuple[Array, Callable | None]:
-    """Calls function(params); its pull-back comes with it only where somebody needs it."""
+    """Call function(params); its pull-back comes with it only where somebody needs it."""
     return jax.vjp(function, params) if differentiated else (function(params), None)
 
 
 def _summed(values: dict[str, Array], share: Array) -> dict[str, Array]:
-    """Sums metrics [B] over examples: the divergence as it is, the rest to the batch's mean."""
+    """Sum metrics [B] over examples: the divergence as it is, the rest to the batch's mean."""
     return {name: (x if name == "divergence" else x * share).sum() for name, x in values.items()}

@@ -74,7 +74,7 @@ def create_state(
     generator_optimizer: optax.GradientTransformation,
     aux_optimizer: optax.GradientTransformation,
 ) -> DistillState:
-    """Copies `params` to generator, auxiliary and EMA: the teacher's, where it has the same tree.
+    """Copy `params` to generator, auxiliary and EMA: the teacher's, where it has the same tree.
 
     Call it under jit: the copies must not share buffers, or the state cannot be donated.
     """

@@ -75,7 +75,7 @@ def jeffrey(beta: float) -> Divergence:
 
 
 def jensen_shannon() -> Divergence:
-    """Generator f = -(u + 1) log((1 + u) / 2) + u log u.
+    """Return the generator f = -(u + 1) log((1 + u) / 2) + u log u.
 
     Twice the textbook's value: table 4's D_JS carries an extra 1/2 that its f has not.
     """
@@ -91,7 +91,7 @@ def jensen_shannon() -> Divergence:
 
 
 def squared_hellinger() -> Divergence:
-    """Generator f = (sqrt(u) - 1)^2."""
+    """Return the generator f = (sqrt(u) - 1)^2."""
     return Divergence(
         lambda p, q: (jnp.exp(p / 2) - jnp.exp(q / 2)) ** 2,
         lambda p, q: jnp.exp(q) - jnp.exp((p + q) / 2),
@@ -100,7 +100,7 @@ def squared_hellinger() -> Divergence:
 
 
 def alpha(a: float) -> Divergence:
-    """Generator f = (u^(1 - a) - (1 - a) u - a) / (a (a - 1)), a not 0 or 1.
+    """Return the generator f = (u^(1 - a) - (1 - a) u - a) / (a (a - 1)), a not 0 or 1.
 
     Its limits are forward KL at a -> 0 and reverse KL at a -> 1. Inside (0, 1) everything is
     bounded; outside, the divergence itself is unbounded and terms saturate at exp(40).
@@ -122,7 +122,7 @@ def alpha(a: float) -> Divergence:
 
 
 def from_generator(f: Callable[[Array], Array]) -> Divergence:
-    """The f-divergence of any generator function f, a scalar function that JAX can differentiate.
+    """Return the f-divergence of any scalar function f that JAX can differentiate.
 
     Within |log u| <= 40 it is exact. Beyond, u stands at that limit and the weight takes over the
     growth, so a generator that is linear at infinity (as forward KL's h is) stays right there.
@@ -165,7 +165,7 @@ DIVERGENCES: dict[str, Callable[..., Divergence]] = {
 
 
 def by_name(name: str, parameter: float = 0.0) -> Divergence:
-    """The divergence of that name.
+    """Return the divergence of that name.
 
     Args:
         name: a key of DIVERGENCES.

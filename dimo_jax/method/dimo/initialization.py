@@ -14,7 +14,7 @@ from dimo_jax.method.masked import masking
 
 
 def draw_ratio(keys: Key[Array, "B"], low: float, high: float) -> Float[Array, "B"]:
-    """The initial mask ratio r: fixed where low == high, else uniform in [low, high).
+    """Return the initial mask ratio r: fixed where low == high, else uniform in [low, high).
 
     The released code draws one for the whole batch and device; here each example has its own, so
     that a sample does not depend on its neighbours. The distribution of an example is the same.

@@ -34,11 +34,14 @@ class Streams:
         self._seed, self.step, self._index = seed, step, index
 
     def examples(self, name: str) -> Key[Array, "B"]:
-        """One key for each example."""
+        """Return one key for each example."""
         return rng.example_keys(rng.stream_key(self._seed, name, self.step), self._index)
 
     def batch(self, name: str, used: bool) -> Key[Array, ""] | None:
-        """One key for all examples, another one for each microbatch; None where it is not used."""
+        """Return one key for all examples, another one for each microbatch.
+
+        None where it is not used.
+        """
         if not used:
             return None
         return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
@@ -52,7 +55,7 @@ def sample_logits(
     condition: Any,
     settings: DistillSettings,
 ) -> Float[Array, "B L V"]:
-    """Computes z_theta of a new x_init, both in the streams of that name.
+    """Compute z_theta of a new x_init, both in the streams of that name.
 
     Args:
         apply: the generator's network.
@@ -83,7 +86,7 @@ def draw_tokens(
 def soft_targets(
     logits: Float[Array, "B L V"] | None, settings: DistillSettings
 ) -> Float[Array, "B L V"] | None:
-    """Gives the generator's probabilities, where the auxiliary learns from them."""
+    """Give the generator's probabilities, where the auxiliary learns from them."""
     if not settings.aux.soft_weight:
         return None
     return jax.nn.softmax(logits / settings.generator.temperature)

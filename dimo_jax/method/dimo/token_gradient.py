@@ -68,7 +68,9 @@ def token_gradient(
     weights: Float[Array, "B L"],
     settings: DistillSettings,
 ) -> Float[Array, "B L V"]:
-    """The cotangent of z_theta(x_init): w(t) grad D(teacher || auxiliary) where masked, else 0.
+    """Return the cotangent of z_theta(x_init).
+
+    W(t) grad D(teacher || auxiliary) where masked, else 0.
 
     Args:
         teacher: [B, L, V] logits, shaped already.
@@ -103,7 +105,7 @@ def sample_metrics(
     weights: Float[Array, "B L"],
     settings: DistillSettings,
 ) -> dict[str, Float[Array, "B"]]:
-    """What tells collapse (entropy to 0, every token near one-hot) from divergence.
+    """Return what tells collapse (entropy to 0, every token near one-hot) from divergence.
 
     Args:
         generator: [B, L, V] raw logits.

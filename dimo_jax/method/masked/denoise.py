@@ -61,7 +61,7 @@ class Corruption(flax.struct.PyTreeNode):
 
 
 def weights_of(mask: Bool[Array, "B L"], settings: DenoiseSettings) -> Float[Array, "B L"]:
-    """The weight of every token in the loss of a whole batch with this mask."""
+    """Return the weight of every token in the loss of a whole batch with this mask."""
     counted = jnp.ones_like(mask) if settings.positions == "all" else mask
     return losses.token_weights(counted, settings.reduction)
 
@@ -111,7 +111,7 @@ def denoise_gradient(
     dropout_key: Key[Array, ""] | None = None,
     soft_targets: Float[Array, "B L V"] | None = None,
 ) -> tuple[Float[Array, ""], Any]:
-    """Differentiates the loss of predicting masked tokens.
+    """Differentiate the loss of predicting masked tokens.
 
     Args:
         apply: the network.
@@ -137,7 +137,7 @@ def denoise_gradient(
 def descend(
     optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """One optimizer update, left out where the gradient is not finite.
+    """Do one optimizer update, left out where the gradient is not finite.
 
     Returns:
         New params, new optimizer state (both as they were where the update is left out), and the

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 
 def decay_at(step: Int[Array, ""] | int, decay: float, warmup: bool) -> Float[Array, ""]:
-    """The decay of one update.
+    """Return the decay of one update.
 
     Args:
         step: updates made before this one.
@@ -27,5 +27,8 @@ def decay_at(step: Int[Array, ""] | int, decay: float, warmup: bool) -> Float[Ar
 
 
 def update(average: Any, params: Any, decay: Float[Array, ""] | float) -> Any:
-    """The average moved: a + (1 - decay) (p - a), leaf by leaf; equal leaves stay bit-equal."""
+    """Return the average moved: a + (1 - decay) (p - a), leaf by leaf.
+
+    Equal leaves stay bit-equal.
+    """
     return jax.tree.map(lambda a, p: (a + (1 - decay) * (p - a)).astype(a.dtype), average, params)

@@ -71,7 +71,7 @@ def adaptive_scale(scale: float, mask_ratio: Float[Array, "B"]) -> Float[Array, 
 def filter_top_k(
     logits: Float[Array, "*N V"], k: int, lowered_by: float = jnp.inf
 ) -> Float[Array, "*N V"]:
-    """Keeps the k largest logits and lowers the others; all that equal the k-th are kept.
+    """Keep the k largest logits and lowers the others; all that equal the k-th are kept.
 
     Args:
         logits: [..., V].
@@ -92,7 +92,7 @@ def filter_top_k(
 def filter_top_p(
     logits: Float[Array, "*N V"], p: float, lowered_by: float = jnp.inf
 ) -> Float[Array, "*N V"]:
-    """Keeps the smallest set of most probable tokens whose mass reaches p; lowers the others.
+    """Keep the smallest set of most probable tokens whose mass reaches p; lowers the others.
 
     Args:
         logits: [..., V].
@@ -138,7 +138,7 @@ def shape_logits(
 def drop_condition(
     keys: Key[Array, "B"], condition: Condition, null_condition: Condition, rate: float
 ) -> Condition:
-    """Replaces an example's condition by the null one with probability `rate`.
+    """Replace an example's condition by the null one with probability `rate`.
 
     Args:
         keys: [B].

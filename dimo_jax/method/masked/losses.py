@@ -11,7 +11,7 @@ REDUCTIONS = ("sum", "mean_masked", "mean_batch")
 
 
 def token_weights(mask: Bool[Array, "B L"], reduction: str) -> Float[Array, "B L"]:
-    """The weight of every token in a loss; a loss is sum(weights * per-token values).
+    """Return the weight of every token in a loss; a loss is sum(weights * per-token values).
 
     Args:
         mask: [B, L], True where a token counts.

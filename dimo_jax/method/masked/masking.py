@@ -76,7 +76,7 @@ MASK_KINDS = {"exact": exact_count_mask, "bernoulli": bernoulli_mask}
 def sample_mask(
     keys: Key[Array, "B"], num_tokens: int, settings: MaskSettings
 ) -> tuple[Bool[Array, "B L"], Float[Array, "B"]]:
-    """A mask for each example at a random time.
+    """Return a mask for each example at a random time.
 
     Args:
         keys: [B].

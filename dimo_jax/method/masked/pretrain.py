@@ -49,7 +49,7 @@ class PretrainBatch(flax.struct.PyTreeNode):
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> PretrainState:
-    """The state before the first step; the EMA starts as the parameters."""
+    """Return the state before the first step; the EMA starts as the parameters."""
     # A copy: donating a state in which two leaves share a buffer fails.
     copy = jax.tree.map(jnp.copy, params)
     return PretrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
@@ -65,7 +65,7 @@ def make_step(
     ema_warmup: bool,
     parts: int = 1,
 ) -> Callable[[PretrainState, PretrainBatch], tuple[PretrainState, dict[str, Array]]]:
-    """The training step of a teacher, pure and ready for jit.
+    """Return the training step of a teacher, pure and ready for jit.
 
     Args:
         apply: the network.
