@@ -1,7 +1,7 @@
 """Random keys as functions of (seed, stream name, step, global example index).
 
 No key is ever stored: a resumed run, or the same run on another number of devices, draws the same
-numbers because it asks for them by the same four coordinates (specs/jax_stack.md section 6).
+numbers because it asks for them by the same four coordinates.
 """
 
 import zlib

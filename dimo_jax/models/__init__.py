@@ -18,7 +18,7 @@ from dimo_jax.models import (
     maskgit,
     meissonic,
 )
-from dimo_jax.models.network import Compute, Network, computed
+from dimo_jax.models.network import Compute, Network, with_compute
 
 __all__ = ["NETWORKS", "Compute", "Network", "build"]
 
@@ -63,4 +63,4 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"the network {name!r} does not take these sizes: {error}") from error
-    return computed(network, compute) if compute else network
+    return with_compute(network, compute) if compute else network

@@ -101,7 +101,7 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
     return Network(config, *sizes, init, apply, has_null)
 
 
-def computed(network: Network, compute: Compute) -> Network:
+def with_compute(network: Network, compute: Compute) -> Network:
     """Return the same network in another precision, or on parameters that are divided over devices.
 
     Args:

@@ -21,7 +21,7 @@ from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.report import digits_report, page
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import checks, codebook, interim
+from dimo_jax.runs import checks, codebook, train_fid
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 from dimo_jax.training import load_conditions, load_models, settings, stages
@@ -67,7 +67,7 @@ class ImageRun:
         checks.check_draws(config, self.network.codebook_size)
         checks.check_attention(config, self.network)
         self.protocol = checks.evaluation_settings(config, self.network) if self.has_data else None
-        self.judge = interim.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
+        self.judge = train_fid.judge_of(config, self.tokenizer.image_shape[-1], self.has_data)
         self.encoder = None
         if load_models.is_text(config):
             where = None if self.bundle is None else self.bundle.path
@@ -271,14 +271,14 @@ class ImageRun:
         judge = self.judge
         if judge == "own":
             network = distributed.lead_first(self._classifier)
-            judge = interim.classifier_judge(network, self.train.images)
+            judge = train_fid.classifier_judge(network, self.train.images)
 
         def draw(params: Any, some: np.ndarray, start: int) -> np.ndarray:
             condition = self.conditions.features(some)
             return self._sample_generator(params, section["seed"], condition, start)
 
         numbers = load_conditions.in_turn(self.conditions, section["num_samples"])
-        return lambda params: interim.distance(
+        return lambda params: train_fid.distance(
             functools.partial(draw, params), judge, numbers, size
         )
 

@@ -118,7 +118,7 @@ def nearest(
 def precision_recall_density_coverage(
     real: Num[np.ndarray, "N ..."], samples: Num[np.ndarray, "M ..."], num_neighbours: int
 ) -> dict[str, float]:
-    """Measure how far the samples lie inside the real manifold, and the real examples inside theirs.
+    """Measure how far samples lie inside the real manifold, and real examples inside theirs.
 
     A ball around each example reaches to its `num_neighbours`-th nearest neighbour in its own set;
     an example is inside where its distance is strictly smaller.

@@ -96,7 +96,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 
 def stretch(images: UInt8[np.ndarray, "N H W C"]) -> UInt8[np.ndarray, "N H W C"]:
-    """Stretch each image so that its least pixel value, over all channels, is 0 and its largest 255.
+    """Stretch each image so that its least value, over all channels, is 0 and its largest 255.
 
     Truncated, as (x - min) / (max - min) * 255 is there; an image of one value becomes black.
 

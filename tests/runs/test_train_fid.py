@@ -8,7 +8,7 @@ from dimo_jax import config as configs
 from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.features import moments
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import interim
+from dimo_jax.runs import train_fid
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(12, 3))
@@ -30,20 +30,20 @@ def mean_distance(real, samples):
     return float(np.sum((real.mean - samples.mean) ** 2))
 
 
-JUDGE = interim.Judge("distance", features, mean_distance, moments.sums(features(REAL)).moments())
+JUDGE = train_fid.Judge("distance", features, mean_distance, moments.sums(features(REAL)).moments())
 
 
 @pytest.mark.parametrize(("num", "name"), [(21, "21"), (2000, "2k")])
 def test_the_number_of_samples_is_in_the_name(num, name):
     labels = np.arange(num) % 4
     expected = features(draw(labels, 0)).mean(axis=0) - features(REAL).mean(axis=0)
-    found = interim.distance(draw, JUDGE, labels, 8)
+    found = train_fid.distance(draw, JUDGE, labels, 8)
     assert found == {f"interim/distance_{name}": pytest.approx(np.sum(expected**2))}
 
 
 def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypatch):
     labels = np.arange(21) % 4
-    whole = interim.distance(draw, JUDGE, labels, 8)
+    whole = train_fid.distance(draw, JUDGE, labels, 8)
     drawn, packed = [], []
 
     def counted(some, start):
@@ -53,7 +53,7 @@ def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypat
     def as_process(index, gathered):
         monkeypatch.setattr(jax, "process_index", lambda: index)
         monkeypatch.setattr(distributed, "gather_bytes", gathered)
-        return interim.distance(counted, JUDGE, labels, 4)
+        return train_fid.distance(counted, JUDGE, labels, 4)
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     for index in (1, 2):
@@ -65,7 +65,7 @@ def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypat
 
 def test_too_few_samples_are_refused():
     with pytest.raises(InputError, match="config.interim.num_samples=1 is too few.*at least 2"):
-        interim.distance(draw, JUDGE, np.zeros(1, int), 8)
+        train_fid.distance(draw, JUDGE, np.zeros(1, int), 8)
 
 
 def section(**values):
@@ -75,8 +75,8 @@ def section(**values):
 
 
 def test_what_judges():
-    assert interim.judge_of(section(every_steps=0), 1, True) is None
-    assert interim.judge_of(section(), 1, True) == "own"
+    assert train_fid.judge_of(section(every_steps=0), 1, True) is None
+    assert train_fid.judge_of(section(), 1, True) == "own"
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_what_judges():
 )
 def test_a_judge_that_is_not_whole_is_refused(values, words):
     with pytest.raises(InputError, match=words):
-        interim.judge_of(section(**values), 3, False)
+        train_fid.judge_of(section(**values), 3, False)
     if values:
         with pytest.raises(InputError, match=words):
-            interim.judge_of(section(**values), 3, True)
+            train_fid.judge_of(section(**values), 3, True)
 
 
 def test_the_fid_needs_moments(tmp_path, monkeypatch):
     path = tmp_path / "images.npz"
     np.savez(path, arr_0=np.zeros((3, 4, 4, 3), np.uint8))
-    monkeypatch.setattr(interim.bundles, "load", lambda *_, **__: None)
-    monkeypatch.setattr(interim.measure, "open_network", lambda *_: None)
+    monkeypatch.setattr(train_fid.bundles, "load", lambda *_, **__: None)
+    monkeypatch.setattr(train_fid.measure, "open_network", lambda *_: None)
     with pytest.raises(InputError, match="images.npz has no moments"):
-        interim.judge_of(section(features="there", reference=str(path)), 3, False)
+        train_fid.judge_of(section(features="there", reference=str(path)), 3, False)
