@@ -216,10 +216,7 @@ def _joined() -> ModuleType | None:
 
 
 def _smaller(flag_values: flags.FlagValues) -> str:
-    """Return what helps where the device's memory is too small.
-
-    By the flags that the command has.
-    """
+    """Return what helps where the device's memory is too small, by the command's flags."""
     ways = {
         "batch_size": "give a smaller --batch_size",
         "config": "a training takes less with more --config.distill.parts, --config.remat=full or "

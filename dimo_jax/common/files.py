@@ -1,6 +1,4 @@
-"""Files and folders that appear whole or not at all, on a disk or in an object store.
-
-(gs://, s3://).
+"""Files and folders that appear whole or not at all, on a disk or in a store (gs://, s3://).
 
 On a disk they are written elsewhere, then renamed. An object appears only when all of it has
 arrived, so it is written where it belongs; a folder of objects cannot be renamed, see

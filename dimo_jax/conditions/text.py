@@ -26,9 +26,7 @@ Features = dict[str, Float[np.ndarray, "N ..."]]
 
 
 def identity_of(params: Any, tokenizer: ClipTokenizer) -> dict[str, str]:
-    """Return what decides the features of a text tower.
-
-    Its parameters' fingerprint, and the tokenizer.
+    """Return what decides a text tower's features: fingerprint of its parameters, and tokenizer.
 
     Args:
         params: of CLIP.

@@ -99,9 +99,7 @@ def read(folder: Path, merges: Sequence[str], context: int, vocabulary: int) -> 
 
 
 def from_merges(merges: Sequence[str], context: int) -> bytes:
-    """Return the tokenizer of a vocabulary alone, padded with "!" as Meissonic's.
-
-    As `read` gives it.
+    """Return, as `read` does, a tokenizer of a vocabulary alone, padded with "!" as Meissonic's.
 
     Args:
         merges: of clip_vocabulary.read.

@@ -14,10 +14,7 @@ from dimo_jax.config import fields_of
 
 
 def unknown_fields(flag_values: flags.FlagValues) -> str:
-    """Return one sentence about overrides like --config.lrr=1 that name no field.
-
-    Empty if all exist.
-    """
+    """Return one sentence about overrides that name no field (--config.lrr=1), or ""."""
     complaints = []
     for name, config in _config_files(flag_values).items():
         known = _field_names(config)
@@ -89,10 +86,7 @@ def _nearest(field: str, known: Sequence[str]) -> list[str]:
 
 
 def _abbreviates(short: str, words: Sequence[str]) -> bool:
-    """Return whether a text is made of the beginnings of all words.
-
-    Lr, learn_rate of learning_rate.
-    """
+    """Return whether a text is made of the beginnings of all words, as lr of learning_rate."""
     if not words:
         return not short
     short = short.removeprefix("_")
@@ -101,10 +95,7 @@ def _abbreviates(short: str, words: Sequence[str]) -> bool:
 
 
 def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
-    """Return the config objects named on the command line, without their overrides.
-
-    By flag name.
-    """
+    """Return {flag: config object} of the command line, without the overrides."""
     configs = {}
     pattern = re.compile(r"--?(\w+)(?:=(.*))?$", re.DOTALL)
     for argument, following in itertools.zip_longest(sys.argv[1:], sys.argv[2:], fillvalue=""):

@@ -221,10 +221,7 @@ def _validate_evaluation(config: Config) -> None:
 
 
 def _validate_kept(config: Mapping[str, Any]) -> None:
-    """Check which checkpoints are kept must be some that are saved.
-
-    By a distance that is measured.
-    """
+    """Check that the checkpoints to keep are saved, and chosen by a distance that is measured."""
     section = config["checkpoint"]
     every, save = section["keep_every_steps"], section["save_every_steps"]
     if every % save:

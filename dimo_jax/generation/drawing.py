@@ -130,10 +130,7 @@ def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str
 
 
 def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings that a bundle is sampled with, with the sampler's "name".
-
-    As plain values.
-    """
+    """Return as plain values all settings that a bundle is sampled with, "name" among them."""
     name, settings = sampler_of(model, overrides)
     if name == "one_step":
         # The settings hold sizes of the network too.

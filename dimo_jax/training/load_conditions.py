@@ -63,9 +63,7 @@ def open_conditions(
 
 
 def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) -> tuple[Any, Any]:
-    """Return the conditions of the grids drawn in training, each several times in a row.
-
-    And the null one.
+    """Return the conditions of the grids drawn in training, each several times, and the null one.
 
     Args:
         config: a complete config.

@@ -48,10 +48,7 @@ class StopSignals:
         self._before = {}
 
     def stop(self) -> bool:
-        """Return whether to stop after this step.
-
-        To be called once after each, by all processes.
-        """
+        """Return whether to stop after this step; all processes call it once after each."""
         self.together = self.together or distributed.stop_together()
         return self.together or self.received is not None
 

@@ -172,9 +172,7 @@ def tokenizer_entries(config: Mapping[str, Any], layout: Layout) -> list[Entry]:
 
 
 def _side(config: Mapping[str, Any], encoder: bool) -> Iterator[tuple[str, str, str, str, bool]]:
-    """Yield every convolution and norm in the order of its call.
-
-    Kind, names in both, path, has a bias.
+    """Yield (kind, names in both, path, has a bias) of every convolution and norm, as called.
 
     The order is what Flax's numbers stand for: it must be that of the original's forward pass.
     """

@@ -64,10 +64,7 @@ def torch_fidelity_splits(
 
 
 def adm_splits(num_samples: int, split_size: int = 5000) -> Int[np.ndarray, "N"]:
-    """Return the split of each sample as ADM's evaluator has it.
-
-    Runs of 5000, the last one shorter.
-    """
+    """Return the split of each sample, as ADM's: runs of 5000, the last one shorter."""
     return np.arange(num_samples) // split_size
 
 

@@ -198,10 +198,7 @@ def _squared_distances(rows: Float[Array, "R D"], others: Float[Array, "C D"]) -
 def _smallest(
     rows: Float[Array, "R D"], index: Int[Array, "R"], columns: Columns, k: int
 ) -> Float[Array, "R k"]:
-    """Return the k smallest squared distances of each row to the other examples.
-
-    In rising order.
-    """
+    """Return, rising, the k smallest squared distances of each row to the other examples."""
 
     def scan(best: Array, column: Columns) -> tuple[Array, None]:
         squares = _squared_distances(rows, column.blocks)

@@ -77,9 +77,7 @@ def _note(text: str | None) -> None:
 
 
 def paired(folder: Path, captions: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the images of a folder and, for each.
-
-    The caption that its name begins with the number of.
+    """Return the images of a folder, and for each the caption whose number begins its name.
 
     Args:
         folder: with nothing but images that have numbers, and files of other kinds.

@@ -126,10 +126,7 @@ def _groups(lines: Sequence[page_tables.Line]) -> list[dict[str, Any]]:
 
 
 def primary(results: Results) -> tuple[str, Row] | None:
-    """Return the first metric with a direction that the generator has.
-
-    And the generator's best row.
-    """
+    """Return the first metric with a direction that the generator has, and its best row."""
     for name in page_tables.headline_names(results):
         rows = page_curves.best_of_each(results.rows, "generator", name)
         if rows and metric_names.metric(name).better:

@@ -68,9 +68,7 @@ def token_gradient(
     weights: Float[Array, "B L"],
     settings: DistillSettings,
 ) -> Float[Array, "B L V"]:
-    """Return the cotangent of z_theta(x_init).
-
-    W(t) grad D(teacher || auxiliary) where masked, else 0.
+    """Return w(t) grad D(teacher || auxiliary) where masked, else 0: the cotangent of z_theta.
 
     Args:
         teacher: [B, L, V] logits, shaped already.
