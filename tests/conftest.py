@@ -39,4 +39,4 @@ jax.config.update("jax_debug_key_reuse", True)
 def no_threads_are_abandoned():
     """Otherwise a command that ends in this process would end the process, after such a test."""
     yield
-    distributed._abandoned.clear()
+    distributed.abandoned.clear()

@@ -30,7 +30,7 @@ LEFT_SECONDS, SURE_SECONDS = 45.0, 30.0
 SETTLE_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 # How long the end of a run waits for the file to be removed, and how often it is tried to confirm.
-_RELEASE_SECONDS, _TRIES = 5.0, 3
+RELEASE_SECONDS, _TRIES = 5.0, 3
 _MAX_BYTES, _THREAD = 4096, "run lock"
 
 
@@ -140,7 +140,7 @@ class _Lock:
         """Give the folder back; where the store does not answer, the file stays and grows old."""
         self._ending = True
         self._wake.set()
-        self._thread.join(_RELEASE_SECONDS)
+        self._thread.join(RELEASE_SECONDS)
 
     def _keep(self) -> None:
         while True:

@@ -39,7 +39,7 @@ def file(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     Raises:
         OSError: it cannot be made or written.
     """
-    _clean(target.parent)
+    remove_leftovers(target.parent)
     while True:
         path = _sibling(target)
         with open(_create(path), "wb") as opened:
@@ -66,7 +66,7 @@ def folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    _clean(target.parent)
+    remove_leftovers(target.parent)
     while True:
         path = _sibling(target)
         path.mkdir(0o700)
@@ -117,7 +117,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 # Once in a process: a folder of 50,000 pictures is not listed before each of them.
 @functools.lru_cache(1024)
-def _clean(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder."""
     with contextlib.suppress(OSError):
         for path in [Path(entry) for entry in os.scandir(folder) if is_temporary(entry.name)]:

@@ -23,7 +23,7 @@ NO_TPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-_NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last one is WSL's
+NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # the last one is WSL's
 # Platform of JAX -> how its plug-in is installed.
 _INSTALL = {
     "cuda": "pip install -e '.[cuda13]' (driver 580 or newer; '.[cuda12]': 525 or newer)",
@@ -45,7 +45,7 @@ def prepare() -> None:
             flush=True,
         )
         jax.config.update("jax_enable_x64", False)
-    if "tpu" in (jax.config.jax_platforms or "tpu").split(",") and not _tpu_present():
+    if "tpu" in (jax.config.jax_platforms or "tpu").split(",") and not tpu_found():
         silence_libtpu()
 
 
@@ -54,7 +54,7 @@ def silence_libtpu() -> None:
 
     Only where there is no TPU, or it is not to be used.
     """
-    _tpu_present()  # before its signs in the environment are ours
+    tpu_found()  # before its signs in the environment are ours
     for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
 
@@ -93,8 +93,8 @@ def summary() -> str:
 
 def accelerator() -> str:
     """Return what this machine has besides its CPU, in words; nothing if there is nothing."""
-    gpu = _nvidia()
-    return f"an NVIDIA GPU ({gpu})" if gpu else "a TPU" * _tpu_present()
+    gpu = nvidia_found()
+    return f"an NVIDIA GPU ({gpu})" if gpu else "a TPU" * tpu_found()
 
 
 def unused_accelerator(environ: Mapping[str, str] = os.environ) -> str:
@@ -105,7 +105,7 @@ def unused_accelerator(environ: Mapping[str, str] = os.environ) -> str:
     """
     if jax.default_backend() != "cpu":
         return ""
-    what, gpu = accelerator(), _nvidia()
+    what, gpu = accelerator(), nvidia_found()
     if not what:
         return ""
     plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin") if gpu else ("libtpu",)
@@ -119,13 +119,13 @@ def unused_accelerator(environ: Mapping[str, str] = os.environ) -> str:
     return f"{what} is present and not used, the CPU is; {todo}"
 
 
-def _nvidia() -> str | None:
+def nvidia_found() -> str | None:
     """Return what shows that there is a GPU: a file of its driver, or the driver's tool."""
-    return next(filter(os.path.exists, _NVIDIA_FILES), shutil.which("nvidia-smi"))
+    return next(filter(os.path.exists, NVIDIA_FILES), shutil.which("nvidia-smi"))
 
 
 @functools.cache
-def _tpu_present() -> bool:
+def tpu_found() -> bool:
     """Return whether this is a TPU VM, or a container on one."""
     # /dev/vfio belongs to other devices too; JAX's list of PCI ids tells a TPU behind it.
     return bool(

@@ -42,7 +42,7 @@ LEFT_SECONDS = 0.5
 _LEFT = "dimo_jax_left"
 _meetings: dict[str, Iterator[int]] = {}
 # Whether threads are left behind that an ordinary exit would wait for.
-_abandoned = threading.Event()
+abandoned = threading.Event()
 # Count the calls of `stop_together` and `barrier`, see there.
 _stops, _barriers = itertools.count(1), itertools.count(1)
 
@@ -290,7 +290,7 @@ def describe_loss(where: str, error: BaseException) -> str:
 
 def abandon_threads() -> None:
     """Say that this process is to end without waiting for its own threads, see `must_leave`."""
-    _abandoned.set()
+    abandoned.set()
 
 
 def must_leave() -> bool:
@@ -298,7 +298,7 @@ def must_leave() -> bool:
 
     Others, or threads, may hang.
     """
-    return started() or _abandoned.is_set()
+    return started() or abandoned.is_set()
 
 
 def leave(status: int) -> NoReturn:

@@ -11,7 +11,7 @@ from dimo_jax.common import readers
 
 NAME = "checksums.json"
 FIELD = "crc32"  # of a JSON file, over its other fields
-_CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 26
 
 
 def write(folder: str | os.PathLike) -> None:
@@ -82,6 +82,6 @@ def _sum_of(path: Path) -> list[int]:
     """[size in bytes, CRC-32]."""
     size = value = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(CHUNK_BYTES):
             size, value = size + len(chunk), zlib.crc32(chunk, value)
     return [size, value]

@@ -28,7 +28,7 @@ NEWEST, BEST = "newest", "best"
 # How often a newest checkpoint may be removed while it is read; each time the next is taken.
 _ATTEMPTS = 5
 # How long the run may take to remove a folder whose files are already missing.
-_REMOVAL_SECONDS = 3.0
+REMOVAL_SECONDS = 3.0
 # What Orbax writes last into a checkpoint; in an object store, which renames no folder.
 _COMMITTED = "commit_success.txt"
 
@@ -160,7 +160,7 @@ def _read(place: AnyPath, name: str) -> Any:
 
 def _was_removed(place: AnyPath) -> bool:
     """Return whether a checkpoint that cannot be read is gone, or will be in a moment."""
-    end = time.monotonic() + _REMOVAL_SECONDS
+    end = time.monotonic() + REMOVAL_SECONDS
     while place.exists() and time.monotonic() < end:
         time.sleep(0.1)
     return not place.exists()

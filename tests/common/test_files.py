@@ -153,7 +153,7 @@ def test_kill_9_leaves_the_old_or_the_new_and_the_next_writer_cleans_up(tmp_path
     kept = files.replaced(path) if found is None else path
     assert (kept if what == "file" else kept / "a").read_bytes() == (found or b"old")
     assert len(names(tmp_path)) > 1
-    temporaries._clean.cache_clear()
+    temporaries.remove_leftovers.cache_clear()
     if what == "file":
         files.write_file(path, b"3")
     else:
@@ -166,7 +166,7 @@ def test_what_a_living_process_is_writing_is_left_to_it(tmp_path):
     with files.writing(tmp_path / "x") as file:
         file.write(b"one")
         assert len(names(tmp_path)) == 1
-        temporaries._clean.cache_clear()
+        temporaries.remove_leftovers.cache_clear()
         files.write_file(tmp_path / "x", b"two")
         files.write_folder(tmp_path / "y", {"a": b"1"})
         assert len(names(tmp_path)) == 3

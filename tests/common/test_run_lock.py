@@ -213,7 +213,7 @@ def test_a_store_that_fails_is_told_and_one_that_hangs_keeps_nobody(path, tmp_pa
         with pytest.raises(InputError, match="cannot tell whether --workdir=x is still"):
             files.write_file(tmp_path / "b", b"2")
     monkeypatch.undo()
-    monkeypatch.setattr(run_lock, "_RELEASE_SECONDS", 0.2)
+    monkeypatch.setattr(run_lock, "RELEASE_SECONDS", 0.2)
     began = time.monotonic()
     with run_lock.hold(path.with_name("other"), "--workdir=y"):
         hung = threading.Event()

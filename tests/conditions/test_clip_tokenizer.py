@@ -3,6 +3,9 @@
 from tests.helpers import torch_peers  # noqa: F401
 
 # isort: split
+
+
+# isort: split
 import gzip
 import json
 

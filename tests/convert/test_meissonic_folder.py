@@ -1,5 +1,9 @@
 """Meissonic's folder: to bundles and back, as it is published and as it may be damaged."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import functools
 import json
 import shutil
@@ -18,7 +22,6 @@ from dimo_jax.conditions import text_encoder, transformers_tokenizer
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert.networks import layouts, meissonic, vq_model
 from tests.convert.networks import test_clip_tables as clip
-from tests.helpers import torch_peers  # noqa: F401
 from tests.helpers.command_line import run_command
 
 NETWORK = {

@@ -1,5 +1,9 @@
 """Whole evaluations against torch-fidelity and clean-fid, on the same files and random weights."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import dataclasses
 
 import numpy as np
@@ -15,11 +19,7 @@ from dimo_jax.evaluation.features.feature_store import Extractor
 from dimo_jax.evaluation.features.inception_features import InceptionFeatures
 from dimo_jax.evaluation.images import image_sets
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
-from tests.helpers import (
-    inception_weights,
-    picture_files,
-    torch_peers,  # noqa: F401
-)
+from tests.helpers import inception_weights, picture_files
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("parity")

@@ -111,7 +111,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     # Killed between a prompt's last image and its grid, and in the middle of a file.
     (output / "00000" / "grid.png").unlink()
     (output / "00001" / "samples" / ".00002.png.0123456789ab.writing").write_bytes(b"half")
-    temporaries._clean.cache_clear()  # as in a new process
+    temporaries.remove_leftovers.cache_clear()  # as in a new process
     kept = (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns
     drawer, seen = Drawer(), []
 

@@ -4,6 +4,10 @@ The reference of the ported network: Flux's blocks, and what aMUSEd has before a
 Axes as in the port: B batch, L image tokens, D width.
 """
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import math
 
 import torch
@@ -16,8 +20,6 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_flux as flux
 from diffusers.models.unets.uvit_2d import ConvMlmLayer, UVit2DConvEmbed, UVitBlock
 from torch import nn
-
-from tests.helpers import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 
 
 def _resampling(width, down, up):

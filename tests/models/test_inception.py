@@ -1,5 +1,9 @@
 """Inception-v3 against torch-fidelity's, on random weights and images with structure."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import functools
 import math
 
@@ -14,10 +18,7 @@ from dimo_jax import models
 from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.features import resize
 from dimo_jax.models import inception
-from tests.helpers import (
-    inception_weights,
-    torch_peers,  # noqa: F401
-)
+from tests.helpers import inception_weights
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("inception")

@@ -102,8 +102,8 @@ def test_float64_is_switched_off_and_said(capsys):
 def test_an_accelerator_that_is_not_used_is_a_sentence(
     monkeypatch, gpu, platforms, plugin, expected
 ):
-    monkeypatch.setattr(backend, "_nvidia", lambda: gpu)
-    monkeypatch.setattr(backend, "_tpu_present", lambda: not gpu)
+    monkeypatch.setattr(backend, "nvidia_found", lambda: gpu)
+    monkeypatch.setattr(backend, "tpu_found", lambda: not gpu)
     monkeypatch.setattr(backend, "find_spec", lambda name: plugin or None)
     text = backend.unused_accelerator({"JAX_PLATFORMS": platforms} if platforms else {})
     assert all(part in text for part in (*expected, "not used, the CPU is"))
@@ -112,17 +112,17 @@ def test_an_accelerator_that_is_not_used_is_a_sentence(
 
 
 def test_no_accelerator_no_sentence(monkeypatch):
-    monkeypatch.setattr(backend, "_nvidia", lambda: None)
-    monkeypatch.setattr(backend, "_tpu_present", lambda: False)
+    monkeypatch.setattr(backend, "nvidia_found", lambda: None)
+    monkeypatch.setattr(backend, "tpu_found", lambda: False)
     assert backend.unused_accelerator({}) == ""
 
 
 def test_the_files_of_a_driver_are_found(monkeypatch, tmp_path):
-    monkeypatch.setattr(backend, "_NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr(backend, "NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert backend._nvidia() is None
+    assert backend.nvidia_found() is None
     tool = Path(tmp_path / "nvidia-smi")
     tool.touch(mode=0o755)
-    assert backend._nvidia() == str(tool)
+    assert backend.nvidia_found() == str(tool)
     (tmp_path / "nvidia0").touch()
-    assert backend._nvidia() == str(tmp_path / "nvidia0")
+    assert backend.nvidia_found() == str(tmp_path / "nvidia0")

@@ -3,6 +3,10 @@
 Axes: B batch, L tokens, V codes, P numbers of a prompt.
 """
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import dataclasses
 
 import jax
@@ -16,7 +20,6 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
 from dimo_jax.samplers import meissonic
 from dimo_jax.samplers.meissonic import MeissonicSettings
-from tests.helpers import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 
 B, L, CODES, P = 3, 9, 6, 2
 MASK_ID = CODES

@@ -1,5 +1,9 @@
 """The VQ model of Meissonic against diffusers' VQModel, the golden vectors and its size."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import functools
 
 import jax
@@ -13,7 +17,6 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.convert.networks import layouts
 from dimo_jax.convert.networks import vq_model as tables
 from dimo_jax.tokenizers import vq_model
-from tests.helpers import torch_peers  # noqa: F401  before diffusers, which imports torchvision
 from tests.helpers.golden import golden, golden_state
 
 SMALL = {

@@ -16,7 +16,7 @@ from etils import epath
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import distributed
-from dimo_jax.training import checksums
+from dimo_jax.training import checksums, orbax_manager
 from tests.helpers.checkpoint_state import assert_same, make_state, opening
 
 
@@ -215,18 +215,18 @@ def test_what_a_failed_save_left_at_work_has_ended_when_it_is_told(opened, monke
 
 
 def test_a_second_interrupt_waits_for_no_save(opened, monkeypatch):
-    monkeypatch.setattr(distributed, "_abandoned", threading.Event())
+    monkeypatch.setattr(distributed, "abandoned", threading.Event())
     checkpoints = opened()
 
     def interrupted(self):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(checkpoints._manager), "wait_until_finished", interrupted)
+        patch.setattr(orbax_manager.Manager, "wait_until_finished", interrupted)
         checkpoints.wait()
     assert distributed.must_leave()
     for name in ("wait_until_finished", "close"):
-        monkeypatch.setattr(type(checkpoints._manager), name, lambda self: pytest.fail("waited"))
+        monkeypatch.setattr(orbax_manager.Manager, name, lambda self: pytest.fail("waited"))
     checkpoints.wait()
     checkpoints.close()
 
@@ -274,10 +274,10 @@ def test_abandoned_nothing_is_waited_for(opened, monkeypatch):
     checkpoints = opened()
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
-    monkeypatch.setattr(distributed, "_abandoned", threading.Event())
+    monkeypatch.setattr(distributed, "abandoned", threading.Event())
     checkpoints.abandon()
     for name in ("wait_until_finished", "close"):
-        monkeypatch.setattr(type(checkpoints._manager), name, lambda self: pytest.fail("waited"))
+        monkeypatch.setattr(orbax_manager.Manager, name, lambda self: pytest.fail("waited"))
     checkpoints.wait()
     checkpoints.close()
 

@@ -22,7 +22,7 @@ def test_size_and_the_standard_crc_of_every_file(folder):
 
 
 def test_pieces_count_as_the_whole(folder, monkeypatch):
-    monkeypatch.setattr(checksums, "_CHUNK_BYTES", 2)
+    monkeypatch.setattr(checksums, "CHUNK_BYTES", 2)
     checksums.check(folder)
 
 

@@ -121,7 +121,7 @@ def test_one_that_is_removed_meanwhile_is_a_sentence_or_the_next_one(opened, mon
 
 
 def test_a_damaged_one_is_named_with_those_that_there_are(opened, monkeypatch):
-    monkeypatch.setattr(saved, "_REMOVAL_SECONDS", 0.1)
+    monkeypatch.setattr(saved, "REMOVAL_SECONDS", 0.1)
     checkpoints = opened()
     for step in (1, 2):
         checkpoints.save(step, make_state(step), {})

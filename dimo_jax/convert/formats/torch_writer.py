@@ -99,10 +99,10 @@ def _pickled(arrays: Mapping[str, np.ndarray], numbers: Mapping[int, int]) -> by
             _text(key),
             b"ctorch._utils\n_rebuild_tensor_v2\n",
             b"((" + _text("storage") + f"ctorch\n{storage}\n".encode(),
-            _text(str(numbers[id(array)])) + _text("cpu") + _integer(array.size) + b"tQ",
-            _integer(0),
-            b"(" + b"".join(map(_integer, shape)) + b"t",
-            b"(" + b"".join(map(_integer, strides)) + b"t",
+            _text(str(numbers[id(array)])) + _text("cpu") + pickled_integer(array.size) + b"tQ",
+            pickled_integer(0),
+            b"(" + b"".join(map(pickled_integer, shape)) + b"t",
+            b"(" + b"".join(map(pickled_integer, strides)) + b"t",
             b"\x89" + b"ccollections\nOrderedDict\n" + b")R" + b"tR",
         ]
     return b"".join([*parts, b"u."])
@@ -113,7 +113,8 @@ def _text(text: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def _integer(number: int) -> bytes:
+def pickled_integer(number: int) -> bytes:
+    """Return the opcode of an integer from 0 below 2^63: four bytes where they do, else eight."""
     if number < 1 << 31:
         return b"J" + struct.pack("<i", number)
     return b"\x8a\x08" + struct.pack("<q", number)

@@ -57,8 +57,8 @@ class InceptionFeatures:
                 f"{', '.join(OUTPUTS)}, resizers {', '.join(RESIZERS)}"
             )
         devices = mesh.of_this_process(batch_size)
-        self._spread = NamedSharding(devices, PartitionSpec("data"))
-        self._params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
+        self.spread = NamedSharding(devices, PartitionSpec("data"))
+        self.params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
         self._prepare, self._batch_size = RESIZERS[resizer], batch_size
 
         def features(params: Any, images: jax.Array) -> dict[str, jax.Array]:
@@ -88,7 +88,7 @@ class InceptionFeatures:
             batch = self._prepare(images[start : start + self._batch_size])
             rest = self._batch_size - len(batch)
             batch = np.pad(batch, ((0, rest), (0, 0), (0, 0), (0, 0)))
-            started = self._features(self._params, jax.device_put(batch, self._spread))
+            started = self._features(self.params, jax.device_put(batch, self.spread))
             # The call returns before it is done: the batch before it is fetched meanwhile.
             if running is not None:
                 parts.append(jax.device_get(running))

@@ -118,7 +118,7 @@ class Accumulator:
     """Sums of features as they come, in memory that does not grow with their number."""
 
     def __init__(self):
-        self._waiting: list[np.ndarray] = []
+        self.waiting: list[np.ndarray] = []
         self._sums: Sums | None = None
 
     def add(self, features: Num[np.ndarray, "N ..."]) -> None:
@@ -126,8 +126,8 @@ class Accumulator:
         rows = _rows(features)
         for start in range(0, len(rows), CHUNK_ROWS):
             # A copy: the caller may use its buffer again before the rows' turn comes.
-            self._waiting.append(rows[start : start + CHUNK_ROWS].copy())
-            if sum(map(len, self._waiting)) >= CHUNK_ROWS:
+            self.waiting.append(rows[start : start + CHUNK_ROWS].copy())
+            if sum(map(len, self.waiting)) >= CHUNK_ROWS:
                 self._fold()
 
     def sums(self) -> Sums:
@@ -142,10 +142,10 @@ class Accumulator:
         return self._sums
 
     def _fold(self) -> None:
-        if self._waiting:
-            part = sums(np.concatenate(self._waiting))
+        if self.waiting:
+            part = sums(np.concatenate(self.waiting))
             self._sums = part if self._sums is None else merge([self._sums, part])
-            self._waiting = []
+            self.waiting = []
 
 
 def _rows(features: Num[np.ndarray, "N ..."]) -> Num[np.ndarray, "N D"]:

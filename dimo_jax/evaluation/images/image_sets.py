@@ -25,7 +25,7 @@ from dimo_jax.evaluation.images.image_set import Batch, ImageSet, digest, listed
 
 _THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
 # Of an array in Fortran's order, which is read whole and for a while takes twice that.
-_MAX_TRANSPOSED_BYTES = 1 << 32
+MAX_TRANSPOSED_BYTES = 1 << 32
 
 
 class _Files(ImageSet):
@@ -179,10 +179,10 @@ class _Npz(ImageSet):
     def _transposed(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "N H W C"]:
         """Return all images of an array in Fortran's order, in which no image lies in one piece."""
         num_bytes = math.prod(shape)
-        if num_bytes > _MAX_TRANSPOSED_BYTES:
+        if num_bytes > MAX_TRANSPOSED_BYTES:
             raise InputError(
                 f"arr_0 of {self._path} is in Fortran's order and has {num_bytes:,} bytes, more "
-                f"than {_MAX_TRANSPOSED_BYTES:,}; save it again with np.ascontiguousarray"
+                f"than {MAX_TRANSPOSED_BYTES:,}; save it again with np.ascontiguousarray"
             )
         data = self._read_bytes(num_bytes, shape[0])
         return np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(shape, order="F"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_BLOCK_ROWS = 4096  # rows of logits that are float64 at a time
+BLOCK_ROWS = 4096  # rows of logits that are float64 at a time
 
 
 class Sums(NamedTuple):
@@ -82,9 +82,9 @@ def sums(logits: Float[np.ndarray, "N K"], splits: Int[np.ndarray, "N"], num_spl
     counts = np.bincount(splits, minlength=num_splits)
     probabilities = np.zeros((num_splits, logits.shape[1]))
     entropies = np.zeros(num_splits)
-    for start in range(0, len(logits), _BLOCK_ROWS):
-        block = logits[start : start + _BLOCK_ROWS].astype(np.float64)
-        index = splits[start : start + _BLOCK_ROWS]
+    for start in range(0, len(logits), BLOCK_ROWS):
+        block = logits[start : start + BLOCK_ROWS].astype(np.float64)
+        index = splits[start : start + BLOCK_ROWS]
         block -= block.max(axis=1, keepdims=True)
         p = np.exp(block)
         norm = p.sum(axis=1, keepdims=True)

@@ -188,7 +188,8 @@ def _row_blocks(rows: np.ndarray, part: slice = slice(None)):
         yield jax.device_put(rows[np.maximum(index, 0)], spread), index
 
 
-def _squared_distances(rows: Float[Array, "R D"], others: Float[Array, "C D"]) -> Array:
+def squared_distances(rows: Float[Array, "R D"], others: Float[Array, "C D"]) -> Array:
+    """Return |row - other|^2 [R, C], in the dtype of both, by products of the highest precision."""
     products = jnp.matmul(rows, others.T, precision=lax.Precision.HIGHEST)
     squares = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)[None]
     return jnp.maximum(squares - 2 * products, 0)
@@ -201,7 +202,7 @@ def _smallest(
     """Return, rising, the k smallest squared distances of each row to the other examples."""
 
     def scan(best: Array, column: Columns) -> tuple[Array, None]:
-        squares = _squared_distances(rows, column.blocks)
+        squares = squared_distances(rows, column.blocks)
         # Itself is left out by its index: a duplicate also lies at distance zero, and counts.
         left_out = (column.index[None] == index[:, None]) | (column.index < 0)[None]
         squares = jnp.where(left_out, jnp.inf, squares)
@@ -218,7 +219,7 @@ def _nearest(
 
     def scan(found: tuple, column: Columns) -> tuple[tuple, None]:
         best, where = found
-        squares = _squared_distances(rows, column.blocks)
+        squares = squared_distances(rows, column.blocks)
         squares = jnp.where((column.index < 0)[None], jnp.inf, squares)
         here = jnp.argmin(squares, axis=1)
         smallest = jnp.take_along_axis(squares, here[:, None], axis=1)[:, 0]
@@ -247,7 +248,7 @@ def _compare(
 
     def scan(marks: tuple, column: tuple) -> tuple[tuple, Array]:
         block, their_radii = column
-        squares = _squared_distances(rows, block.blocks)
+        squares = squared_distances(rows, block.blocks)
         there = (index >= 0)[:, None] & (block.index >= 0)[None]
         of_row = within(squares, radii[:, None]) & there
         of_column = within(squares, their_radii[None]) & there

@@ -111,7 +111,7 @@ def test_an_empty_state_dict_is_written(tmp_path):
 @pytest.mark.parametrize("number", [0, 255, (1 << 31) - 1, 1 << 31, 1 << 40])
 def test_sizes_of_any_length_are_written(number):
     # An array of more than 2^31 elements would take gigabytes: only its number is written here.
-    assert pickle.loads(b"\x80\x02" + torch_writer._integer(number) + b".") == number
+    assert pickle.loads(b"\x80\x02" + torch_writer.pickled_integer(number) + b".") == number
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "U3", ">f4", ml_dtypes.float8_e4m3fn])

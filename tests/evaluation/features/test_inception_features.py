@@ -46,8 +46,8 @@ def test_batches_give_what_all_at_once_gives(images, batch_size):
 def test_large_batches_are_on_all_devices_and_others_on_one():
     for batch_size, devices in ((16, 8), (12, 1)):
         extract = InceptionFeatures(NETWORK, PARAMS, batch_size=batch_size)
-        assert len(extract._spread.device_set) == devices
-        assert len(extract._params["factor"].devices()) == devices
+        assert len(extract.spread.device_set) == devices
+        assert len(extract.params["factor"].devices()) == devices
 
 
 def test_resizers(images):

@@ -41,7 +41,7 @@ def test_a_stream_equals_the_whole(features, batch_size, monkeypatch):
     stream = moments.Accumulator()
     for start in range(0, len(features), batch_size):
         stream.add(features[start : start + batch_size])
-        assert sum(map(len, stream._waiting)) < 50
+        assert sum(map(len, stream.waiting)) < 50
     check(stream.sums().moments(), features)
     # Asking does not disturb, and more can follow.
     stream.add(features[:100])

@@ -1,3 +1,7 @@
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import jax
 import numpy as np
 import pytest
@@ -6,7 +10,6 @@ from cleanfid.resize import build_resizer, make_resizer
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from dimo_jax.evaluation.features import resize
-from tests.helpers import torch_peers  # noqa: F401
 
 
 def random_images(*shape):

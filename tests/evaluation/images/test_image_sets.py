@@ -175,7 +175,7 @@ def test_an_array_in_fortrans_order_is_the_same_images(tmp_path, monkeypatch):
     images = image_sets.open_set(path)
     for start, stop in ((1, 3), (7, 12), (0, 2)):
         np.testing.assert_array_equal(images.read(start, stop).pixels, PIXELS[start:stop])
-    monkeypatch.setattr(image_sets, "_MAX_TRANSPOSED_BYTES", 100)
+    monkeypatch.setattr(image_sets, "MAX_TRANSPOSED_BYTES", 100)
     with pytest.raises(InputError, match="in Fortran's order and has 2,304 bytes, more than 100"):
         image_sets.open_set(path)
 

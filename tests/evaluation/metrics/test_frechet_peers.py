@@ -1,5 +1,9 @@
 """The Fréchet distance against the packages that papers report it from."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,6 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from dimo_jax.evaluation.features import moments
 from dimo_jax.evaluation.metrics import frechet
-from tests.helpers import torch_peers  # noqa: F401
 
 
 @pytest.fixture(scope="module")

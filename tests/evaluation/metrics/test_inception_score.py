@@ -4,12 +4,15 @@ import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from dimo_jax.evaluation.metrics import inception_score
-from tests.helpers import torch_peers  # noqa: F401
 
 
 @pytest.fixture
 def logits():
-    """As of a classifier that is sure of most images, whose classes are cycled."""
+    """
+
+    from tests.helpers import torch_peers  # noqa: F401
+
+    # isort: splitAs of a classifier that is sure of most images, whose classes are cycled."""
     numbers = np.random.default_rng(0)
     rows = numbers.normal(size=(1003, 20)).astype(np.float32)
     rows[np.arange(1003), np.arange(1003) % 20] += 6
@@ -64,7 +67,7 @@ def test_the_two_forms_differ_on_balanced_labels(logits):
 
 @pytest.mark.parametrize("parts", [2, 7])
 def test_parts_of_the_samples_merge_to_the_whole(logits, parts, monkeypatch):
-    monkeypatch.setattr(inception_score, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(inception_score, "BLOCK_ROWS", 64)
     splits = inception_score.torch_fidelity_splits(len(logits))
     expected = isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
     # A process has every so-many-th sample, and need not have one of each split.

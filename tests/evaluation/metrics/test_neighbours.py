@@ -1,5 +1,9 @@
 """Nearest neighbours in blocks on 8 devices, against prdc and torch-fidelity."""
 
+from tests.helpers import torch_peers  # noqa: F401
+
+# isort: split
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +12,6 @@ from prdc import compute_prdc
 from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from dimo_jax.evaluation.metrics import frechet, neighbours
-from tests.helpers import torch_peers  # noqa: F401
 
 
 def random_features(num_real, num_samples, dim=24):
@@ -79,13 +82,13 @@ def test_a_far_centre_costs_no_digits(small_blocks):
 
 def test_memory_does_not_grow_with_the_product(small_blocks, monkeypatch):
     shapes = []
-    original = neighbours._squared_distances
+    original = neighbours.squared_distances
 
     def watched(rows, others):
         shapes.append((rows.shape, others.shape))
         return original(rows, others)
 
-    monkeypatch.setattr(neighbours, "_squared_distances", watched)
+    monkeypatch.setattr(neighbours, "squared_distances", watched)
     # Nothing else has 5 features: it is traced anew, for the two sets and between them.
     neighbours.precision_recall_density_coverage(*random_features(150, 430, dim=5), 3)
     assert shapes == [((72, 5), (64, 5))] * 3
@@ -94,7 +97,7 @@ def test_memory_does_not_grow_with_the_product(small_blocks, monkeypatch):
 def test_the_precision_is_the_highest():
     # A CPU has no other: only the program shows it.
     rows = np.zeros((4, 3), np.float32)
-    text = str(jax.make_jaxpr(neighbours._squared_distances)(rows, rows))
+    text = str(jax.make_jaxpr(neighbours.squared_distances)(rows, rows))
     assert "Precision.HIGHEST, Precision.HIGHEST" in text
 
 
