@@ -116,7 +116,7 @@ def test_what_comes_into_a_folder_while_it_is_written_stays(tmp_path):
 
 WRITER = """
 import os, signal, sys
-from dimo_jax import files
+from dimo_jax.common import files
 place, what = sys.argv[1:]
 def pieces():
     yield b"new "

@@ -7,7 +7,7 @@ PROGRAM = """
 import resource, sys
 import numpy as np
 if sys.argv[1] == "keep":
-    from dimo_jax import host_memory
+    from dimo_jax.common import host_memory
     assert host_memory.keep_freed_memory()
 for _ in range(3):
     np.ones(1 << 24)

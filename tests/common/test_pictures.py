@@ -158,7 +158,7 @@ def run(code, *arguments, options=()):
 MEASURED = """
 import json, resource, sys
 from dimo_jax.common import pictures
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 text = ""
 try:
@@ -203,7 +203,7 @@ def test_nothing_that_pillow_warns_of_is_printed(tmp_path):
     code = """
 import pathlib, sys
 from dimo_jax.common import pictures
-from dimo_jax.errors import InputError
+from dimo_jax.common.errors import InputError
 for place in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
         pictures.decode(place.read_bytes(), place.name, rgb=True)

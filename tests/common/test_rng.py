@@ -25,7 +25,7 @@ def test_seed_stream_and_step_all_matter():
 def test_same_key_in_another_process_and_under_jit():
     here = data(jax.jit(lambda step: rng.stream_key(3, "aux_mask", step))(7))
     code = (
-        "import jax; from dimo_jax.training import rng;"
+        "import jax; from dimo_jax.common import rng;"
         "print(jax.random.key_data(rng.stream_key(3, 'aux_mask', 7)).tolist())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

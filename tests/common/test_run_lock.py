@@ -17,7 +17,7 @@ from dimo_jax.common.errors import InputError
 HOLDER = """
 import sys, time
 from dimo_jax.common import run_lock
-from dimo_jax import files
+from dimo_jax.common import files
 run_lock.SETTLE_SECONDS = float(sys.argv[2])
 try:
     with run_lock.hold(files.path(sys.argv[1]), "--workdir=x"):

@@ -180,8 +180,8 @@ def test_bombs_do_no_harm(tmp_path):
     program = """
 import resource, sys
 from pathlib import Path
-from dimo_jax.convert import torch_files
-from dimo_jax.errors import InputError
+from dimo_jax.convert.formats import torch_files
+from dimo_jax.common.errors import InputError
 limit = 2 << 30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sorted(Path(sys.argv[1]).iterdir()):

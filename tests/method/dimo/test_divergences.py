@@ -138,7 +138,7 @@ def test_shapes_must_agree():
     # In a process of its own: here the signatures themselves are checked, and say it first.
     program = """
 import jax.numpy as jnp
-from dimo_jax.method import divergences
+from dimo_jax.method.dimo import divergences
 divergences.value(divergences.forward_kl(), jnp.zeros((5, 7)), jnp.zeros((5, 6)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
