@@ -271,6 +271,7 @@ def build(
 
     Source: viiika/Meissonic, src/transformer.py; noise after `embed_out`: Di[M]O's fork of it.
     """
+    # Over 80 lines, for the names and meanings of 16 sizes.
     config = {"name": "meissonic", **locals(), "rope_dims": list(rope_dims)}
     del config["compute"]
     _check(config)

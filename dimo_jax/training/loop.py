@@ -33,18 +33,18 @@ Batch = Any
 
 
 class Observer(NamedTuple):
-    """What is looked at in the course of a stage.
+    """What is drawn and measured in the course of a stage.
 
     Attributes:
         every_steps: interval; 0 is never.
-        look: (state, step) -> ({name: uint8 image}, {name: scalar}), called by all processes; must
-            not keep the state. The scalars get a line of their own in the metrics.
+        observe: (state, step) -> ({name: uint8 image}, {name: scalar}), called by all processes;
+            must not keep the state. The scalars get a line of their own in the metrics.
         ranks: whether its scalar, the same on all processes, says how good the state is, the less
             the better: one of the best is saved then and there.
     """
 
     every_steps: int
-    look: Callable[[State, int], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
+    observe: Callable[[State, int], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
     ranks: bool = False
 
 
@@ -103,6 +103,7 @@ def run_stage(
             with exit code 0.
         ProcessLost: another process of the run has ended.
     """
+    # Over 80 lines, half of them the contract above: the order of what follows is in one place.
     with Progress(name, silent=not distributed.is_lead()) as progress:
         state, start = _open(
             name, create_state, abstract_state, checkpoints, metrics, meta, num_steps, progress
@@ -130,18 +131,11 @@ def run_stage(
                 reader.add(done, values)
                 stop = signals.stop()
                 save = stop or done == num_steps or done % save_every_steps == 0
-                looks = [o for o in observers if o.every_steps and done % o.every_steps == 0]
-                figures: Mapping[str, float] = {}
+                due = [o for o in observers if o.every_steps and done % o.every_steps == 0]
                 # The record up to here must stand, and be finite, before the state is saved;
                 # the first step is read at once, to leave compilation out of the rate.
-                reader.read(late=not (save or looks or step == start))
-                for observer in looks:
-                    images, values = observer.look(state, done)
-                    metrics.images(done, images, name)
-                    if values:
-                        metrics.write(done, values, name)
-                    if observer.ranks:
-                        figures = values
+                reader.read(late=not (save or due or step == start))
+                figures = _observe(due, state, done, metrics, name)
                 if save or (figures and distributed.agree(checkpoints.is_best(figures))):
                     metrics.flush()
                     checkpoints.save(done, state, meta, reader.counters, figures)
@@ -254,6 +248,21 @@ def _open(
                 "a run without this change"
             )
     return state, start
+
+
+def _observe(
+    due: Sequence[Observer], state: State, step: int, metrics: Metrics, name: str
+) -> Mapping[str, float]:
+    """Record what the observers draw and measure; return the figures that rank the state."""
+    figures: Mapping[str, float] = {}
+    for observer in due:
+        images, values = observer.observe(state, step)
+        metrics.images(step, images, name)
+        if values:
+            metrics.write(step, values, name)
+        if observer.ranks:
+            figures = values
+    return figures
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Reads the metrics of steps late, records them, and judges what is not finite."""
+"""Reads the metrics of steps late, records them, and stops at what is not finite."""
 
 import time
 from collections.abc import Mapping, Sequence

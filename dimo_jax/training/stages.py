@@ -204,7 +204,7 @@ def _run(
         host = mesh.gather({name: getattr(state, name) for name in names})
         return (pictures(state.replace(**host), step) if distributed.is_lead() else {}), {}
 
-    def judge(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
+    def rank(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
         found = json.dumps(measure(mesh.gather(state.ema))).encode()  # by the lead alone
         return {}, json.loads(distributed.gather_bytes(found)[0])
 
@@ -212,7 +212,7 @@ def _run(
     if pictures:
         observers.append(Observer(config["logging"]["images_every_steps"], draw))
     if measure:
-        observers.append(Observer(config["interim"]["every_steps"], judge, ranks=True))
+        observers.append(Observer(config["interim"]["every_steps"], rank, ranks=True))
     section = config["checkpoint"]
     best = section["keep_best"] if measure else 0
     retention = Retention(section["keep"], section["keep_every_steps"], best)

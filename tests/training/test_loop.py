@@ -208,12 +208,12 @@ def test_observers_at_intervals_before_the_state_is_donated(run):
     def draw(state, step):
         return {"total": np.full((2, 2, 1), int(state.total), np.uint8)}, {}
 
-    def judge(state, step):
+    def rank(state, step):
         return {}, {"interim/half": float(state.total) / 2}
 
     donating = jax.jit(lambda state, batch: add(state, batch), donate_argnums=0)
     never = Observer(0, lambda *_: 1 / 0)
-    observers = (Observer(3, draw), never, Observer(4, judge))
+    observers = (Observer(3, draw), never, Observer(4, rank))
     run(num_steps=7, step_fn=donating, observers=observers)
     found = [x for x in run.record() if "interim/half" in x]
     assert found == [{"stage": "stage", "step": 4, "interim/half": 5.0}]

@@ -44,8 +44,8 @@ FIGURES = {1: 9.0, 2: 3.0, 3: 8.0, 4: 5.0, 5: 1.0, 6: 7.0, 7: 2.0, 8: 6.0, 9: 4.
 
 def run_measured(workdir, capsys, num_steps, **options):
     run = Run(workdir, capsys)
-    look = Observer(1, lambda _, step: ({}, {"interim/x_4": FIGURES[step]}), ranks=True)
-    run(num_steps, keep=Retention(1, every_steps=6, best=2), observers=[look], **options)
+    observer = Observer(1, lambda _, step: ({}, {"interim/x_4": FIGURES[step]}), ranks=True)
+    run(num_steps, keep=Retention(1, every_steps=6, best=2), observers=[observer], **options)
     return run.saved_steps()
 
 
@@ -156,13 +156,21 @@ def test_a_stage_without_checkpoints_worth_keeping_is_refused():
 
 def test_a_figure_that_is_not_finite_is_kept_out(tmp_path, capsys):
     run = Run(tmp_path, capsys)
-    look = Observer(1, lambda _, step: ({}, {"x": math.nan if step < 3 else 1.0}), ranks=True)
-    run(4, keep=Retention(1, best=1), observers=[look], save_every_steps=1)
+    observer = Observer(1, lambda _, step: ({}, {"x": math.nan if step < 3 else 1.0}), ranks=True)
+    run(4, keep=Retention(1, best=1), observers=[observer], save_every_steps=1)
     assert run.saved_steps() == [3, 4]
 
 
 def test_an_unranked_observer_saves_nothing(tmp_path, capsys):
     run = Run(tmp_path, capsys)
-    look = Observer(1, lambda _, step: ({}, {"x": 1.0 / step}))
-    run(5, add, batch_of, Retention(1, best=1), create_state, observers=[look], save_every_steps=5)
+    observer = Observer(1, lambda _, step: ({}, {"x": 1.0 / step}))
+    run(
+        5,
+        add,
+        batch_of,
+        Retention(1, best=1),
+        create_state,
+        observers=[observer],
+        save_every_steps=5,
+    )
     assert run.saved_steps() == [5]
