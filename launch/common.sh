@@ -79,14 +79,6 @@ set_flag() {
   fi
 }
 
-# require NAME...: these flags must have been given.
-require() {
-  local _name
-  for _name in "$@"; do
-    [[ -n ${!_name} ]] || die "--$_name is missing; see $SCRIPT --help"
-  done
-}
-
 # require_count NAME...: these flags must be whole numbers from 1.
 require_count() {
   local _name

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first process of a pod (gke_jobset.yaml): runs the program and passes SIGTERM on to it.
+# The first process of a pod (see gke.py): runs the program and passes SIGTERM on to it.
 #
 #   launch/pod.sh python -m dimo_jax.main --config=...
 #

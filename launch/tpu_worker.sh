@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh calls on each worker of a slice, over ssh; nobody else needs it.
+# What tpu_vm.py calls on each worker of a slice, over ssh; nobody else needs it.
 #
 #   launch/tpu_worker.sh install             an environment in .venv with the TPU's JAX
 #   launch/tpu_worker.sh start -- ARGUMENTS  the program, detached from the connection

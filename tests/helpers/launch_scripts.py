@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 LAUNCH = ROOT / "launch"
-SCRIPTS = ["gke.sh", "gpu_node.sh", "local_processes.sh", "slurm.sbatch", "tpu_vm.sh"]
+SCRIPTS = ["local_processes.sh", "slurm.sbatch"]
 
 # What every script must hand on as it is.
 AWKWARD = [
@@ -83,10 +83,10 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-def start(*words, script_folder=LAUNCH, **options):
+def start(*words, **options):
     first, *rest = map(str, words)
     if first in SCRIPTS:
-        first = ["bash", f"{script_folder}/{first}"]
+        first = ["bash", f"{LAUNCH}/{first}"]
     else:
         first = [first]
     process = subprocess.Popen(

@@ -1,24 +1,17 @@
-"""gke.sh: what kubectl is given, checked against Kubernetes' own schema, and pod.sh."""
+"""launch.gke: the JobSet, against the schemas of Kubernetes and of JobSet, and its commands."""
 
+import json
 import re
-import signal
+import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api import models
 
-from tests.helpers.launch_scripts import (
-    AWKWARD,
-    LAUNCH,
-    arguments,
-    calls,
-    environment,
-    install,
-    put,
-    run,
-    start,
-)
+from dimo_jax.common.errors import InputError
+from launch import gke
+from tests.helpers.launch_scripts import AWKWARD, LAUNCH, put
 
 TPU = ["--tpu=v5e:4x4"]
 GPU = ["--gpu=nvidia-h100-80gb", "--hosts=2"]
@@ -50,33 +43,10 @@ EXTRAS = [
 ]
 
 
-@pytest.fixture
-def kubectl(tmp_path):
-    """(environment, record) with a kubectl that keeps its stdin in $RECORD.stdin."""
-    body = 'open(os.environ["RECORD"] + ".stdin", "w").write(sys.stdin.read())'
-    install(tmp_path / "bin", "kubectl", body)
-    return environment(tmp_path, tmp_path / "bin"), tmp_path / "record"
-
-
-@pytest.fixture
-def created(kubectl, tmp_path):
-    """created(*flags): the JobSet that `gke.sh start` gives to kubectl."""
-    variables, _ = kubectl
-
-    def created(*flags, program=("--config=c", "--workdir=gs://b/r")):
-        words = [
-            "gke.sh",
-            "start",
-            "--name=dimo",
-            "--image=registry/dimo:1",
-            *flags,
-            "--",
-            *program,
-        ]
-        run(*words, env=variables)
-        return yaml.safe_load((tmp_path / "record.stdin").read_text())
-
-    return created
+def created(*flags, program=("--config=c", "--workdir=gs://b/r")):
+    """The JobSet that `start` gives to kubectl."""
+    words = ["start", "--name=dimo", "--image=registry/dimo:1", *flags, "--", *program]
+    return json.loads(json.dumps(gke.jobset(gke.read_flags(words))))
 
 
 def job_of(jobset):
@@ -106,16 +76,11 @@ def sidecars(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU, [*TPU, *EXTRAS], [*GPU, *EXTRAS]])
-def test_the_job_fits_kubernetes_schema(created, flags, sidecars):
+def test_the_jobset_fits_the_schemas(flags, sidecars):
     jobset = created(*flags, sidecars, program=AWKWARD)
     kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}}
     kubernetes_validate.validate(kind | {"spec": job_of(jobset)}, "1.31", strict=True)
-
-
-@pytest.mark.parametrize("flags", [TPU, GPU, [*TPU, *EXTRAS], [*GPU, *EXTRAS]])
-def test_the_jobset_fits_its_own_api(created, flags, sidecars):
     # The models drop the fields that they do not know.
-    jobset = created(*flags, sidecars, program=AWKWARD)
     assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
 
 
@@ -133,7 +98,7 @@ def test_the_jobset_fits_its_own_api(created, flags, sidecars):
         (["--tpu=v6e:8x8"], 16, 4, "tpu-v6e-slice"),
     ],
 )
-def test_a_slice_gets_a_pod_for_each_of_its_hosts(created, flags, hosts, chips, accelerator):
+def test_a_slice_gets_a_pod_for_each_of_its_hosts(flags, hosts, chips, accelerator):
     jobset = created(*flags)
     job, container = job_of(jobset), container_of(jobset)
     assert job["parallelism"] == job["completions"] == hosts
@@ -149,7 +114,7 @@ def test_a_slice_gets_a_pod_for_each_of_its_hosts(created, flags, hosts, chips, 
     }
 
 
-def test_each_gpu_node_is_told_its_place(created):
+def test_each_gpu_node_is_told_its_place():
     jobset = created("--gpu=nvidia-h100-80gb", "--hosts=3", "--gpus_per_host=4")
     job, container = job_of(jobset), container_of(jobset)
     assert (job["parallelism"], job["completions"], job["completionMode"]) == (3, 3, "Indexed")
@@ -168,7 +133,7 @@ def test_each_gpu_node_is_told_its_place(created):
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU])
-def test_awkward_arguments_survive_yaml_and_kubernetes(created, flags):
+def test_awkward_arguments_survive_yaml_and_kubernetes(flags):
     container = container_of(created(*flags, *EXTRAS, program=AWKWARD))
     variables = {"JOB_COMPLETION_INDEX": "0", "HOME": "wrong"}
     given = [expanded(a, variables) for a in container["args"]]
@@ -179,7 +144,7 @@ def test_awkward_arguments_survive_yaml_and_kubernetes(created, flags):
     assert [m["mountPath"] for m in mounts] == ["/mnt/a b", "/more"]
 
 
-def test_extras_reach_their_places(created):
+def test_extras_reach_their_places():
     jobset = created(*TPU, *EXTRAS, "--grace_s=77", "--max_restarts=2")
     pod = job_of(jobset)["template"]["spec"]
     assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "queue"}
@@ -192,7 +157,7 @@ def test_extras_reach_their_places(created):
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 2
 
 
-def test_what_gpudirect_needs_reaches_the_pods(created, sidecars):
+def test_what_gpudirect_needs_reaches_the_pods(sidecars):
     template = job_of(created(*GPU, *EXTRAS, sidecars))["template"]
     assert template["metadata"]["annotations"] == {
         "networking.gke.io/default-interface": "eth0",
@@ -218,7 +183,7 @@ def test_what_gpudirect_needs_reaches_the_pods(created, sidecars):
         ([*GPU, "--run_as=0:9"], 0, 9),
     ],
 )
-def test_the_user_in_the_pods(created, flags, user, group):
+def test_the_user_in_the_pods(flags, user, group):
     jobset = created(*flags)
     security = container_of(jobset)["securityContext"]
     assert (security["runAsUser"], security["runAsGroup"]) == (user, group)
@@ -227,16 +192,7 @@ def test_the_user_in_the_pods(created, flags, user, group):
     assert ("capabilities" in security) == (flags[0] in TPU)
 
 
-def test_the_image_runs_as_a_user_whom_the_pods_know():
-    text = (LAUNCH / "Dockerfile").read_text()
-    assert re.findall(r"^ARG (.ID)=(\d+)$", text, re.MULTILINE) == [
-        ("UID", "1000"),
-        ("GID", "1000"),
-    ]
-    assert text.rstrip().endswith("USER $UID:$GID")
-
-
-def test_several_slices_are_a_job_each(created):
+def test_several_slices_are_a_job_each():
     jobset = created(*TPU, "--num_slices=3")
     (replicated,) = jobset["spec"]["replicatedJobs"]
     assert replicated["replicas"] == 3 and job_of(jobset)["parallelism"] == 4
@@ -246,17 +202,7 @@ def test_several_slices_are_a_job_each(created):
     )
 
 
-def test_the_image_is_sent_what_it_copies_and_nothing_else():
-    rules = [x for x in (LAUNCH.parent / ".dockerignore").read_text().splitlines() if x[0] != "#"]
-    assert rules[0] == "*"
-    sent = {rule[1:] for rule in rules if rule.startswith("!")}
-    text = (LAUNCH / "Dockerfile").read_text()
-    copied = {p for x in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for p in x.split()}
-    assert sent == copied
-    assert "**/__pycache__" in rules[1:]
-
-
-def test_a_preemption_restarts_without_limit_and_a_failure_with_one(created):
+def test_a_preemption_restarts_without_limit_and_a_failure_with_one():
     jobset = created(*TPU)
     job = job_of(jobset)
     # The first pod that fails fails the job, and for these two causes with reason PodFailurePolicy.
@@ -272,76 +218,101 @@ def test_a_preemption_restarts_without_limit_and_a_failure_with_one(created):
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy's condition
 
 
-def test_kubectl_is_asked_for_this_run_only(kubectl):
-    variables, record = kubectl
-    for words in (["status"], ["logs", "--lines=7"], ["stop"]):
-        run("gke.sh", *words, "--name=dimo", "--namespace=team", env=variables)
+def planned(*words):
+    return gke.commands(gke.read_flags(words))
+
+
+def test_kubectl_is_given_this_run_only():
+    named = ["--name=dimo", "--namespace=team"]
+    kubectl = ["kubectl", "--namespace=team"]
     selector = "--selector=jobset.sigs.k8s.io/jobset-name=dimo"
-    assert [a[1:] for a in arguments(record)] == [
-        ["get", "jobset", "dimo"],
-        ["get", "pods", selector, "--output=wide"],
-        ["logs", selector, "--prefix", "--max-log-requests=1000", "--tail=7"],
-        ["delete", "jobset", "dimo"],
+    logs = [*kubectl, "logs", selector, "--prefix", "--max-log-requests=1000"]
+    assert planned("status", *named) == [
+        [*kubectl, "get", "jobset", "dimo"],
+        [*kubectl, "get", "pods", selector, "--output=wide"],
     ]
-    assert {a[0] for a in arguments(record)} == {"--namespace=team"}
+    assert planned("logs", "--lines=7", *named) == [[*logs, "--tail=7"]]
+    assert planned("logs", "--follow", *named) == [[*logs, "--follow", "--tail=-1"]]
+    assert planned("stop", *named) == [[*kubectl, "delete", "jobset", "dimo"]]
+    elsewhere = planned("stop", "--name=dimo", "--context=a b")
+    assert elsewhere == [["kubectl", "--context=a b", "delete", "jobset", "dimo"]]
 
 
-def test_the_image_holds_what_the_pod_runs(created, tmp_path):
-    install(tmp_path / "bin", "docker")
-    variables = environment(tmp_path, tmp_path / "bin")
-    run("gke.sh", "build", "--image=registry/dimo:1", *GPU, env=variables)
-    build, push = arguments(tmp_path / "record", "docker")
+def test_the_image_holds_what_the_pod_runs():
+    build, push = planned("build", "--image=registry/dimo:1", *GPU)
     assert build == [
-        *("build", f"--file={LAUNCH}/Dockerfile", "--build-arg=EXTRA=cuda13,gs"),
+        *("docker", "build", f"--file={LAUNCH}/Dockerfile", "--build-arg=EXTRA=cuda13,gs"),
         *("--tag=registry/dimo:1", str(LAUNCH.parent)),
     ]
-    assert push == ["push", "registry/dimo:1"]
-    command = container_of(created(*TPU))["command"]
-    assert command == ["bash", "launch/pod.sh"]
+    assert push == ["docker", "push", "registry/dimo:1"]
+    assert "--build-arg=EXTRA=tpu" in planned("build", "--image=i")[0]
+    assert container_of(created(*TPU))["command"] == ["bash", "launch/pod.sh"]
     copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE)
-    for path in " ".join(copied).split():
-        assert (LAUNCH.parent / path).exists(), path
     assert {"launch", "configs", "dimo_jax"} <= {*" ".join(copied).split()}
 
 
-def test_pod_sh_explains_itself():
-    assert "launch/pod.sh python -m" in run("bash", LAUNCH / "pod.sh", "--help")
-    for words in ([], ["--config=c"]):
-        _, err = run("bash", LAUNCH / "pod.sh", *words, status=2)
-        assert "a command is expected" in err and len(err.splitlines()) == 1
+def test_pasting_a_dry_run_gives_kubectl_the_jobset(capfd):
+    words = ["start", "--name=dimo", "--image=i", *TPU, *EXTRAS, "--", *AWKWARD, "1e3", "$HOME"]
+    gke.main([*words[:1], "--dry-run", *words[1:]])
+    tool = 'kubectl() { [ "$*" = "create --filename=-" ] && cat; }'
+    pasted = f"{tool}\n{capfd.readouterr().out}"
+    done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == gke.jobset(gke.read_flags(words))
+    # To kubectl, whose YAML knows more numbers than PyYAML's, all texts must be in quotes.
+    assert '"1e3"' in done.stdout
 
 
-def pod(tmp_path, body):
-    install(tmp_path / "bin", "program", body)
-    return start(
-        "bash", LAUNCH / "pod.sh", "program", *AWKWARD, env=environment(tmp_path, tmp_path / "bin")
-    )
+def test_a_work_directory_that_ends_with_its_pod_is_remarked(capsys):
+    words = ["start", "--name=dimo", "--image=i", "--gpu=any", "--dry-run"]
+    gke.main([*words, "--", "--workdir=runs/a"])
+    assert "neither on gs:// nor on a --claim" in capsys.readouterr().err
+    gke.main([*words, "--claim=data:/data", "--", "--workdir=/data/a"])
+    gke.main([*words, "--", "--workdir=gs://b/a"])
+    assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("status", [0, 1, 2])
-def test_a_pods_status_is_the_programs(tmp_path, status):
-    process = pod(tmp_path, f"sys.exit({status})")
-    process.communicate(timeout=120)
-    assert process.returncode == status
-    assert calls(tmp_path / "record")[0]["arguments"] == AWKWARD
+START = ["start", "--name=dimo", "--image=i"]
 
 
-@pytest.mark.parametrize("status", [0, 1])
-def test_a_pod_told_to_go_does_not_count_as_done(tmp_path, status):
-    body = f"""
-import signal, time
-signals = []
-signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
-print("ready", flush=True)
-while not signals:
-    time.sleep(0.02)
-time.sleep(0.3)
-print("saved", len(signals), flush=True)
-sys.exit({status})
-"""
-    process = pod(tmp_path, body)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert out == "saved 1\n", err
-    assert process.returncode == 143
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ([*START, "--", "a"], "--tpu=VERSION:TOPOLOGY or --gpu=TYPE"),
+        ([*START, "--tpu=v5e:4x4", "--hosts=2", "--", "a"], "--tpu excludes"),
+        ([*START, "--tpu=v5e", "--", "a"], "not VERSION:TOPOLOGY"),
+        ([*START, "--tpu=v9:4x4", "--", "a"], "the versions are"),
+        ([*START, "--tpu=v5e:3x3", "--", "a"], "--chips_per_host=4 does not divide 9"),
+        ([*START, "--tpu=v5litepod:4x4", "--", "a"], "--tpu=v5e:4x4"),
+        ([*START, "--tpu=v5e:4x4", "--num_slices=0", "--", "a"], "not a whole number from 1"),
+        ([*START, "--gpu=any", "--max_restarts=-1", "--", "a"], "not a whole number from 0"),
+        ([*START, "--gpu=any", "--num_slices=2", "--", "a"], "--hosts"),
+        ([*START, "--gpu=any", "--annotation=a", "--", "a"], "not KEY=VALUE"),
+        ([*START, "--gpu=any", "--host_volume=/a", "--", "a"], "not NAME=/PATH"),
+        ([*START, "--gpu=any", "--run_as=me", "--", "a"], "not UID:GID"),
+        ([*START, "--gpu=any", "--sidecars=/none", "--", "a"], "No such file"),
+        ([*START, "--gpu=any", f"--sidecars={__file__}", "--", "a"], "cannot be read"),
+        ([*START, "--gpu=any", "--env=A", "--", "a"], "'A' is not KEY=VALUE"),
+        ([*START, "--gpu=any", "--claim=c", "--", "a"], "not CLAIM:/PATH"),
+        ([*START, "--gpu=any", "--spot", "--", "a"], "no flag --spot"),
+        ([*START, "--gpu=any"], "nothing follows --"),
+        ([*START, "8", "--gpu=any", "--", "a"], "8"),
+        (["start", "--name=dimo", "--gpu=any", "--", "a"], "--image is missing"),
+        (["build", "--gpu=any"], "--image is missing"),
+        (["stop"], "--name is missing"),
+        (["stop", "--name"], "--name: expected one argument"),
+        (["stop", "--name=" + 41 * "a"], "40 at most"),
+        (["launch", "--name=a"], "'launch'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)) as refused:
+        gke.main([*words[:1], "--dry-run", *words[1:]])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["name: a", "- [a", "- {name: a, value: 2020-01-01}", ""])
+def test_sidecars_are_a_list_of_containers(tmp_path, text):
+    flags = [*TPU, f"--sidecars={put(tmp_path / 'file', text)}"]
+    with pytest.raises(InputError, match=r"--sidecars=.* (cannot be read|not a YAML list)"):
+        created(*flags)

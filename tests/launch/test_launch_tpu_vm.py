@@ -1,6 +1,8 @@
-"""tpu_vm.sh against a cloud of two workers that the test plays: folders, and its own gcloud."""
+"""launch.tpu_vm, and on the workers tpu_worker.sh, against a cloud that the test plays."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,177 +10,59 @@ import sys
 
 import pytest
 
+from dimo_jax.common.errors import InputError
+from launch import tpu_vm
 from tests.helpers.launch_scripts import (
     AWKWARD,
     LAUNCH,
     arguments,
     calls,
-    environment,
     install,
-    put,
     run,
     start,
     wait_until,
 )
+from tests.helpers.tpu_cloud import PROGRAM, WHERE, WORKERS, Cloud, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tpu_worker.sh reads /proc")
 
-WHERE = ["--zone=us-central2-b", "--project=p"]
 NAMED = ["--name=dimo", *WHERE]
-RUN = ["tpu_vm.sh", "run", *NAMED, "--accelerator_type=v4-16", "--poll_s=0.4"]
-LIST = ["compute", "tpus", "queued-resources", "list", *WHERE]
-WORKERS = ["worker-0", "worker-1"]
-
-# gcloud: $CLOUD/slice holds the queued resource's state, $CLOUD/node the slice's; a worker is a
-# folder that is its home. A slice becomes ACTIVE when it is asked for the second time.
-GCLOUD = """
-import pathlib, shutil, subprocess
-cloud = pathlib.Path(os.environ["CLOUD"])
-words = sys.argv[3:]
-flags = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-slice_, node = cloud / "slice", cloud / "node"
-homes = sorted(cloud.glob("worker-*"))
-def home_environment(home):
-    own = {k: v for k, v in os.environ.items() if k != "DIMO"}
-    return {**own, "HOME": str(home), "PATH": f"{cloud}/bin:" + own["PATH"]}
-if words[:2] == ["queued-resources", "list"]:
-    print(slice_.read_text() if slice_.exists() else "")
-    if slice_.exists() and slice_.read_text() == "WAITING_FOR_RESOURCES":
-        slice_.write_text("ACTIVE")
-        node.write_text("READY")
-        for number in range(2):
-            (cloud / f"worker-{number}").mkdir()
-elif words[:2] == ["queued-resources", "create"]:
-    if slice_.exists():
-        sys.exit("ALREADY_EXISTS")
-    slice_.write_text("WAITING_FOR_RESOURCES")
-elif words[:2] == ["queued-resources", "delete"]:
-    slice_.unlink()
-    for home in homes:
-        home.rename(cloud / f"gone-{os.getpid()}-{home.name}")
-elif words[:2] == ["tpu-vm", "describe"]:
-    print(node.read_text())
-elif words[:2] == ["tpu-vm", "scp"]:
-    for home in homes:
-        shutil.copy(words[2], home / words[3].partition(":")[2])
-elif words[:2] == ["tpu-vm", "ssh"]:
-    chosen = homes if flags["--worker"] == "all" else [homes[int(flags["--worker"])]]
-    done = [
-        subprocess.run(["bash", "-c", flags["--command"]], cwd=home, env=home_environment(home))
-        for home in chosen
-    ]
-    sys.exit(max(each.returncode for each in done))
-"""
-
-# A worker's python3: "uv venv" puts a stand-in of the program where the environment's python is.
-PYTHON3 = """
-import pathlib
-if sys.argv[1:4] == ["-m", "uv", "venv"]:
-    python = pathlib.Path(".venv/bin/python")
-    python.parent.mkdir(parents=True)
-    python.write_text(pathlib.Path(os.environ["CLOUD"], "program").read_text())
-    python.chmod(0o755)
-"""
-
-# Leaves with the status in $CLOUD/status, or with 0 at SIGTERM, as the program once it has saved.
-PROGRAM = """
-import pathlib, signal, time
-status = pathlib.Path(os.environ["CLOUD"], "status")
-signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(0)))
-print("hello from the program", flush=True)
-while not status.exists():
-    time.sleep(0.02)
-sys.exit(int(status.read_text()))
-"""
-
-
-class Cloud:
-    """The test's side of it."""
-
-    def __init__(self, tmp_path):
-        self.folder = tmp_path / "cloud"
-        install(tmp_path / "bin", "gcloud", GCLOUD)
-        install(self.folder / "bin", "python3", PYTHON3)
-        install(self.folder, "program", PROGRAM)
-        self.variables = environment(tmp_path, tmp_path / "bin", CLOUD=str(self.folder))
-        self.record = tmp_path / "record"
-        self.checkout = tmp_path / "checkout"
-        shutil.copytree(LAUNCH, self.checkout / "launch")
-        git = ["git", "-C", self.checkout, "-c", "user.name=n", "-c", "user.email=e"]
-        for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
-            subprocess.run([*git, *words], check=True, env=self.variables)
-
-    def run(self, *words, **options):
-        return run(*words, env=self.variables, script_folder=self.checkout / "launch", **options)
-
-    def start(self, *words):
-        return start(*words, env=self.variables, script_folder=self.checkout / "launch")
-
-    def programs(self):
-        """The arguments of each start of the program so far."""
-        return [call["arguments"][2:] for call in calls(self.record, "python")]
-
-    def wait_for_starts(self, count):
-        wait_until(lambda: len(self.programs()) == count, f"{count} starts of the program")
-
-    def runs_everywhere(self):
-        states = [self.folder / worker / "dimo_jax_run" for worker in WORKERS]
-        return all((s / "program").exists() and not (s / "ended").exists() for s in states)
-
-    def wait_for_requests(self, count):
-        wait_until(
-            lambda: len(self.gcloud("queued-resources", "create")) == count, f"{count} requests"
-        )
-
-    def state(self, name, value):
-        put(self.folder / name, value)
-
-    def end(self, status):
-        self.state("status", str(status))
-
-    def gcloud(self, *words):
-        """The gcloud calls that begin like this."""
-        return [a for a in arguments(self.record, "gcloud") if a[2 : 2 + len(words)] == [*words]]
-
-    def process_of(self, worker, name):
-        """Its number, once it is written down: a program records its start before that."""
-        path = self.folder / worker / "dimo_jax_run" / name
-        return int(wait_until(lambda: path.exists() and path.read_text(), f"{worker}'s {name}"))
-
-    def signal_machine(self, worker, number):
-        """What a machine that goes down sends to all processes on it."""
-        for pid in [self.process_of(worker, name) for name in ("supervisor", "program")]:
-            os.kill(pid, number)
+RUN = ["run", *NAMED, "--accelerator_type=v4-16"]
 
 
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(tmp_path, monkeypatch):
     cloud = Cloud(tmp_path)
+    checkout = tmp_path / "checkout"
+    shutil.copytree(LAUNCH, checkout / "launch")
+    git = ["git", "-C", checkout, "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(tpu_vm, "ROOT", checkout)
     yield cloud
     cloud.end(0)  # whatever still runs there
 
 
 def test_run_creates_installs_starts_and_ends_with_the_program(cloud):
-    process = cloud.start(*RUN, "--spot", "--create_flag=--network=n", "--", *AWKWARD)
-    cloud.wait_for_starts(2)
-    cloud.end(0)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    def events():
+        yield from cloud.until_starts(2)
+        cloud.end(0)
+
+    cloud.events = events()
+    tpu_vm.main([*RUN, "--spot", "--create_flag=--network=n", "--", *AWKWARD], cloud)
     assert cloud.programs() == [AWKWARD, AWKWARD]
-    assert cloud.gcloud("queued-resources", "create") == [
+    assert cloud.called("queued-resources", "create") == [
         [
-            *("compute", "tpus", "queued-resources", "create", "dimo", "--node-id=dimo", *WHERE),
-            *("--accelerator-type=v4-16", "--runtime-version=tpu-ubuntu2204-base", "--spot"),
-            "--network=n",
+            *("queued-resources", "create", "dimo", *WHERE, "--accelerator-type=v4-16"),
+            *("--runtime-version=tpu-ubuntu2204-base", "--node-id=dimo", "--spot", "--network=n"),
         ]
     ]
-    assert cloud.gcloud("queued-resources", "list")[0] == [
-        *LIST,
-        "--filter=name~/queuedResources/dimo$",
+    assert cloud.called("queued-resources", "list")[0] == [
+        *("queued-resources", "list", *WHERE, "--filter=name~/queuedResources/dimo$"),
         "--format=value(state.state)",
     ]
-    assert not cloud.gcloud("queued-resources", "delete")
-    assert "the slice is yours, and charged, until: tpu_vm.sh delete --name=dimo" in err
+    assert not cloud.called("queued-resources", "delete")
+    assert cloud.notes[-1].endswith(f"launch.tpu_vm delete --name=dimo {' '.join(WHERE)}")
     assert arguments(cloud.record, "python3")[-1] == [
         *("-m", "uv", "pip", "install", "--quiet", "--python=.venv/bin/python"),
         *("--constraint=constraints.txt", "--editable", ".[tpu]"),
@@ -186,119 +70,208 @@ def test_run_creates_installs_starts_and_ends_with_the_program(cloud):
 
 
 def test_a_preempted_slice_is_replaced_and_the_same_command_started(cloud):
-    process = cloud.start(*RUN, "--", "--config=c")
-    ways = [("slice", "SUSPENDING", "SUSPENDED"), ("node", "STOPPING", "PREEMPTED")]
-    for round_, (name, before, after) in enumerate(ways):
-        wait_until(cloud.runs_everywhere, "the program on both workers")
-        cloud.state(name, before)
-        for worker in WORKERS:
-            cloud.signal_machine(worker, signal.SIGTERM)
-        cloud.state(name, after)
-        cloud.wait_for_requests(round_ + 2)
-    wait_until(cloud.runs_everywhere, "the program on both workers")
-    cloud.end(0)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    def events():
+        for number, (name, before, after) in enumerate(
+            [("queued", "SUSPENDING", "SUSPENDED"), ("node", "STOPPING", "PREEMPTED")]
+        ):
+            yield from until(cloud.runs_everywhere)
+            setattr(cloud, name, before)
+            for worker in WORKERS:
+                cloud.signal_machine(worker, signal.SIGTERM)
+            yield
+            setattr(cloud, name, after)
+            yield from cloud.until_requests(number + 2)
+        yield from until(cloud.runs_everywhere)
+        cloud.end(0)
+
+    cloud.events = events()
+    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
     assert {*map(tuple, cloud.programs())} == {("--config=c",)}
-    assert len(cloud.gcloud("queued-resources", "create")) == 3
-    assert cloud.gcloud("queued-resources", "delete") == 2 * [
-        ["compute", "tpus", "queued-resources", "delete", "dimo", *WHERE, "--force", "--quiet"]
+    assert len(cloud.called("queued-resources", "create")) == 3
+    assert cloud.called("queued-resources", "delete") == 2 * [
+        ["queued-resources", "delete", "dimo", *WHERE, "--force", "--quiet"]
     ]
 
 
 def test_a_machine_that_went_down_under_the_program_is_no_end_of_the_run(cloud):
-    # Maintenance: the worker comes back with its disk. Its program saved and left with 0, and so
-    # did the other's, which then counts as ended.
-    process = cloud.start(*RUN, "--", "--config=c")
-    cloud.wait_for_starts(2)
-    cloud.signal_machine("worker-0", signal.SIGTERM)
-    os.kill(cloud.process_of("worker-1", "program"), signal.SIGTERM)
-    cloud.wait_for_starts(4)
-    # Power lost: nothing was written down.
-    for worker in WORKERS:
-        cloud.signal_machine(worker, signal.SIGKILL)
-    cloud.wait_for_starts(6)
-    cloud.end(0)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert len(cloud.gcloud("queued-resources", "create")) == 1
-    assert len(cloud.gcloud("tpu-vm", "scp")) == 1
+    def events():
+        # Maintenance: the worker comes back with its disk. Its program saved and left with 0, and
+        # so did the other's, which then counts as ended.
+        yield from cloud.until_starts(2)
+        cloud.signal_machine("worker-0", signal.SIGTERM)
+        os.kill(cloud.process_of("worker-1", "program"), signal.SIGTERM)
+        yield from cloud.until_starts(4)
+        # Power lost: nothing was written down.
+        for worker in WORKERS:
+            cloud.signal_machine(worker, signal.SIGKILL)
+        yield from cloud.until_starts(6)
+        cloud.end(0)
+
+    cloud.events = events()
+    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
+    assert len(cloud.called("queued-resources", "create")) == 1
+    assert len(cloud.called("tpu-vm", "scp")) == 1
 
 
 @pytest.mark.parametrize("status, starts", [(1, 2 * 3), (2, 2 * 1)])
-def test_a_failing_program_is_started_again_so_often_and_bad_input_never(cloud, status, starts):
+def test_a_failing_program_is_started_again_so_often_and_bad_input_never(
+    cloud, capsys, status, starts
+):
     cloud.end(status)
-    out, err = cloud.run(*RUN, "--max_failures=2", "--", "--config=c", status=1)
+    with pytest.raises(SystemExit, match="is not started again"):
+        tpu_vm.main([*RUN, "--max_failures=2", "--follow", "--", "--config=c"], cloud)
     assert len(cloud.programs()) == starts
-    assert "is not started again" in err
-    assert out.count("hello from the program") >= starts
+    assert capsys.readouterr().out.count("hello from the program") >= starts
 
 
 def test_a_refused_request_ends_run(cloud):
-    cloud.state("slice", "FAILED")
-    _, err = cloud.run(*RUN, "--", "--config=c", status=1)
-    assert "the request failed" in err
-    assert not cloud.gcloud("queued-resources", "create")
+    cloud.queued = "FAILED"
+    with pytest.raises(SystemExit, match="the request failed"):
+        tpu_vm.main([*RUN, "--", "--config=c"], cloud)
+    assert not cloud.called("queued-resources", "create")
+
+
+def test_only_the_first_request_ends_run_by_its_failure(cloud):
+    def fails(*words):
+        raise subprocess.CalledProcessError(1, words)
+
+    def events():
+        yield from until(cloud.runs_everywhere)
+        cloud.queued, cloud.create = "SUSPENDED", fails
+        yield from cloud.until_requests(4)
+        del cloud.create
+        yield from cloud.until_starts(4)
+        cloud.end(0)
+
+    cloud.create = fails
+    with pytest.raises(subprocess.CalledProcessError):
+        tpu_vm.main([*RUN, "--", "--config=c"], cloud)
+    assert not cloud.pauses
+    del cloud.create
+    cloud.events = events()
+    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
+    assert len(cloud.programs()) == 4
 
 
 def test_run_waits_while_gcloud_or_a_worker_does_not_answer(cloud):
-    process = cloud.start(*RUN, "--", "--config=c")
-    cloud.wait_for_starts(2)
-    install(cloud.folder.parent / "bin", "gcloud", 'sys.exit("no network")')
-    before = len(calls(cloud.record, "gcloud"))
-    wait_until(lambda: len(calls(cloud.record, "gcloud")) > before + 3, "three questions")
-    assert process.poll() is None
-    install(cloud.folder.parent / "bin", "gcloud", GCLOUD)
-    cloud.end(0)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "unreachable" in err
+    def events():
+        yield from cloud.until_starts(2)
+        cloud.reachable = False
+        for _ in range(3):
+            yield
+        cloud.reachable = True
+        cloud.end(0)
+
+    cloud.events = events()
+    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
+    assert "dimo: unreachable" in cloud.notes
     assert len(cloud.programs()) == 2
 
 
-def test_the_steps_one_by_one(cloud):
-    cloud.run("tpu_vm.sh", "create", *NAMED, "--accelerator_type=v6e-8", "--poll_s=0.1")
-    assert "--runtime-version=v2-alpha-tpuv6e" in cloud.gcloud("queued-resources", "create")[0]
-    status = ["tpu_vm.sh", "status", *NAMED]
+@pytest.mark.parametrize(
+    "workers, state",
+    [
+        ("running, ended 0", "running"),
+        ("running, ended 1", "running"),
+        ("new, idle", "new"),
+        ("stopped, ended 0", "stopped"),
+        ("ended 1, ended 2", "refused"),
+        ("ended 0, ended 143", "broken"),
+        ("ended 0, ended 0", "ended"),
+        ("ended 0, interrupted", "idle"),
+        ("idle, idle", "idle"),
+    ],
+)
+def test_the_programs_state_is_that_of_all_workers(workers, state):
+    assert tpu_vm.program_state(workers.split(", ")) == state
+
+
+def test_the_steps_one_by_one(cloud, capsys):
+    def does(*words):
+        tpu_vm.main([*words[:1], *NAMED, *words[1:]], cloud)
+        return capsys.readouterr().out.strip().splitlines()
+
+    does("create", "--accelerator_type=v6e-8")
+    assert "--runtime-version=v2-alpha-tpuv6e" in cloud.called("queued-resources", "create")[0]
     host = subprocess.run(["hostname"], capture_output=True, text=True, check=True).stdout.strip()
-    assert cloud.run(*status).splitlines() == ["slice dimo ACTIVE", *2 * [f"worker {host} new"]]
-    cloud.run("tpu_vm.sh", "install", *NAMED)
-    assert cloud.run(*status).splitlines()[1:] == 2 * [f"worker {host} idle"]
+    assert does("status") == ["slice dimo ACTIVE", *2 * [f"worker {host} new"]]
+    does("install")
+    assert does("status")[1:] == 2 * [f"worker {host} idle"]
 
-    begin = ["tpu_vm.sh", "start", *NAMED, "--module=dimo_jax.benchmark", "--", *AWKWARD]
-    cloud.run(*begin)
-    cloud.wait_for_starts(2)
+    begin = ["start", "--module=dimo_jax.benchmark", "--", *AWKWARD]
+    does(*begin)
+    wait_until(lambda: len(cloud.programs()) == 2, "two starts")
     assert calls(cloud.record, "python")[0]["arguments"] == ["-m", "dimo_jax.benchmark", *AWKWARD]
-    assert cloud.run(*status).splitlines()[1:] == 2 * [f"worker {host} running"]
-    _, err = cloud.run(*begin, status=2)
-    assert "runs the program already" in err
-    logs = ["tpu_vm.sh", "logs", *NAMED, "--lines=1"]
-    assert cloud.run(*logs) == 2 * "hello from the program\n"
-    assert cloud.run(*logs, "--worker=1") == "hello from the program\n"
+    assert does("status")[1:] == 2 * [f"worker {host} running"]
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        does(*begin)
+    assert failed.value.returncode == 2 and "runs the program already" in failed.value.stderr
+    assert does("logs", "--lines=1") == 2 * ["hello from the program"]
+    assert does("logs", "--lines=1", "--worker=1") == ["hello from the program"]
 
-    cloud.run("tpu_vm.sh", "stop", *NAMED)
-    wait_until(lambda: "running" not in cloud.run(*status), "the program's end")
-    assert cloud.run(*status).splitlines()[1:] == 2 * [f"worker {host} stopped"]
+    does("stop")
+    wait_until(lambda: does("status")[1:] == 2 * [f"worker {host} stopped"], "the program's end")
     assert "saved" in (cloud.folder / "worker-0/dimo_jax_run/log").read_text()
     # Stopped by hand, run leaves it so.
-    cloud.run(*RUN, "--", "--config=c")
+    does("run", "--accelerator_type=v6e-8", "--", "--config=c")
     assert len(cloud.programs()) == 2
-    cloud.run("tpu_vm.sh", "delete", *NAMED)
-    assert cloud.run(*status) == "slice dimo absent\n"
+    does("delete")
+    assert does("status") == ["slice dimo absent"]
 
 
-def test_the_workers_get_the_commit_asked_for(cloud):
-    (cloud.checkout / "launch/common.sh").write_text("exit 3\n")  # not committed
-    cloud.state("slice", "ACTIVE")
-    for worker in WORKERS:
-        (cloud.folder / worker).mkdir()
-    script = cloud.checkout / "launch/tpu_vm.sh"
-    shutil.copy(LAUNCH / "common.sh", cloud.checkout / "launch/common.sh")
-    script.write_text(script.read_text() + "# changed\n")
-    _ = cloud.run("tpu_vm.sh", "install", *NAMED, "--python_version=3.13")
-    installed = cloud.folder / "worker-1/dimo_jax/launch/tpu_vm.sh"
-    assert not installed.read_text().endswith("# changed\n")
+def test_the_workers_get_the_commit_and_not_what_is_changed(cloud):
+    cloud.provide()
+    with (tpu_vm.ROOT / "launch/tpu_vm.py").open("a") as file:
+        file.write("# changed\n")
+    tpu_vm.main(["install", *NAMED, "--python_version=3.13"], cloud)
+    installed = cloud.folder / "worker-1/dimo_jax/launch/tpu_vm.py"
+    assert installed.read_text() == (LAUNCH / "tpu_vm.py").read_text()
     assert any("--python=3.13" in call for call in arguments(cloud.record, "python3"))
+    assert "what is not committed stays here; the workers get HEAD" in cloud.notes
+
+
+@pytest.mark.parametrize("command", tpu_vm.COMMANDS[1:])
+def test_a_dry_run_prints_what_is_run(cloud, monkeypatch, capsys, command):
+    words = [command, *RUN[1:], "--ssh_flag=--internal-ip", "--", *AWKWARD]
+    tpu_vm.main([command, "--dry-run", *words[1:]])
+    printed = shlex.split(capsys.readouterr().out)
+    assert printed and not cloud.gcloud_calls
+
+    seen = []
+    for name in ("run", "read"):
+        monkeypatch.setattr(cloud, name, lambda words, **_: seen.append(words) or "ACTIVE")
+    tpu_vm.main(words, cloud)
+    run_too = "\0".join(word for words in seen if "--porcelain" not in words for word in words)
+    assert printed == re.sub("/[^=\0]*(/dimo_jax.tar.gz)", r"/tmp\1", run_too).split("\0")
+
+
+def test_a_dry_run_of_run_prints_all_its_steps(capsys):
+    tpu_vm.main([*RUN, "--dry-run", "--", "--config=c"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != "#"]
+    steps = "list create list describe archive scp ssh ssh ssh ssh delete".split()
+    assert [(set(steps) & {*line.split()}).pop() for line in lines] == steps
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["create", *NAMED, "--accelerator_type=v5e-16"], "gcloud's name is v5litepod-16"),
+        (["create", *NAMED, "--accelerator_type=v9-8"], "no image is known for v9-8"),
+        (["launch"], "'launch'"),
+        ([], "COMMAND"),
+        (["run", "--name=dimo", "--", "a"], "--zone is missing"),
+        (["run", *NAMED, "--", "a"], "--accelerator_type is missing"),
+        (["status", "--name=My_TPU", "--zone=z"], "a letter first"),
+        ([*RUN, "--poll_s=often", "--", "a"], "'often' is not a number of seconds"),
+        ([*RUN, "--max_failures=-1", "--", "a"], "not a whole number from 0"),
+        (["logs", *NAMED, "--lines=0"], "not a whole number from 1"),
+        (["start", *NAMED], "nothing follows --"),
+    ],
+)
+def test_bad_input_is_one_sentence(cloud, words, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)) as refused:
+        tpu_vm.main(words, cloud)
+    assert len(str(refused.value).splitlines()) == 1 and not cloud.gcloud_calls
 
 
 def test_the_program_outlives_the_connection(cloud):
