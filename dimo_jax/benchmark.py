@@ -8,7 +8,7 @@ train is the distillation step; sample the one-step generator, and its parts: ne
 sampling, decoder; teacher_sample the teacher by the sampler of its authors; decode the tokenizer's
 decoder. Where the config names no bundle, weights are random. Figures are medians over repetitions,
 with quartiles; compilation is apart. The result is JSON, on stdout or in --output. MFU is the share
-of a peak that model operations by formula (profiling/flops.py) reach: of the bfloat16 peak in
+of a peak that the model's operations (profiling/flops.py) reach: of the bfloat16 peak in
 profiling/devices.py, or of --peak_tflops, which a CPU or an unlisted device needs.
 """
 

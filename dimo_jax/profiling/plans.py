@@ -1,5 +1,6 @@
 """What a run would need on machines that are not there, from the program that would run on them."""
 
+import functools
 import math
 import re
 import time
@@ -18,7 +19,7 @@ from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.profiling import collectives, flops
-from dimo_jax.profiling.decoding import teacher_decoding
+from dimo_jax.profiling.decoding import Decoding, teacher_decoding
 from dimo_jax.profiling.devices import Device
 from dimo_jax.samplers import one_step
 from dimo_jax.training import load_models, programs, settings
@@ -160,7 +161,7 @@ def _encoder_bytes(config: Mapping[str, Any], layout: Layout) -> int:
 def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampling) -> Program:
     params = jax.eval_shape(network.init, jax.random.key(0))
     program = programs.distill_program(config, network, network, params, layout)
-    operations = flops.distill_step(config, network.config, network.config)
+    operations = flops.distill_step(config, network, layout)
     return program.lower, operations, config["distill"]["batch_size"]
 
 
@@ -172,12 +173,13 @@ def _sample(
     )
     sampler = one_step.settings_from(settings.sampler_of(config), network)
 
-    def draw(given: Any, number: jax.Array, condition: Any) -> jax.Array:
+    def draw(network: Network, given: Any, number: jax.Array, condition: Any) -> jax.Array:
         keys = rng.example_keys(jax.random.key(0), number)
         return generate.generate(network.apply, given, keys, condition, sampler)
 
-    jitted = jax.jit(draw, out_shardings=layout.batch)
-    operations = sampling.batch_size * flops.forward(network.config)
+    jitted = jax.jit(functools.partial(draw, network), out_shardings=layout.batch)
+    plain, shapes = flops.counted(network)
+    operations = flops.products(functools.partial(draw, plain), shapes, index, condition)
     return lambda: jitted.lower(params, index, condition), operations, sampling.batch_size
 
 
@@ -191,20 +193,29 @@ def _teacher_sample(
         lambda x: jax.ShapeDtypeStruct(x.shape, config["teacher"]["dtype"], sharding=x.sharding),
         params,
     )
-    decoding = teacher_decoding(config, network, [sampling.num_steps], sampling.guidance)
+    plain, shapes = flops.counted(network)
+    decoding, plain_decoding = (
+        teacher_decoding(config, each, [sampling.num_steps], sampling.guidance)
+        for each in (network, plain)
+    )
     # Constants, not arguments: the program's text then says how often its loop runs.
     leaves = jax.tree.leaves(decoding.plans[0])
 
-    def draw(given: Any, number: jax.Array, condition: Any, null: Any) -> jax.Array:
+    def draw(
+        decoding: Decoding, given: Any, number: jax.Array, condition: Any, null: Any
+    ) -> jax.Array:
         keys = rng.example_keys(jax.random.key(0), number)
         return decoding.tokens(given, keys, condition, null, *leaves)
 
-    jitted = jax.jit(draw, out_shardings=layout.batch)
-    guided = decoding.guidance != 1
-    operations = flops.decoding(network.config, sampling.num_steps, guided)
+    jitted = jax.jit(functools.partial(draw, decoding), out_shardings=layout.batch)
+    operations = flops.products(
+        functools.partial(draw, plain_decoding),
+        *(shapes, index, condition, condition),
+        while_length=int(decoding.plans[0].num_steps),
+    )
     return (
         lambda: jitted.lower(params, index, condition, condition),
-        sampling.batch_size * operations,
+        operations,
         sampling.batch_size,
     )
 

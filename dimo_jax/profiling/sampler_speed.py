@@ -5,6 +5,7 @@ drawn on one. Times are from labels on the devices to images on the devices. B b
 vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dimo_jax.common import rng
 from dimo_jax.method.dimo import generate
+from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.profiling import flops, timing
 from dimo_jax.profiling.decoding import teacher_decoding
@@ -144,8 +146,9 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
     """
     network, results = models.network, []
     chosen = one_step.settings_from(settings.sampler_of(config), network)
+    plain, shapes = flops.counted(network)
 
-    def logits(params: Any, keys: Any, condition: Any) -> Any:
+    def logits(network: Network, params: Any, keys: Any, condition: Any) -> Any:
         start = generate.initial_state(keys, chosen)
         return generate.generator_logits(network.apply, params, start, condition, chosen.sigma)
 
@@ -160,7 +163,9 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         params = models.make_params(config["seed"], batch.whole)
         inputs = jax.block_until_ready((batch.keys, batch.condition()))
         generator = batch.compiled("generator", tokens, (params,), *inputs)
-        only_network = batch.compiled("network", logits, (params,), *inputs)
+        only_network = batch.compiled(
+            "network", functools.partial(logits, network), (params,), *inputs
+        )
         times = batch.encoder_times() | clock.times(
             {
                 "whole": lambda b=batch, g=generator: b.decoder(g(b.keys, b.condition())),
@@ -173,7 +178,7 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         times |= clock.times({"token_sampling": lambda d=drawing, b=batch, z=z: d(b.keys, z)})
         del z
         times |= clock.times({"decoder": lambda b=batch: b.decoder(b.tokens)})
-        operations = size * flops.forward(network.config)
+        operations = flops.products(functools.partial(logits, plain), shapes, *inputs)
         results.append(batch.result(times, "network", operations))
     return results
 
@@ -202,6 +207,8 @@ def teacher_sample(
     """
     network, results = models.network, []
     decoding = teacher_decoding(config, network, steps, guidance)
+    plain, shapes = flops.counted(network)
+    plain_decoding = teacher_decoding(config, plain, steps, guidance)
     for size in sizes:
         batch = _Batch(config, models, clock, size)
         params = jax.tree.map(
@@ -234,8 +241,11 @@ def teacher_sample(
                 }
             )
             number = int(plan.num_steps)
-            guided = decoding.guidance != 1
-            operations = size * flops.decoding(network.config, number, guided)
+            operations = flops.products(
+                plain_decoding.tokens,
+                *(shapes, *inputs, *jax.tree.leaves(plan)),
+                while_length=number,
+            )
             found = {
                 "sampler": decoding.name, "num_steps": number, "guidance": decoding.guidance
             }  # fmt: skip

@@ -173,12 +173,11 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
             f"the timed step has a divergence of {float(values['divergence'])}; what it computes "
             "is no training, so correct config.distill or the teacher"
         )
-    operations = flops.distill_step(config, network.config, network.config)
+    operations = flops.distill_step(config, network, layout)
     return {
         "batch_size": size,
         "parts": config["distill"]["parts"],
         "mesh": dict(layout.mesh.shape),
-        "passes": flops.distill_passes(config),
         **compilation,
         "step_seconds": times.report(),
         "steps_per_repetition": clock.calls,
