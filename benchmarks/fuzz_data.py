@@ -13,7 +13,7 @@ from fuzz_mutations import bomb, zip_member, zipped
 from PIL import Image
 from pyarrow import parquet
 
-from dimo_jax.common.resumable import Parts
+from dimo_jax.common import archives, resumable
 from dimo_jax.conditions.text_cache import TextCache
 from dimo_jax.convert.formats import torch_writer
 from dimo_jax.data import benchmark_prompts
@@ -23,6 +23,7 @@ from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.images import image_sets
 from dimo_jax.evaluation.metrics import geneval, prompt_scores
 from dimo_jax.evaluation.report import digits_report, page_data
+from dimo_jax.generation import sample_files
 from dimo_jax.runs import run_samples
 from dimo_jax.training import checksums, metrics
 
@@ -49,36 +50,24 @@ def _make_store(folder: Path) -> None:
 
 def _read_store(path: Path) -> None:
     store = _store(path.parent)
-    (place,) = store._paths.values()
+    (place,) = store.files.paths.values()
     shutil.copy(path, place)
     store.fill()
     store.moments("2048")
     store.warnings()
 
 
-def _parts(folder: Path, name: str) -> Parts:
-    return Parts(folder / name, np.zeros(2, np.int32), {"seed": 0})
-
-
-def _save_range(parts: Parts) -> None:
-    parts.save(0, _PIXELS[:2], np.zeros((2, 4), np.int32))
-
-
 def _make_parts(folder: Path) -> None:
-    parts = _parts(folder, "x.npz")
-    _save_range(parts)
-    shutil.copy(parts.path(0), folder / "range.npz")
+    archives.save_npz(folder / "range.npz", pixels=_PIXELS[:2], tokens=np.zeros((2, 4), np.int32))
+    resumable.record(folder / "settings.json", {"seed": 0, "num": 2})
 
 
-def _read_range(path: Path) -> None:
-    parts = _parts(path.parent, "x.npz")
-    shutil.copy(path, parts.path(0))
-    parts.finish(lambda start, stop: _save_range(parts))
-
-
-def _read_parts_settings(path: Path) -> None:
-    parts = _parts(path.parent.parent, "x.npz")
-    _save_range(parts)
+def _read_part(path: Path, name: str) -> None:
+    output = path.with_name("x.npz")
+    sample_files.folder_of(output).mkdir(exist_ok=True)
+    shutil.copy(path, sample_files.folder_of(output) / name)
+    drawn = _PIXELS[:2], np.zeros((2, 4), np.int32)
+    sample_files.write_samples(output, np.zeros(2, np.int32), {"seed": 0}, lambda *_: drawn)
 
 
 def _cache(folder: Path) -> TextCache:
@@ -235,11 +224,11 @@ FORMATS: dict[str, Format] = {
         "metrics.jsonl", _lines({"step": 1, "loss": 0.5}), lambda p: metrics.read(str(p.parent))
     ),
     "run_config": Format("config.json", _run, lambda p: run_samples.sets_of(p.parent, [1, 8])),
-    "parts_range": Format("range.npz", _make_parts, _read_range, zip_member),
+    "parts_range": Format(
+        "range.npz", _make_parts, lambda p: _read_part(p, "00000000.npz"), zip_member
+    ),
     "parts_settings": Format(
-        "x.npz.parts/settings.json",
-        lambda folder: _save_range(_parts(folder, "x.npz")),
-        _read_parts_settings,
+        "settings.json", _make_parts, lambda p: _read_part(p, "settings.json")
     ),
     "feature_store": Format("range.npz", _make_store, _read_store, zip_member),
     "text_cache": Format("cache/000000000.npy", _cache, _read_cache),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dimo_jax import bundles, evaluate, tokenizers
-from dimo_jax.common import resumable
 from dimo_jax.evaluation import measure
 from dimo_jax.evaluation.features.feature_store import Extractor
 from dimo_jax.evaluation.metrics import neighbours
+from dimo_jax.generation import drawing
 from dimo_jax.profiling import sampler_speed, step_speed
 from dimo_jax.runs import run_samples
 from tests.helpers import inception_weights
@@ -77,9 +77,9 @@ def run(monkeypatch, capsys, built_once, places, tmp_path):
 
 
 def test_a_row_for_each_temperature_and_for_the_teacher(run, workdir, places, monkeypatch):
-    drawn, save = [], resumable.Parts.save
+    drawn, decode = [], drawing.decode_images
     monkeypatch.setattr(
-        resumable.Parts, "save", lambda self, *given: drawn.append(given) or save(self, *given)
+        drawing, "decode_images", lambda *given: drawn.append(given) or decode(*given)
     )
     flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=20"]
     flags += ["--steps=1,3", "--temperatures=0.5,1", "--batch_size=8", "--guidance=1.5"]

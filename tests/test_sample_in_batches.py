@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dimo_jax import sample
-from dimo_jax.common import resumable
-from dimo_jax.generation import drawing
+from dimo_jax.common import archives
+from dimo_jax.generation import drawing, sample_files
 from dimo_jax.samplers import one_step
 from tests.helpers.command_line import built_once, run_command
 from tests.helpers.sample_command import generator, run
@@ -73,7 +73,7 @@ def test_a_grid_is_drawn_batch_by_batch_and_says_how_far_it_is(
 def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
     run, generator, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
+    monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
     run(*flags, f"--output={tmp_path / 'whole' / name}")
     drawn, draw = [], drawing.draw_tokens
@@ -105,22 +105,24 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x"])
-def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
+def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=12", "--batch_size=8"]
     whole, output = tmp_path / "whole" / name, tmp_path / "again" / name
     run(*flags, f"--output={whole}")
-    finish = resumable.Parts.finish
+    save, saved = archives.save_npz, []
 
-    def damaged(self, *arguments):
-        path = self.path(0)
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-        finish(self, *arguments)
+    def damaged(path, **arrays):
+        save(path, **arrays)
+        if not saved:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        saved.append(path)
 
-    monkeypatch.setattr(resumable.Parts, "finish", damaged)
+    monkeypatch.setattr(archives, "save_npz", damaged)
     run(*flags, f"--output={output}")
+    assert [path.name for path in saved] == [f"{i:08d}.npz" for i in (0, 8, 0)]
     files = [whole] if whole.is_file() else list(whole.iterdir())
     for file in files:
         found = output / file.relative_to(whole) if whole.is_dir() else output
@@ -132,7 +134,7 @@ def test_a_damaged_range_is_drawn_again(run, generator, tmp_path, monkeypatch, c
 
 
 def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once):
-    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
+    monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     model, tokenizer = drawing.open_pair(generator)
     labels = np.arange(20, dtype=np.int32) % 10
 
@@ -141,10 +143,10 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
         drawing.draw_set(model, tokenizer, labels, tmp_path / name, **options)
 
     draw("one.npz")
-    drawn, save = [], resumable.Parts.save
+    drawn, tokens_of = [], drawing.draw_tokens
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        resumable.Parts, "save", lambda self, *given: drawn.append(given[0]) or save(self, *given)
+        drawing, "draw_tokens", lambda *given: drawn.append(given[-1]) or tokens_of(*given)
     )
     for index, own in ((1, [8]), (0, [0, 16])):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
@@ -158,7 +160,7 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
 
 def test_all_ranges_are_drawn_by_one_compiled_program(generator, tmp_path, monkeypatch, capsys):
     # Without built_once, which would hide a network that is built for each range.
-    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
+    monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     before = one_step._generate._cache_size()
     flags = [f"--generator={generator}", "--num=24", "--batch_size=8"]
     status, _, err = run_command(

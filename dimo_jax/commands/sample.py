@@ -12,14 +12,14 @@ from numpy import ndarray
 
 from dimo_jax import bundles, cli
 from dimo_jax.bundles import places
-from dimo_jax.common import files, images, overlaps, resumable
+from dimo_jax.common import files, images, overlaps
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import benchmark_prompts
-from dimo_jax.generation import benchmark_files, drawing, text_drawing
+from dimo_jax.generation import benchmark_files, drawing, sample_files, text_drawing
 from dimo_jax.parallel import distributed, locks
 from dimo_jax.runs import banner, snapshots
 
@@ -72,12 +72,12 @@ def check_output(path: AnyPath) -> None:
     if path.suffix not in (".png", ".npz", ""):
         raise InputError(f"--output={path} must end in .png or .npz, or be a folder")
     if path.suffix != ".png":
-        resumable.check_ranges(path)
+        sample_files.check_ranges(path)
     if path.suffix:
         files.check_writable(path)
         return
     # In an object store the pictures are there one by one, while the same command had the parts.
-    joining = files.is_remote(path) and resumable.folder_of(path).exists()
+    joining = files.is_remote(path) and sample_files.folder_of(path).exists()
     files.check_folder(path, lambda _: None if joining else files.anything(path))
 
 
@@ -278,8 +278,7 @@ def _draw_prompts(
             pixels = _batch_by_batch(lambda i, j: drawn(items[i:j]), num, batch_size)
             images.save_png(output, images.grid(pixels, per_prompt))
         return num
-    lock, silent = resumable.lock_of(output), not distributed.is_lead()
-    with locks.held(lock, str(output)), Progress("sample", silent=silent) as progress:
+    with locks.held(sample_files.lock_of(output), str(output)):
         benchmark_files.write_benchmark(
             found.layout,
             found.prompts,
@@ -290,7 +289,6 @@ def _draw_prompts(
             drawn.settings,
             batch_size,
             (jax.process_index(), jax.process_count()),
-            lambda done, total: progress.update(done, total, "images"),
         )
         distributed.barrier("sampled")
     return num

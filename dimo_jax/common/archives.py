@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dimo_jax.common import readers
+from dimo_jax.common import files, readers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 
@@ -153,6 +153,13 @@ def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
     """
     with open_zip(place, where) as archive:
         yield Arrays(archive, where or str(place))
+
+
+def save_npz(place: Any, **arrays: np.ndarray) -> None:
+    """Write an .npz, which appears whole; see files.write_file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    files.write_file(place, buffer.getvalue())
 
 
 def write_npy(file: BinaryIO, array: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """The images of a prompt benchmark in the folders that its scorer expects, written resumably.
 
 A file's name is made of numbers and of names of styles, never of a prompt, so prompts may hold
-slashes, quotes and any script. What decides the images stands in <output>.settings.json beside the
+slashes, quotes and any script. What decides the images is in <output>.settings.json beside the
 folder, since two of the scorers take whatever lies inside for images. Axes: B images, H, W.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Key, UInt8
 from PIL import Image
 
-from dimo_jax.common import files, images, pictures, readers
+from dimo_jax.common import files, images, pictures, resumable
 from dimo_jax.common.errors import InputError
-from dimo_jax.common.shown import shown
+from dimo_jax.common.progress import Progress
 from dimo_jax.data.benchmark_prompts import HPS_STYLES, Prompt
 
 _JPEG_QUALITY = 75  # Pillow's own: part of HPS v2's protocol
@@ -96,10 +96,9 @@ def write_benchmark(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 16,
-    shard: tuple[int, int] = (0, 1),
-    report: Callable[[int, int], None] = lambda done, total: None,
+    process: tuple[int, int] = (0, 1),
 ) -> int:
-    """Draws what is missing of a benchmark and writes it, each file under a temporary name first.
+    """Draw what is missing of a benchmark and write it, each file under a temporary name first.
 
     Args:
         layout: a key of LAYOUTS.
@@ -111,8 +110,7 @@ def write_benchmark(
         seed: of all images; it is only noted here.
         settings: other plain values that decide the images: the model's hash, its sampler.
         batch_size: images in a call.
-        shard: (process, processes): every n-th prompt is drawn here.
-        report: called with (images done, images in all) of this process, at the start too.
+        process: (index, processes): every n-th prompt is drawn here.
 
     Returns:
         How many images were there already.
@@ -121,41 +119,47 @@ def write_benchmark(
         InputError: an unknown layout, a number of images that it has no names for, or a folder
             that was begun with other settings or holds other files.
     """
-    chosen = _checked(layout, prompts, images_per_prompt)
-    _note_settings(
+    chosen, num = _checked(layout, prompts, images_per_prompt), images_per_prompt
+    _begin(
         output,
         {
             "layout": layout,
             "seed": seed,
-            "images_per_prompt": images_per_prompt,
+            "images_per_prompt": num,
             "prompts_sha256": _hash(prompts),
             **(settings or {}),
         },
-        shard,
+        process,
     )
-    if chosen.captions and shard[0] == 0:
+    if chosen.captions and process[0] == 0:
         # A line break inside a caption would move all that follow.
         lines = [" ".join(prompt.text.splitlines()) for prompt in prompts]
         files.write_file(output / "captions.txt", "".join(f"{x}\n" for x in lines).encode())
-    # All images of a prompt in one process, which then writes what stands beside them.
-    some_prompts = list(enumerate(prompts))[shard[0] :: shard[1]]
-    mine = [(p.text, i, k) for i, p in some_prompts for k in range(images_per_prompt)]
+    places = {
+        (i * num + k, i * num + k + 1): output / chosen.image(prompt, i, k, num)
+        for i, prompt in enumerate(prompts)
+        for k in range(num)
+    }
+    # All images of a prompt in one process, which then writes what is beside them.
+    store = resumable.Store(places, "images", group=num)
 
-    def place(item: Item) -> Path:
-        return output / chosen.image(prompts[item[1]], item[1], item[2], images_per_prompt)
+    def finish(some: Sequence[resumable.Range]) -> None:
+        for index in sorted({start // num for start, _ in some}):
+            samples = [places[i, i + 1] for i in range(index * num, (index + 1) * num)]
+            _write_beside(chosen, prompts[index], index, output, samples)
 
-    left = [item for item in mine if not place(item).is_file()]
-    before = done = len(mine) - len(left)
-    report(done, len(mine))
-    for start in range(0, len(left), batch_size):
-        some = left[start : start + batch_size]
-        for item, image in zip(some, draw(some), strict=True):
-            files.write_file(place(item), _encoded(place(item), image))
-        done += len(some)
-        report(done, len(mine))
-        _finish(chosen, prompts, sorted({item[1] for item in some}), output, images_per_prompt)
-    # Prompts whose last image was written just before a kill.
-    _finish(chosen, prompts, sorted({item[1] for item in mine}), output, images_per_prompt)
+    def made(left: list[resumable.Range]) -> Iterator[int]:
+        for i in range(0, len(left), batch_size):
+            some = left[i : i + batch_size]
+            items = [(prompts[n // num].text, n // num, n % num) for n, _ in some]
+            for part, image in zip(some, draw(items), strict=True):
+                files.write_file(places[part], _encoded(places[part], image))
+            finish(some)
+            yield len(some)
+
+    with Progress("sample", silent=process[0] != 0) as progress:
+        before, _ = store.fill(made, progress, process)
+    finish(store.share(process))  # prompts whose last image was written just before a kill
     return before
 
 
@@ -197,26 +201,17 @@ def check_output(output: Path) -> None:
     files.check_folder(output, lambda _: None if begun else files.anything(output))
 
 
-def _note_settings(output: Path, settings: Mapping[str, Any], shard: tuple[int, int]) -> None:
-    """Write what decides the images beside the folder, or compares it with what was written."""
+def _begin(output: Path, settings: Mapping[str, Any], process: tuple[int, int]) -> None:
+    """Write what decides the images beside the folder, or compare it with what was written."""
     path = _settings_file(output)
-    # Looked at before the settings are read: process 0 writes those first, then images. Settings
+    # Found out before the settings are read: process 0 writes those first, then images. Settings
     # of images that were deleted bind nobody.
     is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-    wanted = json.loads(json.dumps(settings, sort_keys=True, default=dict))
-    if is_new or not path.exists():
-        if shard[1] == 1:  # with several processes, one may have written images already
+    if is_new or not resumable.compare(path, settings, str(output)):
+        if process[1] == 1:  # with several processes, one may have written images already
             check_output(output)
-        if shard[0] == 0:
-            files.write_file(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
-        return
-    found = readers.json_object(path)
-    names = sorted(shown(k) for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-    if names:
-        raise InputError(
-            f"{output} was begun with other settings: {', '.join(names)}; give those of {path} "
-            "again to go on, or name a new folder"
-        )
+        if process[0] == 0:
+            resumable.record(path, settings)
 
 
 def _encoded(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> bytes:
@@ -227,18 +222,16 @@ def _encoded(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def _finish(
-    layout: Layout, prompts: Sequence[Prompt], indices: Sequence[int], output: Path, num: int
+def _write_beside(
+    layout: Layout, prompt: Prompt, index: int, output: Path, samples: Sequence[Path]
 ) -> None:
-    """Write what stands beside the images of these prompts, where it is not there yet."""
-    for index in indices:
-        for name, content in layout.beside(prompts[index], index).items():
-            if not (output / name).is_file():
-                files.write_file(output / name, content)
-        if layout.grid is None or (output / layout.grid(index)).is_file():
-            continue
-        places = [output / layout.image(prompts[index], index, k, num) for k in range(num)]
-        if all(place.is_file() for place in places):
-            tiles = np.stack([np.asarray(pictures.read_image(place)) for place in places])
-            picture = images.grid(tiles, min(num, _GRID_COLUMNS))
-            images.save_png(output / layout.grid(index), picture)
+    """Write what belongs beside the images of a prompt, where it is not there yet."""
+    for name, content in layout.beside(prompt, index).items():
+        if not (output / name).is_file():
+            files.write_file(output / name, content)
+    if layout.grid is None or (output / layout.grid(index)).is_file():
+        return
+    if all(place.is_file() for place in samples):
+        tiles = np.stack([np.asarray(pictures.read_image(place)) for place in samples])
+        picture = images.grid(tiles, min(len(samples), _GRID_COLUMNS))
+        images.save_png(output / layout.grid(index), picture)

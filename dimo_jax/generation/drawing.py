@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from numpy import ndarray
 
 from dimo_jax import bundles, models, samplers
-from dimo_jax.common import images, resumable
+from dimo_jax.common import images
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
-from dimo_jax.common.progress import Progress
-from dimo_jax.parallel import distributed, locks
+from dimo_jax.generation.sample_files import write_samples
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import decode_in_chunks
 
@@ -249,13 +248,13 @@ def draw_set(
     tokens_of: Callable[[int, int], Int[ndarray, "n L"]] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> int:
-    """Draws what is missing of a file or folder, range by range, then joins.
+    """Draw what is missing of a file or folder, range by range, then join.
 
     Args:
         model: a bundle of kind "generator" or "teacher".
         tokenizer: its tokenizer's.
         labels: int32 [N].
-        output: an .npz file or a folder; see `parts`.
+        output: an .npz file or a folder; see generation.sample_files.
         seed: of the images.
         batch_size: images in a batch.
         overrides: as for `sampler_of`.
@@ -287,45 +286,8 @@ def draw_set(
         def tokens_of(start: int, stop: int) -> Int[ndarray, "n L"]:
             return draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
 
-    def pixels_of(tokens: Int[ndarray, "n L"]) -> UInt8[ndarray, "n H W C"]:
-        return images.to_uint8(decode_images(tokenizer, tokens, batch_size))
-
-    with locks.held(resumable.lock_of(output), str(output)):
-        return _draw_ranges(resumable.Parts(output, labels, settings, named), tokens_of, pixels_of)
-
-
-def _draw_ranges(
-    ranges: resumable.Parts,
-    tokens_of: Callable[[int, int], Int[ndarray, "n L"]],
-    pixels_of: Callable[[Int[ndarray, "n L"]], UInt8[ndarray, "n H W C"]],
-) -> int:
-    """Draws the ranges that are missing and joins all; returns how many images were there."""
-
-    def draw(start: int, stop: int) -> None:
+    def draw(start: int, stop: int) -> tuple[UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]:
         tokens = tokens_of(start, stop)
-        ranges.save(start, pixels_of(tokens), tokens)
+        return images.to_uint8(decode_images(tokenizer, tokens, batch_size)), tokens
 
-    # Each process of a run on many takes every n-th range; the folder is shared between them.
-    mine = ranges.ranges()[jax.process_index() :: jax.process_count()]
-    left = [(start, stop) for start, stop in mine if not ranges.path(start).exists()]
-    total = sum(stop - start for start, stop in mine)
-    before = done = total - sum(stop - start for start, stop in left)
-    with Progress("sample", silent=not distributed.is_lead()) as progress:
-        if before:
-            progress.note(f"goes on: {before} of {total} images are there already")
-        progress.update(done, total, "images")
-        for start, stop in left:
-            draw(start, stop)
-            done += stop - start
-            progress.update(done, total, "images")
-        distributed.barrier("sampled")
-        if distributed.is_lead():
-
-            def redraw(start: int, stop: int) -> None:
-                progress.note(f"{ranges.path(start)} is damaged; its images are drawn again")
-                draw(start, stop)
-
-            ranges.finish(redraw)
-    # No process may look for the output before it is there.
-    distributed.barrier("joined")
-    return before
+    return write_samples(output, labels, settings, draw, named)

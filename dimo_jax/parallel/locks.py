@@ -1,7 +1,7 @@
-"""A folder that one run holds, with all its processes."""
+"""A folder that one run holds, and that all its processes share."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dimo_jax.common import run_lock
 from dimo_jax.common.errors import InputError
@@ -32,3 +32,23 @@ def held(lock: AnyPath, what: str) -> Iterator[None]:
         if refusal := distributed.gather_bytes(refusal)[0]:
             raise InputError(refusal.decode())
         yield
+
+
+def check_shared(name: str, paths: Iterable[AnyPath], folder: AnyPath, what: str) -> None:
+    """Wait for all processes, then refuse a folder in which not all of them see all files.
+
+    Args:
+        name: of the barrier.
+        paths: the files.
+        folder: where they are.
+        what: the flag or field that names the folder.
+
+    Raises:
+        InputError: on every process, if one of them lacks a file.
+    """
+    distributed.barrier(name)
+    if not distributed.agree(all(path.exists() for path in paths)):
+        raise InputError(
+            f"not all processes see all of {folder}; {what} must be on a disk that all of them "
+            "share"
+        )

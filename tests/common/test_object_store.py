@@ -15,11 +15,12 @@ from etils import epath
 
 from dimo_jax import bundles
 from dimo_jax.commands.sample import check_output
-from dimo_jax.common import files, images, resumable, run_lock
+from dimo_jax.common import files, images, run_lock
 from dimo_jax.common import object_store as stores
 from dimo_jax.common.errors import InputError
 from dimo_jax.data import digits
 from dimo_jax.evaluation.report import page_data, page_pictures
+from dimo_jax.generation import sample_files
 from tests.helpers import object_store
 from tests.helpers.command_line import save_tiny
 from tests.helpers.object_store import names
@@ -164,20 +165,21 @@ def test_a_bundle_is_read_back_and_half_of_one_never(folder, store, monkeypatch)
 
 @pytest.mark.parametrize("name", ["set.npz", "set"])
 def test_samples_are_joined_as_on_a_disk(folder, store, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(resumable, "RANGE_SIZE", 8)
+    monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     labels = np.arange(11, dtype=np.int32) % 3
     pixels = np.random.default_rng(0).integers(0, 255, (11, 2, 2, 1), np.uint8)
     for place in (folder / name, tmp_path / name):
         check_output(place)
-        ranges = resumable.Parts(place, labels, {"seed": 1})
-        for start, stop in ranges.ranges():
-            ranges.save(start, pixels[start:stop], np.zeros((stop - start, 4), np.int32))
-        assert all(ranges.path(start).exists() for start, _ in ranges.ranges())
-        if files.is_remote(place):
-            behind_our_back(store, "run/set/00_label0.png", b"of a join that broke off")
-            check_output(place)
-        ranges.finish(lambda start, stop: None)
-        assert not resumable.folder_of(place).exists()
+
+        def draw(start, stop, place=place):
+            if start and files.is_remote(place):
+                assert (sample_files.folder_of(place) / "00000000.npz").exists()
+                behind_our_back(store, "run/set/00_label0.png", b"of a join that broke off")
+                check_output(place)
+            return pixels[start:stop], np.zeros((stop - start, 4), np.int32)
+
+        assert sample_files.write_samples(place, labels, {"seed": 1}, draw) == 0
+        assert not sample_files.folder_of(place).exists()
     if name == "set":
         there = {x.name: x.read_bytes() for x in (folder / name).iterdir()}
         assert there == {x.name: x.read_bytes() for x in (tmp_path / name).iterdir()}

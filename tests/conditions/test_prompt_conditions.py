@@ -177,9 +177,9 @@ def test_a_cache_says_its_size_and_goes_on_where_it_was(encoder, tmp_path, monke
 def test_a_cache_of_something_else_is_refused(encoder, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     use_cache(conditions_of(encoder), str(folder), "float32")
-    with pytest.raises(InputError, match="has features of other prompts; name a new folder"):
+    with pytest.raises(InputError, match="begun with other settings: prompts; give those"):
         use_cache(conditions_of(encoder, TEXTS[:5]), str(folder), "float32")
-    with pytest.raises(InputError, match="has features of other dtype"):
+    with pytest.raises(InputError, match="begun with other settings: dtype"):
         use_cache(conditions_of(encoder), str(folder), "bfloat16")
     (folder / "cache.json").write_text("{")
     with pytest.raises(InputError, match="cache.json is not JSON"):

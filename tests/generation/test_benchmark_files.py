@@ -102,7 +102,7 @@ def test_flat_layouts_with_captions(layout, tmp_path):
     assert "00002_1.png" in names(tmp_path / "two") and len(names(tmp_path / "two")) == 7
 
 
-def test_it_goes_on_where_it_was(tmp_path):
+def test_it_goes_on_where_it_was(tmp_path, capsys):
     write_benchmark("geneval", PROMPTS, Drawer(), tmp_path / "whole", 4)
     output, stopped = tmp_path / "parts", Drawer(fail_at=2)
     with pytest.raises(KeyboardInterrupt):
@@ -113,14 +113,16 @@ def test_it_goes_on_where_it_was(tmp_path):
     (output / "00001" / "samples" / ".00002.png.0123456789ab.writing").write_bytes(b"half")
     temporaries.remove_leftovers.cache_clear()  # as in a new process
     kept = (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns
-    drawer, seen = Drawer(), []
-
-    def report(done, total):
-        seen.append((done, total))
-
-    again = write_benchmark("geneval", PROMPTS, drawer, output, 4, batch_size=4, report=report)
+    drawer = Drawer()
+    capsys.readouterr()
+    again = write_benchmark("geneval", PROMPTS, drawer, output, 4, batch_size=4)
     assert again == 6 and [len(call) for call in drawer.calls] == [4, 2]
-    assert seen == [(6, 12), (10, 12), (12, 12)]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "sample: goes on: 6 of 12 images are there already",
+        "sample 6/12  50 %  images",
+    ]
+    assert len(lines) == 3 and lines[2].startswith("sample 12/12  100 %")
     assert (output / "00001" / "samples" / "00001.png").stat().st_mtime_ns == kept
     assert read(output) == read(tmp_path / "whole")
     drawer = Drawer()
@@ -130,7 +132,7 @@ def test_it_goes_on_where_it_was(tmp_path):
 def test_processes_share_the_prompts(tmp_path):
     drawers = Drawer(), Drawer()
     for rank in (1, 0):
-        write_benchmark("geneval", PROMPTS, drawers[rank], tmp_path / "x", 4, shard=(rank, 2))
+        write_benchmark("geneval", PROMPTS, drawers[rank], tmp_path / "x", 4, process=(rank, 2))
     for rank, drawer in enumerate(drawers):
         assert {item[1] % 2 for call in drawer.calls for item in call} == {rank}
     write_benchmark("geneval", PROMPTS, Drawer(), tmp_path / "y", 4)
@@ -172,7 +174,7 @@ def test_a_deleted_folder_can_be_drawn_anew_with_other_settings(tmp_path, left):
     for name in left:
         (tmp_path / name).mkdir()
     for rank in (0, 1):
-        write_benchmark(**arguments, draw=Drawer(), images_per_prompt=2, shard=(rank, 2))
+        write_benchmark(**arguments, draw=Drawer(), images_per_prompt=2, process=(rank, 2))
     arguments["output"] = tmp_path / "y"
     write_benchmark(**arguments, draw=Drawer(), images_per_prompt=2)
     assert read(tmp_path / "x") == read(tmp_path / "y")

@@ -6,7 +6,6 @@ Axes: N images, D features.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dimo_jax.common import archives, files, pictures
+from dimo_jax.common import archives, pictures, resumable
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
+from dimo_jax.common.resumable import Range
 from dimo_jax.evaluation.features.moments import Accumulator, Moments
 from dimo_jax.evaluation.images.image_set import Batch, ImageSet, listed
-from dimo_jax.parallel import distributed
+from dimo_jax.parallel import distributed, locks
 
 # All that any metric needs, whatever is asked for today: they come out of one pass.
 OUTPUTS = ("2048", "logits_unbiased", "spatial")
@@ -66,12 +66,11 @@ class FeatureStore:
         self.folder = folder / f"{role}-{key[:12]}"
         budget = min(RANGE_SIZE, RANGE_BYTES // (3 * images.height * images.width))
         size = extractor.batch_size * max(1, budget // extractor.batch_size)
-        starts = range(0, images.num, size)
-        self.ranges = [(start, min(start + size, images.num)) for start in starts]
-        self._paths = {
-            (start, stop): self.folder / f"{start:08d}-{images.identity(start, stop)[:16]}.npz"
-            for start, stop in self.ranges
+        paths = {
+            part: self.folder / f"{part[0]:08d}-{images.identity(*part)[:16]}.npz"
+            for part in resumable.ranges(images.num, size)
         }
+        self.files = resumable.Store(paths, "images", self._is_whole)
 
     def fill(self) -> int:
         """Compute what is missing; every process of a run calls it.
@@ -84,35 +83,30 @@ class FeatureStore:
         Raises:
             InputError: naming the images that cannot be used, after all the rest was kept.
         """
-        mine = self.ranges[jax.process_index() :: jax.process_count()]
-        left = [part for part in mine if not self._is_whole(part)]
-        total = sum(stop - start for start, stop in mine)
-        before = done = total - sum(stop - start for start, stop in left)
-        errors = []
+        errors: list[str] = []
         silent = not distributed.is_lead()
         with Progress("features", silent=silent) as progress, ThreadPoolExecutor(1) as writer:
-            writing = None
-            for text in self.images.notes:
-                progress.note(text)
-            if before:
-                progress.note(f"goes on: {before} of {total} images are there already")
-            if damaged := [self._paths[part] for part in left if self._paths[part].exists()]:
-                progress.note(f"{len(damaged)} damaged files, {damaged[0]} for one, are made again")
-            progress.update(done, total, "images")
-            for part, batch in self._read_ahead(left):
-                if isinstance(batch, InputError):
-                    errors.append(str(batch))
-                    progress.note(str(batch))
-                    continue
-                found = self._extractor.extract(batch.pixels)
-                # One range is read and one written while the network has a third.
+
+            def made(left: list[Range]) -> Iterator[int]:
+                writing = None
+                for part, batch in self._read_ahead(left):
+                    if isinstance(batch, InputError):
+                        errors.append(str(batch))
+                        progress.note(str(batch))
+                        continue
+                    found = self._extractor.extract(batch.pixels)
+                    # One range is read and one written while the network has a third.
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self._save, part, batch, found)
+                    yield part[1] - part[0]
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(self._save, part, batch, found)
-                done += part[1] - part[0]
-                progress.update(done, total, "images")
-            if writing is not None:
-                writing.result()
+
+            for text in self.images.notes:
+                progress.note(text)
+            process = (jax.process_index(), jax.process_count())
+            before, done = self.files.fill(made, progress, process)
         self._agree(errors, done)
         return done - before
 
@@ -125,20 +119,14 @@ class FeatureStore:
             )
         if not everywhere:
             raise InputError("another process cannot use some of its images; see its message")
-        distributed.barrier("features")
-        if not distributed.agree(all(path.exists() for path in self._paths.values())):
-            raise InputError(
-                f"not all processes see all of {self.folder}; --output must be on a disk that all "
-                "of them share"
-            )
+        paths = self.files.paths.values()
+        locks.check_shared("features", paths, self.folder, "--output")
         if distributed.is_lead():
             own = set(self.folder.glob(f"{'[0-9]' * 8}-{'[0-9a-f]' * 16}.npz"))
-            for path in own - set(self._paths.values()):
+            for path in own - set(paths):
                 path.unlink()  # of images that have changed since
 
-    def _read_ahead(
-        self, ranges: list[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], Batch | InputError]]:
+    def _read_ahead(self, ranges: list[Range]) -> Iterator[tuple[Range, Batch | InputError]]:
         """Yield each range's images, read while those before them are with the network."""
         with ThreadPoolExecutor(1) as pool:
             waiting = [pool.submit(self.images.read, *part) for part in ranges[:1]]
@@ -150,24 +138,22 @@ class FeatureStore:
                 waiting = [pool.submit(self.images.read, *x) for x in ranges[i + 1 : i + 2]]
                 yield part, found
 
-    def _save(self, part: tuple[int, int], batch: Batch, found: Features) -> None:
+    def _save(self, part: Range, batch: Batch, found: Features) -> None:
         pixels, flat = batch.pixels, batch.pixels.reshape(len(batch.pixels), -1)
         head = f"{pixels.shape[1:]}".encode()
         digests = [hashlib.sha256(head + image.tobytes()).digest() for image in pixels]
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
+        archives.save_npz(
+            self.files.paths[part],
             **{name: np.asarray(found[name], np.float32) for name in OUTPUTS},
             digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
             kinds=batch.kinds,
             constant=flat.min(axis=1) == flat.max(axis=1),
         )
-        files.write_file(self._paths[part], buffer.getvalue())
 
-    def _is_whole(self, part: tuple[int, int]) -> bool:
+    def _is_whole(self, part: Range) -> bool:
         """Return whether a range is there and every array of it as it was written."""
         try:
-            with archives.open_npz(self._paths[part]) as data:
+            with archives.open_npz(self.files.paths[part]) as data:
                 num = part[1] - part[0]
                 return all(data[name].shape[:1] == (num,) for name in _SAVED)
         except InputError:
@@ -179,7 +165,7 @@ class FeatureStore:
         Raises:
             InputError: a file is damaged.
         """
-        for path in self._paths.values():
+        for path in self.files.paths.values():
             with archives.open_npz(path) as data:
                 yield data[name]
 

@@ -110,7 +110,7 @@ def test_a_replaced_picture_costs_its_range_and_leaves_nothing_behind(folder, tm
 
 def test_large_images_come_in_smaller_ranges(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_store, "RANGE_BYTES", 8 * 8 * 3 * 5)
-    assert open_store(folder, tmp_path).ranges[:2] == [(0, 4), (4, 8)]
+    assert list(open_store(folder, tmp_path).files.paths)[:2] == [(0, 4), (4, 8)]
 
 
 def test_a_damaged_range_is_named(folder, tmp_path):
