@@ -213,16 +213,6 @@ FORMATS: dict[str, Format] = {
         into("x.msgpack", lambda path: path.write_bytes(google.to_bytes({"a/b": np.ones(3)}))),
         sources.read,
     ),
-    "numpy_pickle": Format(
-        "x.pkl",
-        into(
-            "x.pkl",
-            lambda path: path.write_bytes(
-                pickle.dumps({"a": {"b": np.ones((2, 3), np.float32)}}, 4)
-            ),
-        ),
-        sources.read,
-    ),
     "model_yaml": text_file("model.yaml", _YAML, _read_yaml),
     "merges": text_file(
         "merges.txt", clip_vocabulary.to_text(_MERGES), lambda p: clip_vocabulary.read(p, 517)

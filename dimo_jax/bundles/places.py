@@ -16,7 +16,7 @@ _OF_A_RUN = {
     "tokenizer": f"{EXPORT_FOLDER}/tokenizer",
     "clip": f"{EXPORT_FOLDER}/text_encoder",
 }
-_PUBLISHED = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".msgpack", ".npy", ".pkl")
+_PUBLISHED = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".msgpack", ".npy")
 
 
 def find(place: str | os.PathLike, kind: str | None = None) -> AnyPath:

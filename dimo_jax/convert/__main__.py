@@ -8,11 +8,10 @@ python -m dimo_jax.convert --to=diffusers --input=runs/meissonic/export --output
 Sources: maskgit (MaskGit-PyTorch, 256 and 512), dimo (the released one-step generator, which has
 the same keys), halton (Halton-MaskGIT v2), google (Google's MaskGIT), and the tokenizers vqgan
 (Taming, last.ckpt or its state dict), llamagen (VQ-16), google_vqgan; inception, the network of the
-FID (its .pth, or the pickle of the JAX ports); and clip (open_clip, HPS v2, or a folder of Hugging
-Face with both towers or with text alone). Without --source the keys decide. Sizes come from the
-shapes. Of meissonic, and of its one-step generator (dimo), a whole folder as diffusers lays it
-down becomes a folder of bundles, and goes back with --to=diffusers, text encoder, tokenizer and
-scheduler too.
+FID; and clip (open_clip, HPS v2, or a folder of Hugging Face with both towers or with text alone).
+Without --source the keys decide. Sizes come from the shapes. Of meissonic, and of its one-step
+generator (dimo), a whole folder as diffusers lays it down becomes a folder of bundles, and goes
+back with --to=diffusers, text encoder, tokenizer and scheduler too.
 
 A bundle of clip carries the tokenizer of its text tower. Of weights of Hugging Face it is that of
 the folder, of tokenizer/ beside it, or of --vocabulary, with the ids of transformers; of others it

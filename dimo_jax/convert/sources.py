@@ -13,7 +13,7 @@ from dimo_jax import models, tokenizers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.common.trees import Tree
-from dimo_jax.convert.formats import folders, numpy_pickle, torch_files
+from dimo_jax.convert.formats import folders, torch_files
 from dimo_jax.convert.networks import (
     clip,
     google,
@@ -169,7 +169,7 @@ SOURCES = {
         "features",
         ("Mixed_7c.branch3x3dbl_3b.conv.weight", "fc.weight"),
         lambda state, options: inception.config_from(state),
-        lambda config, state: inception.entries(inception.is_pickled(state)),
+        lambda config, state: inception.entries(),
         ignored=inception.IGNORED,
         published={"num_logits": (1008,), "divisor": (1,)},
     ),
@@ -200,7 +200,7 @@ def read(path: str | Path, at: str | None = None) -> dict[str, np.ndarray]:
 
     Args:
         path: .pth, .ckpt, .bin (both containers), .safetensors, the index of several of these,
-            Flax's msgpack, or a pickled dict of NumPy arrays.
+            or Flax's msgpack.
         at: where in a file of PyTorch or of safetensors the weights are: a key, or what their keys
             begin with before a dot.
 
@@ -214,12 +214,10 @@ def read(path: str | Path, at: str | None = None) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
-            head = file.read(32)
+            head = file.read(2)
         # Flax's msgpack begins with a small map; a pickle with 0x80, which would be an empty one.
         if len(head) > 1 and 0x81 <= head[0] <= 0x8F and path.suffix != ".safetensors":
             return google.from_bytes(path.read_bytes())
-        if numpy_pickle.recognised(head):
-            return numpy_pickle.read(path)
     state = folders.read(path, at)
     return state if at is not None or _is_known(state) else _inner(state, path)
 
@@ -268,8 +266,6 @@ def recognise(state: State) -> str:
     # The PyTorch port of Google's tokenizer: as Taming's VQGAN, but no bias in its blocks.
     if "encoder.down.0.block.0.conv1.weight" in state:
         return "google_vqgan"
-    if inception.is_pickled(state):
-        return "inception"
     if clip.is_hugging_face(state):
         return "clip"
     first = shown(", ".join(list(state)[:4]))

@@ -39,7 +39,7 @@ def save_bundle(path, divisor=1):
 
 def save_torch(path, params):
     """The weights of the full network in the file that torch-fidelity reads."""
-    state = layouts.to_state(inception.entries(pickled=False), params)
+    state = layouts.to_state(inception.entries(), params)
     torch.save({k: torch.from_numpy(np.array(x)) for k, x in state.items()}, path)
     return path
 

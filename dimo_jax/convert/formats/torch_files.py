@@ -191,7 +191,10 @@ def _read_legacy(path: Path, view: mmap.mmap) -> Any:
 
     magic = torch_pickle.interpret(view, note, path)
     if type(magic) is not int or magic != LEGACY_MAGIC:
-        raise InputError(f"{path} is a pickle of something else, expected a file of torch.save")
+        raise InputError(
+            f"{path} is a pickle of something else, expected a file of torch.save; of Inception "
+            "give pt_inception-2015-12-05-6726825d.pth"
+        )
     protocol, system = (torch_pickle.interpret(view, note, path) for _ in range(2))
     if type(protocol) is not int or protocol != LEGACY_PROTOCOL:
         raise ValueError("the protocol is not 1001")

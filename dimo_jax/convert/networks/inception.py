@@ -1,7 +1,7 @@
 """The FID's Inception-v3: which tensor of its published files is which parameter.
 
-Two files hold the same numbers: the .pth of pytorch-fid and torch-fidelity, whose keys agree, and
-the pickled dict of the JAX ports. Our tree has the names of both, so the tables are made of it.
+The keys of pytorch-fid's .pth and of torch-fidelity's agree, and our tree has their names, so the
+table is made of it.
 """
 
 import functools
@@ -17,35 +17,17 @@ from dimo_jax.models import inception
 # How many batches the statistics were averaged over: PyTorch's own, in newer files only.
 IGNORED = (r"\.num_batches_tracked$",)
 
-_FIRST, _FIRST_PICKLED = "Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3/conv/kernel"
 _TORCH_NAMES = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def is_pickled(state: Mapping[str, Any]) -> bool:
-    """Return whether a state has the paths of the JAX ports' dict, rather than PyTorch's keys."""
-    return _FIRST_PICKLED in state
-
-
-def entries(pickled: bool) -> list[Entry]:
-    """Return the table of the network.
-
-    Args:
-        pickled: as `is_pickled` tells.
-
-    Returns:
-        One entry for each of the 472 tensors.
-    """
-    return [same(path, path) if pickled else _from_torch(path) for path in _paths()]
-
-
 @functools.cache
-def _paths() -> tuple[str, ...]:
-    """Return every parameter's path, the same for networks of any size."""
+def entries() -> list[Entry]:
+    """Return the table of the network: an entry for each of the 472 tensors, of any size."""
     tree = jax.eval_shape(inception.build().init, jax.random.key(0))
-    return tuple(trees.named_leaves(tree))
+    return [_entry(path) for path in trees.named_leaves(tree)]
 
 
-def _from_torch(path: str) -> Entry:
+def _entry(path: str) -> Entry:
     prefix, _, leaf = path.replace("/", ".").rpartition(".")
     if leaf == "kernel":
         axes = (1, 0) if prefix == "fc" else (2, 3, 1, 0)
@@ -65,12 +47,8 @@ def config_from(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a tensor that tells a size is missing or has other axes.
     """
-    if is_pickled(state):
-        channels = shape_of(state, _FIRST_PICKLED, 4)[3]
-        num_logits = shape_of(state, "fc/kernel", 2)[1]
-    else:
-        channels = shape_of(state, _FIRST, 4)[0]
-        num_logits = shape_of(state, "fc.weight", 2)[0]
+    channels = shape_of(state, "Conv2d_1a_3x3.conv.weight", 4)[0]
+    num_logits = shape_of(state, "fc.weight", 2)[0]
     # A number of channels that is none of these will be refused with its tensors, by the table.
     divisor = next((n for n in inception.DIVISORS if 32 // n == channels), 1)
     return {"name": "inception", "num_logits": num_logits, "divisor": divisor}

@@ -1,7 +1,6 @@
-"""Inception from both published layouts: PyTorch's state dict and the pickled dict of arrays."""
+"""Inception from its published state dict."""
 
 import functools
-import io
 import pickle
 
 import jax
@@ -13,7 +12,6 @@ from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.convert import sources
-from dimo_jax.convert.formats import numpy_pickle, torch_files
 from dimo_jax.convert.networks import inception, layouts
 
 SMALL = {"name": "inception", "num_logits": 10, "divisor": 16}
@@ -34,7 +32,7 @@ def params():
 @pytest.fixture(scope="module")
 def state(params):
     """A state dict as PyTorch writes it, with the counters of newer files."""
-    state = layouts.to_state(inception.entries(pickled=False), params)
+    state = layouts.to_state(inception.entries(), params)
     tensors = {k: torch.from_numpy(x) for k, x in state.items()}
     counters = {k: k.replace("running_var", "num_batches_tracked") for k in state}
     return tensors | {v: torch.tensor(0) for k, v in counters.items() if v != k}
@@ -54,7 +52,7 @@ def assert_converts(path, params):
 
 
 def test_the_tensors_are_those_of_the_description():
-    shapes = layouts.state_shapes(inception.entries(pickled=False), like(1))
+    shapes = layouts.state_shapes(inception.entries(), like(1))
     assert len(shapes) == 566 - 94
     described = {
         "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
@@ -74,11 +72,6 @@ def test_the_tensors_are_those_of_the_description():
         "fc.bias": (1008,),
     }
     assert {k: shapes[k] for k in described} == described
-    pickled = layouts.state_shapes(inception.entries(pickled=True), like(1))
-    assert len(pickled) == len(shapes)
-    assert pickled["Mixed_7b/branch3x3_2b/conv/kernel"] == (3, 1, 384, 384)
-    assert pickled["Mixed_7b/branch3x3_2b/bn/scale"] == (384,)
-    assert pickled["fc/kernel"] == (2048, 1008)
 
 
 def test_names_and_axes_by_hand(params, state):
@@ -104,43 +97,16 @@ def test_counters_and_data_parallel_do_not_matter(state, tmp_path):
     assert list(found) == list(kept) and sources.recognise(found) == "inception"
 
 
-def test_a_pickled_dict_becomes_the_parameters(params, tmp_path):
+def test_the_pickle_of_a_jax_port_is_refused_with_the_file_that_has_its_numbers(params, tmp_path):
     path = tmp_path / "inception_v3_weights_fid.pickle"
-    path.write_bytes(pickle.dumps(params))
-    assert_converts(path, params)
-
-
-def assert_same_arrays(path, arrays):
-    found = numpy_pickle.read(path)
-    assert list(found) == list(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_all_protocols_are_read(params, tmp_path, protocol):
-    (tmp_path / "x.pickle").write_bytes(pickle.dumps(params, protocol))
-    assert_same_arrays(tmp_path / "x.pickle", trees.named_leaves(params))
-
-
-def test_a_pickle_of_numpy_1_is_read(params, tmp_path):
-    data = pickle.dumps(params, 3)
-    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
-    assert new in data or old in data
-    (tmp_path / "old.pickle").write_bytes(data.replace(new, old))
-    assert_same_arrays(tmp_path / "old.pickle", trees.named_leaves(params))
-
-
-def test_orders_of_axes_in_memory_do_not_matter(tmp_path):
-    arrays = {
-        "fortran": np.asfortranarray(np.arange(6.0, dtype="f4").reshape(2, 3)),
-        "strided": np.arange(12, dtype="i8")[::2],
-        "scalar": np.array(3.5, "f8"),
-    }
-    for protocol in (2, 5):
-        (tmp_path / "x.pickle").write_bytes(pickle.dumps({"a": {"b": arrays}}, protocol))
-        assert_same_arrays(tmp_path / "x.pickle", {f"a/b/{k}": x for k, x in arrays.items()})
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps(params, protocol))
+        with pytest.raises(InputError) as error:
+            sources.read(path)
+        assert str(error.value) == (
+            f"{path} is a pickle of something else, expected a file of torch.save; of Inception "
+            "give pt_inception-2015-12-05-6726825d.pth"
+        )
 
 
 def test_another_head_is_read_and_another_network_refused(state):
@@ -151,7 +117,7 @@ def test_another_head_is_read_and_another_network_refused(state):
     first, other = "Conv2d_1a_3x3.conv.weight", "Mixed_6a.branch3x3.conv.weight"
     arrays |= {"AuxLogits.fc.bias": np.zeros(3), other: np.zeros(1)}
     with pytest.raises(InputError) as error:
-        layouts.to_params(inception.entries(pickled=False), arrays, like(16))
+        layouts.to_params(inception.entries(), arrays, like(16))
     assert str(error.value) == (
         "fc.bias is missing; AuxLogits.fc.bias is unknown; "
         "Mixed_6a.branch3x3.conv.weight is (1,), expected (24, 18, 3, 3)"
@@ -159,64 +125,3 @@ def test_another_head_is_read_and_another_network_refused(state):
     for key, message in ((first, "is missing; the sizes"), ("fc.weight", "is missing")):
         with pytest.raises(InputError, match=f"{key} {message}"):
             inception.config_from({k: x for k, x in arrays.items() if k != key})
-
-
-class Malicious:
-    def __reduce__(self):
-        return print, ("this must not be run",)
-
-
-def cyclic():
-    tree = {"a": np.ones(2)}
-    tree["self"] = tree
-    return tree
-
-
-@pytest.mark.parametrize(
-    "value, complaint",
-    [
-        (Malicious(), "print, which is not a tensor or plain data"),
-        ({"a": np.ones(2), "b": Malicious()}, "print, which is not a tensor or plain data"),
-        (["a"], "a list at its top"),
-        ({"a": np.ones(2), "b": {"c": "text"}}, "a str at b/c"),
-        ({"a": np.ones(2), 3: np.ones(2)}, "a key that is no text"),
-        ({}, "no array"),
-        (cyclic(), "dicts inside each other at self"),
-        ({"a": np.array([{}, None])}, "dtype that is none of numbers"),
-        ({"a": np.ones(2, ">f4")}, "not little-endian"),
-        ({"a": np.float32(2)}, "a Inert at a"),
-        ({"a": np.array(["text"])}, "dtype that is none of numbers"),
-    ],
-)
-def test_other_pickles_are_refused_and_not_run(value, complaint, tmp_path, capsys):
-    path = tmp_path / "x.pickle"
-    for protocol in (2, 4, 5):
-        path.write_bytes(pickle.dumps(value, protocol))
-        with pytest.raises(InputError) as error:
-            sources.read(path)
-        assert complaint in str(error.value) and str(path) in str(error.value)
-    assert "this must not be run" not in capsys.readouterr().out
-
-
-def test_damaged_pickles_are_refused(params, tmp_path):
-    data = pickle.dumps({"a": params["fc"]}, 4)
-    path = tmp_path / "x.pickle"
-    for broken in (data[:-100], data[:40], data.replace(b"\x8c\x02f4", b"\x8c\x02f8")):
-        path.write_bytes(broken)
-        with pytest.raises(InputError, match="cut off or damaged"):
-            numpy_pickle.read(path)
-
-
-def test_files_of_torch_save_are_not_taken_for_pickles(state):
-    for zipped in (True, False):
-        for protocol in (2, 4):
-            buffer = io.BytesIO()
-            torch.save(
-                {"x": torch.zeros(2)},
-                buffer,
-                pickle_protocol=protocol,
-                _use_new_zipfile_serialization=zipped,
-            )
-            assert not numpy_pickle.recognised(buffer.getvalue()[:32])
-    assert numpy_pickle.recognised(pickle.dumps({"x": np.zeros(2)})[:32])
-    assert not numpy_pickle.recognised(b"") and torch_files.LEGACY_MAGIC
