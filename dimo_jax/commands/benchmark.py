@@ -89,7 +89,7 @@ def _results(
 
 
 def _own_sizes(what: str, config: dict[str, Any], num_tokens: int) -> list[int]:
-    """Return the batch sizes that are timed where none are asked for."""
+    """Return the batch sizes that are timed where none are given."""
     if what == "train":
         return [config["distill"]["batch_size"]]
     return sorted({1, 8, drawing.images_at_once(num_tokens, None)})

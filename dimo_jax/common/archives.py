@@ -98,7 +98,7 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> b
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """The arrays of an open .npz by name, each read whenever it is asked for."""
+    """The arrays of an open .npz by name, each read when it is used."""
 
     def __init__(self, archive: zipfile.ZipFile, where: str):
         self._archive, self._where = archive, where
@@ -142,7 +142,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
 @contextlib.contextmanager
 def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
-    """Open an .npz; its arrays are read when they are asked for.
+    """Open an .npz; its arrays are read when they are used.
 
     Args:
         place: its path, or its bytes.

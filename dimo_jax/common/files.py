@@ -2,7 +2,7 @@
 
 On a disk they are written elsewhere, then renamed. An object appears only when all of it has
 arrived, so it is written where it belongs; a folder of objects cannot be renamed, see
-`write_folder`. `path` is the door: what it returns has the methods of pathlib.Path wherever it is.
+`write_folder`. What `path` returns has the methods of pathlib.Path wherever it is.
 """
 
 import contextlib
@@ -230,7 +230,7 @@ def write_folder(
     A folder cannot be renamed over one that is not empty, so the old one steps aside first. If the
     process is killed between the two renames, the old one is still complete at `replaced(path)`.
 
-    In an object store the first of the files stands for the folder: the old one is removed before
+    In an object store the first file is the mark of the folder: the old one is removed before
     anything else is touched, and the new one written when all others are there. Where it is
     missing, the folder is not complete.
 

@@ -107,7 +107,7 @@ def put_new(place: AnyPath, data: bytes) -> bool:
         try:
             store.pipe_file(name, data, mode="create")
         except FileExistsError:
-            # Also where an answer was lost and the library asked again.
+            # Also where an answer was lost and the library repeated the request.
             return read_start(place, len(data) + 1) == data
     return True
 

@@ -12,7 +12,7 @@ _STATE, _START = 0, 19
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process, as one on another machine can be told of it.
+    """A process, in words that mean the same on another machine.
 
     Attributes:
         host: name of its machine, which two containers may share.
@@ -61,7 +61,7 @@ def lives(other: Process) -> bool | None:
             pass
         return None  # of another user, where /proc shows only one's own
     state, start = found
-    # A zombie has ended; nobody has asked how.
+    # A zombie has ended; its parent has not waited for it.
     return start == other.start and state not in "ZX"
 
 

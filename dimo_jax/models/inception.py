@@ -1,4 +1,4 @@
-"""Inception-v3 of the FID literature: its features are what generated images are judged by.
+"""Inception-v3 of the FID literature: FID compares images by its features.
 
 This is the network of TensorFlow's inception-2015-12-05, not torchvision's: the average pools do
 not count the padding, the last block has a max pool, there are 1008 classes and no auxiliary head,

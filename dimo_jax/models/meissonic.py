@@ -24,7 +24,7 @@ from dimo_jax.models import blocks
 from dimo_jax.models.network import Compute, Network
 from dimo_jax.models.waves import rotary, rotated, sinusoids
 
-# What the network may be told of the time: nothing, as Di[M]O's released code does by accident (it
+# What the network may get as its time: nothing, as Di[M]O's released code does by accident (it
 # casts a ratio below 1 to an integer) and its released weights need; or the share of masked tokens.
 TIMESTEPS = ("zero", "ratio")
 # Width and height in pixels, two coordinates of the crop, aesthetic score: what the pipeline gives.

@@ -66,7 +66,7 @@ class Network:
 
     @property
     def mask_id(self) -> int:
-        """The token that stands for "masked": the first after the codes."""
+        """The token that means "masked": the first after the codes."""
         return self.codebook_size
 
 

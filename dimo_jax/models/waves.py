@@ -1,4 +1,4 @@
-"""Numbers and places as cosines and sines: what a transformer is told of time and of the grid.
+"""Numbers and places as cosines and sines: how time and the grid come into a transformer.
 
 Axes: B batch, K values, N positions, H heads, d numbers of a head, R = d / 2 angles.
 """

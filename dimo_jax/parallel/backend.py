@@ -50,7 +50,7 @@ def prepare() -> None:
 
 
 def silence_libtpu() -> None:
-    """Keep libtpu, which is asked first wherever it is installed, from reporting that it is alone.
+    """Keep libtpu, which JAX tries first wherever it is installed, from reporting that it is alone.
 
     Only where there is no TPU, or it is not to be used.
     """

@@ -188,7 +188,7 @@ def lead_first(make: Callable[[], Any]) -> Any:
 def finish() -> None:
     """Wait at the good end of a command until all processes are there.
 
-    The runtime's own shutdown waits five minutes for the last one, whatever it is told, and then
+    The runtime's own shutdown waits five minutes for the last one, whatever its limit, and then
     aborts those that waited (jaxlib 0.10); and the lead may have a report to write.
     """
     barrier("end")

@@ -33,7 +33,7 @@ _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
 
 
 class Sampling(NamedTuple):
-    """What a sampler is asked for.
+    """The conditions of a sampler's images.
 
     Attributes:
         batch_size: images of one call.
@@ -62,7 +62,7 @@ def plan(
         layout: the mesh, of devices that may be absent.
         device: what one of them can do; None for a CPU.
         sampling: for what is no training.
-        note: is told what is going on.
+        note: takes what is going on, in words.
 
     Returns:
         JSON values; see `text` for their meaning.

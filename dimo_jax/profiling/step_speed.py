@@ -22,7 +22,7 @@ from dimo_jax.training import load_conditions, load_models, programs
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
-_LONG_SECONDS = 5.0  # of a repetition, from which on it is told of
+_LONG_SECONDS = 5.0  # of a repetition, from which on it is reported
 PROMPT = "a red ball on top of a blue cube"
 
 
@@ -50,13 +50,13 @@ class Clock:
         """Seconds of a call; a note of each repetition that takes long has the name and an ETA."""
         total = self.warmup + self.repetitions
 
-        def told(done: int, seconds: float) -> None:
+        def report(done: int, seconds: float) -> None:
             if seconds >= _LONG_SECONDS:
                 left = format_seconds((total - done) * seconds)
                 self.note(f"{name}: {seconds:.3g} s, {done} of {total}, ETA {left}")
 
         return timing.measure(
-            call, repetitions=self.repetitions, warmup=self.warmup, calls=calls, told=told
+            call, repetitions=self.repetitions, warmup=self.warmup, calls=calls, report=report
         )
 
     def times(self, calls: Mapping[str, Callable[[], Any]]) -> dict[str, timing.Times]:

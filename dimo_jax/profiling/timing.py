@@ -42,7 +42,7 @@ def measure(
     warmup: int,
     calls: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-    told: Callable[[int, float], None] | None = None,
+    report: Callable[[int, float], None] | None = None,
 ) -> Times:
     """Time a call until its result is there.
 
@@ -53,7 +53,7 @@ def measure(
         calls: in a repetition. The host waits for the device after the last one only, as a
             training loop does between two lines of its log.
         clock: seconds from an arbitrary start.
-        told: takes, after each repetition and outside its time, how many are done, those of the
+        report: takes, after each repetition and outside its time, how many are done, those of the
             warm-up too, and the seconds of the last one.
 
     Returns:
@@ -69,8 +69,8 @@ def measure(
         # Logits can be as large as the network: not there beside those of the next repetition.
         del result
         seconds.append(took / calls)
-        if told is not None:
-            told(len(seconds), took)
+        if report is not None:
+            report(len(seconds), took)
     return Times(tuple(seconds[warmup:]))
 
 

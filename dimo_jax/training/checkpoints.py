@@ -198,7 +198,7 @@ class Checkpoints:
         """Finish the save that is under way and frees the background threads.
 
         Raises:
-            InputError: if that save failed, and nobody was told yet.
+            InputError: if that save failed, and that was not reported yet.
         """
         if self._abandoned:
             return

@@ -295,7 +295,7 @@ def _interrupted(
     )
     if signals.together:
         return Interrupted(
-            f"{name}: all {jax.process_count()} processes stopped, as one was asked to, {where}", 0
+            f"{name}: all {jax.process_count()} processes stopped, as one was signalled, {where}", 0
         )
     received = signal.Signals(signals.received)
     return Interrupted(f"{name}: stopped by {received.name} {where}", 128 + received)

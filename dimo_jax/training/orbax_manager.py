@@ -89,6 +89,6 @@ class Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Say no."""
         # Orbax (0.12) asks for the step of a save from a background thread, later. The runtime
-        # takes the last number it was asked for as where this process is, and might choose a
+        # takes the last number requested as where this process is, and might choose a
         # point to stop at that this process has passed (distributed.stop_together).
         return False

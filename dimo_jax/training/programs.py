@@ -159,7 +159,7 @@ def distill_program(
 
 
 def _distill_batch(config: Config, network: Network) -> distill_state.DistillBatch:
-    """Shapes of what one step is asked for."""
+    """Return the shapes of a step's batch."""
     size, updates = config["distill"]["batch_size"], fresh_updates(config)
 
     def of(*leading: int) -> Any:

@@ -102,8 +102,8 @@ def read_part(directory: AnyPath, wanted: str | int, name: str) -> tuple[int, An
         removed = _decided(lambda place=place: _was_removed(place))
         others = _there([x for x in steps(directory) if x != step])
         if not removed:
-            told = reason or "another process cannot read it"
-            raise InputError(f"checkpoint {place} cannot be read ({told}); {others}")
+            why = reason or "another process cannot read it"
+            raise InputError(f"checkpoint {place} cannot be read ({why}); {others}")
         if wanted not in (NEWEST, BEST):
             break
     raise InputError(
@@ -177,13 +177,13 @@ def _decided(decide: Callable[[], Any]) -> Any:
     Raises:
         InputError: on all processes, where it does on the lead.
     """
-    told = b""
+    message = b""
     if distributed.is_lead():
         try:
-            told = json.dumps({"found": decide()}).encode()
+            message = json.dumps({"found": decide()}).encode()
         except InputError as error:
-            told = json.dumps({"error": str(error)}).encode()
-    answer = json.loads(distributed.gather_bytes(told)[0])
+            message = json.dumps({"error": str(error)}).encode()
+    answer = json.loads(distributed.gather_bytes(message)[0])
     if "error" in answer:
         raise InputError(answer["error"])
     return answer["found"]

@@ -55,13 +55,13 @@ def network_from(model: Config, config: Config) -> Network:
             so is distill.timestep where it is given.
 
     Raises:
-        InputError: a timestep for a network that is not told one.
+        InputError: a timestep for a network that takes none.
     """
     timestep = config["distill"]["timestep"]
     if timestep and "timestep" not in model:
         raise InputError(
             f"config.distill.timestep={timestep} is for networks with text; the network "
-            f"{model['name']} is not told the time, so leave it empty"
+            f"{model['name']} does not take the time, so leave it empty"
         )
     chosen = {"timestep": timestep} if timestep else {}
     return models.build({**model, **chosen}, compute_of(config))

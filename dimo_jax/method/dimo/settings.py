@@ -29,7 +29,7 @@ class DistillSettings:
         weighting: w(t), "one" (released code) or "paper" (its appendix C).
         aux: the auxiliary's objective.
         aux_sample: what it learns from: a "fresh" sample of the updated generator (released code),
-            or "reuse" of the one just judged (algorithm 1).
+            or "reuse" of the one in the divergence (algorithm 1).
         aux_updates: K.
         teacher_dropout: whether the teacher's dropout is on (it is in the released MaskGit code).
         aux_dropout: likewise for the auxiliary, in both of its roles.
