@@ -47,6 +47,7 @@ SEAMS = {
     "ftfy": ["conditions"],
     "regex": ["conditions"],
     "jinja2": ["evaluation.report"],
+    "matplotlib": ["evaluation.report"],
     # Of these common.pictures alone opens any; the others write and resize.
     "PIL": ["common.pictures", "common.images", "generation.benchmark_files", "evaluation"],
     "pyarrow": ["data.prompt_files"],

@@ -17,7 +17,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath, write_file
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.report import page, page_curves, page_data, page_pictures, page_tables
-from dimo_jax.evaluation.report.page_charts import Chart, Series, chart
+from dimo_jax.evaluation.report.page_charts import Chart, Series
 from dimo_jax.evaluation.report.page_data import Results, Row
 from dimo_jax.evaluation.report.page_tables import Cell, Heading, Line, Table
 
@@ -268,17 +268,16 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
                 series.append(Series(label, points, len(series), lines=model == "teacher"))
         steps = sorted({x for entry in series for x, _, _ in entry.points})
         shown = metric_names.metric(name)
-        drawn = chart(
+        drawn = Chart(
             f"{shown.heading} ({shown.better} is better)" if shown.better else shown.heading,
             series,
             x_label="steps",
-            y_label=shown.heading,
             x_values=[(x, f"{x:g}") for x in steps],
             x_log=True,
-            y_log=False if shown.is_share else None,
+            y_log=not shown.is_share,
             from_zero=True,
         )
-        found += [drawn] if drawn else []
+        found += [drawn] if drawn.curves else []
     return found
 
 

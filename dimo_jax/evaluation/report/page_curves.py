@@ -28,19 +28,18 @@ def over_steps(results: Results) -> list[Chart]:
                 levels.append(Level(row.title, value.mean, value.std, style))
         shown = metric_names.metric(name)
         charts.append(
-            page_charts.chart(
+            Chart(
                 f"{shown.heading}{_direction(name)}",
                 [Series("teacher", _points(teacher, name), TEACHER)],
                 levels=levels,
                 x_label="steps of the teacher",
-                y_label=shown.heading,
                 x_values=[(float(row.steps), str(row.steps)) for row in teacher],
                 x_log=True,
-                y_log=False if shown.is_share else None,
+                y_log=not shown.is_share,
                 from_zero=True,
             )
         )
-    return [chart for chart in charts if chart]
+    return [chart for chart in charts if chart.curves]
 
 
 def best_of_each(rows: Iterable[Row], model: str, name: str) -> list[Row]:
@@ -101,15 +100,9 @@ def _temperature_charts(rows: Sequence[Row], names: Sequence[str], note: str) ->
                 for style, (title, group) in enumerate(zip(titles, chosen, strict=True))
             ]
             shown = metric_names.metric(name)
-            chart = page_charts.chart(
-                f"{shown.heading}{_direction(name)}",
-                series,
-                x_label=field.replace("_", " "),
-                y_label=shown.heading,
-                note=note,
-            )
-            charts += [chart] if chart else []
-    return charts
+            title = f"{shown.heading}{_direction(name)}"
+            charts.append(Chart(title, series, field.replace("_", " "), note=note))
+    return [chart for chart in charts if chart.curves]
 
 
 def _points_over(rows: Sequence[Row], field: str, name: str) -> list[tuple]:
@@ -160,16 +153,16 @@ def over_classes(results: Results) -> list[Chart]:
         ]
         shown = metric_names.metric(name)
         few = number <= 12
-        chart = page_charts.chart(
-            f"{shown.heading}{_direction(name)}",
-            series,
-            x_label="class",
-            y_label=shown.heading,
-            x_values=[(float(i), text[:3]) for i, text in enumerate(names)] if few else (),
-            from_zero=shown.better == "lower",
+        charts.append(
+            Chart(
+                f"{shown.heading}{_direction(name)}",
+                series,
+                x_label="class",
+                x_values=[(float(i), text[:3]) for i, text in enumerate(names)] if few else (),
+                from_zero=shown.better == "lower",
+            )
         )
-        charts += [chart] if chart else []
-    return charts
+    return [chart for chart in charts if chart.curves]
 
 
 def over_training(
@@ -199,15 +192,15 @@ def over_training(
         charts[stage] = []
         for name in sorted(by_name, key=_training_order):
             values = {y for points in by_name[name].values() for _, y in points if y is not None}
-            if len(values) > 1:
-                charts[stage].append(_training_chart(name, by_name[name]))
+            if len(values) > 1 and (chart := _training_chart(name, by_name[name])).curves:
+                charts[stage].append(chart)
             elif values:
                 number = page_charts.number(values.pop())
                 constant.append(f"{stage}: {_training_name(name)} {number}")
     return {stage: drawn for stage, drawn in charts.items() if drawn}, constant
 
 
-def _training_chart(name: str, by_run: Mapping[str, list]) -> Chart | None:
+def _training_chart(name: str, by_run: Mapping[str, list]) -> Chart:
     series, sizes = [], []
     for style, (run, points) in enumerate(by_run.items()):
         points, size = page_charts.thinned(sorted(points, key=lambda point: point[0]))
@@ -218,8 +211,7 @@ def _training_chart(name: str, by_run: Mapping[str, list]) -> Chart | None:
     note = f"each point is the mean of {max(sizes)} records" if max(sizes) > 1 else ""
     shown = _training_name(name)
     # A schedule that ends near zero would take all of a logarithmic axis for its last steps.
-    log = False if "learning_rate" in name else None
-    return page_charts.chart(shown, series, x_label="step", y_label=shown, note=note, y_log=log)
+    return Chart(shown, series, "step", note=note, y_log="learning_rate" not in name)
 
 
 def _training_name(name: str) -> str:

@@ -12,6 +12,7 @@ from tests.helpers import evaluated_folders as folders
 from tests.helpers.evaluated_folders import Page, Tables, row
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & \'"/>' + "é" * 300
+HOSTILE += "\ud800\x00"
 RECORDS = [
     {"stage": "distill", "step": 10 * i, "train/loss": 2.0 / (i + 1), "train/updates": 0.0,
      "eval/fid_5k": 30.0 - i, "time/steps_per_second": 3.0}
@@ -209,6 +210,26 @@ def test_a_torn_last_line_of_the_record_is_left_out(tmp_path):
     found, _ = made(tmp_path, {"rows": []}, records=text)
     labels = [chart["aria-label"] for chart in found.all("svg", role="img")]
     assert any("loss over step" in label and "at 40" in label for label in labels)
+
+
+def test_the_charts_of_a_long_run_are_small_and_each_its_own(tmp_path):
+    records = [
+        {"stage": stage, "step": i, "train/loss": 1.0 + (i * 7919 % 1000) / 1000}
+        | ({"eval/fid": 9.5 - i / 1000} if i % 2000 == 0 else {})
+        for stage in ("one", "two")
+        for i in range(5000)
+    ]
+    found, text = made(tmp_path, {"rows": []}, records=records)
+    charts = re.findall("<svg.*?</svg>", text, re.S)
+    assert len(charts) == 4 and max(map(len, charts)) < 12_000
+    assert "each point is the mean of 21 records" in found.text
+    # The same marks are drawn in both stages: made() has checked that no id is there twice.
+    hrefs = [use["href"] for use in found.all("use")]
+    assert len({href.rpartition("-")[0] for href in hrefs}) == 4
+    assert len({href.rpartition("-")[2] for href in hrefs}) == 2, "a tick and a circle"
+    titles = re.findall(r"<title>(eval: fid: .*?)</title>", text)
+    values = "9.5 at 0", "7.5 at 2,000", "5.5 at 4,000"
+    assert titles == 2 * [f"eval: fid: {value}" for value in values]
 
 
 def test_the_record_may_be_a_workdirs(tmp_path):
