@@ -94,8 +94,8 @@ def write(
     """
     made, folder = compare(paths, title), files.path(folder)
     # The page first: it shows whose both are.
-    page = write_file(folder / HTML_NAME, made.html.encode())
-    return [write_file(folder / MARKDOWN_NAME, made.markdown.encode()), page]
+    page = write_file(folder / HTML_NAME, made.html.encode(errors="replace"))
+    return [write_file(folder / MARKDOWN_NAME, made.markdown.encode(errors="replace")), page]
 
 
 def load(paths: Sequence[AnyPath | str]) -> list[Run]:

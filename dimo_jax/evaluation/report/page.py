@@ -50,7 +50,7 @@ def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = 
     """
     results = page_data.load(folder)
     text = html(results, title, page_data.records(results, workdir))
-    return write_file(results.folder / FILE_NAME, text.encode())
+    return write_file(results.folder / FILE_NAME, text.encode(errors="replace"))
 
 
 def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -183,7 +183,7 @@ def test_two_to_eight_runs_are_compared(runs, number):
 
 
 def test_hostile_names_stay_text_in_both_forms(tmp_path):
-    name = '<script>alert(1)</script>| a `b` \\ "c"'
+    name = '<script>alert(1)</script>| a `b` \\ "c" \ud800\x00'
     results = folders.inception_results([row(name, 2, **{name: 1.0})], title=name)
     paths = [folders.write(tmp_path / run, results | {run: name}) for run in "ab"]
     found = compare.compare(paths, title=name)
@@ -191,6 +191,7 @@ def test_hostile_names_stay_text_in_both_forms(tmp_path):
     assert "<script" not in found.html and "<script" not in found.markdown
     table = markdown_table(found.markdown, "## Figures")
     assert {len(line) for line in table} == {2}, "a bar in a name makes no column"
+    compare.write(paths, tmp_path / "out", title=name)
 
 
 def test_eight_runs_without_rows(tmp_path):
