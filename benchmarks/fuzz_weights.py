@@ -18,7 +18,7 @@ from fuzz_mutations import zip_member
 from dimo_jax import bundles, models, tokenizers
 from dimo_jax.common import readers
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
-from dimo_jax.convert import sources
+from dimo_jax.convert import checkpoint_files, sources
 from dimo_jax.convert.formats import folders, torch_writer
 from dimo_jax.convert.networks import (
     clip_json,
@@ -61,7 +61,7 @@ def _state() -> dict[str, np.ndarray]:
 
 def _converted(path: Path) -> None:
     """Convert as dimo_jax.convert: tensors, source, config, parameters."""
-    state = sources.read(path)
+    state = checkpoint_files.read(path)
     source = sources.SOURCES[sources.recognise(state)]
     sources.convert(state, source, sources.Options(heads=1))
 
@@ -196,7 +196,7 @@ FORMATS: dict[str, Format] = {
         _converted,
         zip_member,
     ),
-    "torch_legacy": Format("x.ckpt", into("x.ckpt", _legacy), sources.read),
+    "torch_legacy": Format("x.ckpt", into("x.ckpt", _legacy), checkpoint_files.read),
     "safetensors": Format(
         "x.safetensors",
         into(
@@ -211,7 +211,7 @@ FORMATS: dict[str, Format] = {
     "flax_msgpack": Format(
         "x.msgpack",
         into("x.msgpack", lambda path: path.write_bytes(google.to_bytes({"a/b": np.ones(3)}))),
-        sources.read,
+        checkpoint_files.read,
     ),
     "model_yaml": text_file("model.yaml", _YAML, _read_yaml),
     "merges": text_file(

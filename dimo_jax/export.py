@@ -5,7 +5,7 @@ python -m dimo_jax.export --workdir=runs/digits --format=stablehlo --output=gene
 bundle       of a checkpoint (--workdir, --step): what the run itself would have exported there
 msgpack      the parameter tree, as flax.serialization writes it
 torch        a PyTorch state dict with the original's keys (maskgit, halton, vqgan, llamagen,
-             google_vqgan); torch.load(path, weights_only=True) reads it
+             google_vqgan, vq_model, meissonic); torch.load(path, weights_only=True) reads it
 safetensors  the parameters as 'block_0/mlp_in/kernel', the bundle's config.json in the metadata
 stablehlo    a generator of classes with weights and tokenizer as one function, by jax.export:
              (key_data uint32 [2], labels int32 [b]) -> images float32 [b, H, W, C] in [0, 1],

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dimo_jax import __main__ as overview
-from dimo_jax import benchmark, cli, evaluate, plan, sample
+from dimo_jax import benchmark, cli, evaluate, export, plan, sample
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.convert import sources
 from dimo_jax.data import benchmark_prompts
@@ -87,7 +87,7 @@ def test_the_package_lists_its_commands_with_examples():
         (evaluate, "hps_version", hps.VERSIONS),
         (plan, "what", plans.PROGRAMS),
         (benchmark, "what", [*plans.PROGRAMS, "decode"]),
-        (convert, "source", [*sources.SOURCES, "meissonic"]),
+        (convert, "source", [*sources.SOURCES, sources.GENERATOR]),
         (convert, "activation", clip.ACTIVATIONS),
     ],
 )
@@ -105,3 +105,11 @@ def test_choices_are_those_of_the_dicts_that_define_them(module, flag, names):
 )
 def test_names_that_are_no_choices_alone_are_in_the_help(module, flag, names):
     assert ", ".join(names) in module.FLAGS[flag].help
+
+
+def test_what_goes_back_to_pytorch_and_to_diffusers_is_in_the_help():
+    tables = sources.SOURCES.items()
+    words = " ".join(export.__doc__.split())
+    assert f"({', '.join(name for name, source in tables if source.torch)})" in words
+    back = [name for name, source in tables if source.folder]
+    assert all(name in convert.FLAGS["to"].help for name in back)

@@ -1,22 +1,24 @@
 """Converts one file or folder into one bundle or a folder of bundles, or back."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl.flags import FlagValues
 
-from dimo_jax import bundles
+from dimo_jax import bundles, tokenizers
 from dimo_jax.bundles import ownership, places
 from dimo_jax.common import files, overlaps, readers, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.convert import sources, text_to_image, to_diffusers
+from dimo_jax.convert import checkpoint_files, sources, to_diffusers
 from dimo_jax.convert.formats import folders
-from dimo_jax.convert.networks import clip
+from dimo_jax.convert.networks import clip, clip_json, meissonic
 from dimo_jax.parallel import backend
 
 _CHUNK_BYTES = 1 << 26
@@ -100,10 +102,10 @@ def run(flags: FlagValues) -> None:
         _report(written)
     elif (path / bundles.PARAMS_FILE).is_file():
         raise InputError(f"{path} is a bundle already: what reads bundles takes it as it is")
-    elif flags.source == "meissonic" or (flags.source == "dimo" and path.is_dir()):
-        _convert_folder(flags, path, output)
+    elif parts := _parts(flags.source, path):
+        _convert_parts(flags, parts, output)
     else:
-        _convert_model(flags, folders.weights(path), output, flags.source)
+        _convert_model(flags, path, output, flags.source)
 
 
 def _report(written: Mapping[str, int]) -> None:
@@ -111,50 +113,90 @@ def _report(written: Mapping[str, int]) -> None:
         print(f"{total:,} parameters: {place}")
 
 
-def _convert_folder(flags: FlagValues, path: Path, output: Path) -> None:
+def _parts(source: str | None, path: Path) -> dict[str, Path]:
+    """Return the folders of several models in one, by their sources."""
+    if source not in (None, "meissonic", sources.GENERATOR):
+        return {}
+    folders_of = {k: x.folder.name for k, x in sources.SOURCES.items() if x.folder}
+    return {k: path / name for k, name in folders_of.items() if (path / name).is_dir()}
+
+
+def _convert_parts(flags: FlagValues, parts: Mapping[str, Path], output: Path) -> None:
     """Convert the models of text to image, each to a bundle of its folder's name."""
-    encoder = path / TEXT_ENCODER_FOLDER
-    if encoder.is_dir():
-        files.check_folder(output / TEXT_ENCODER_FOLDER, ownership.foreign)
-    with Progress("convert") as progress:
-        written = text_to_image.from_folder(
-            path,
-            output,
-            generator=flags.source == "dimo",
-            image_size=flags.image_size,
-            hash_of=lambda files: _hash(files, progress),
+    for place in parts.values():
+        files.check_folder(output / place.name, ownership.foreign)
+    fields = {k: folders.description(folders.weights(place)) or {} for k, place in parts.items()}
+    size, text_length = flags.image_size, None
+    if size is None and "meissonic" in fields:
+        size = meissonic.image_size(fields["meissonic"])
+    if fields.get("clip"):
+        text_length = clip_json.told(fields["clip"])["text"]["context"]
+    options = sources.Options(image_size=size, text_length=text_length)
+    tokenizer: dict[str, Any] = {}
+    for name, place in parts.items():
+        generator = name == "meissonic" and flags.source == sources.GENERATOR
+        more = tokenizer if name == "meissonic" else {}
+        config, params = _convert_model(
+            flags,
+            place,
+            output / place.name,
+            sources.GENERATOR if generator else name,
+            options,
+            **more,
         )
-    _report(written)
-    if encoder.is_dir():
-        _convert_model(flags, folders.weights(encoder), output / TEXT_ENCODER_FOLDER, "clip")
+        if name == "vq_model":
+            built = tokenizers.build(config)
+            options = dataclasses.replace(options, num_tokens=built.num_tokens)
+            digest = tokenizers.fingerprint(built, params)
+            tokenizer = {"tokenizer": {"config": config, "hash": digest}}
+            if flags.source == sources.GENERATOR:
+                tokenizer["tokenizer_params"] = params
 
 
-def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None) -> None:
-    """Convert one model whose keys tell its sizes."""
+def _convert_model(
+    flags: FlagValues,
+    path: Path,
+    output: Path,
+    named: str | None,
+    options: sources.Options | None = None,
+    **more: Any,
+) -> tuple[dict[str, Any], trees.Tree]:
+    """Convert one model, and print what it is.
+
+    Args:
+        flags: those of dimo_jax.convert.
+        path: the file, or the folder of one model.
+        output: the bundle.
+        named: as sources.choose takes it.
+        options: what is known besides the flags.
+        more: further arguments of bundles.save.
+
+    Returns:
+        (config, params).
+    """
     files.check_folder(output, ownership.foreign)
-    state = sources.read(path, flags.key)
+    path = folders.weights(path)
+    state = checkpoint_files.read(path, flags.key)
     with Progress("convert") as progress:
-        if name is None:
-            name = sources.recognise(state)
-            other = "; for the one-step generator give --source=dimo" if name == "maskgit" else ""
-            progress.note(f"{path} has the keys of {name}{other}")
-        source = sources.SOURCES[name]
-        options = sources.Options(
+        name, source = sources.choose(named, state)
+        if named is None:
+            other = f"; for the one-step generator give --source={sources.GENERATOR}"
+            progress.note(f"{path} has the keys of {name}{other if source.generator else ''}")
+        options = dataclasses.replace(
+            options or sources.Options(image_size=flags.image_size),
             heads=flags.heads,
             num_classes=flags.num_classes,
-            image_size=flags.image_size,
             model_yaml=_model_yaml(flags, path) if name == "vqgan" else None,
             activation=flags.activation,
-            described=folders.description(path) if name == "clip" else None,
+            described=folders.description(path) if source.folder else None,
         )
         try:
             config, params = sources.convert(state, source, options)
         except InputError as error:
             raise InputError(f"{path} is not a {name} checkpoint: {error}") from error
-        attachments = None
-        if name == "clip":
+        if source.kind == "clip":
             theirs = clip.is_hugging_face(state)
-            attachments = _tokenizer(flags, path, config["text"], theirs, progress)
+            more["attachments"] = _tokenizer(flags, path, config["text"], theirs, progress)
         if sizes := sources.unusual(source, config):
             progress.note(f"no published file has {'; '.join(sizes)}; converted as it is")
         bundles.save(
@@ -168,8 +210,9 @@ def _convert_model(flags: FlagValues, path: Path, output: Path, name: str | None
                 "file": path.name,
                 "sha256": _hash(folders.parts(path), progress),
             },
-            attachments=attachments,
+            **more,
         )
     leaves = trees.named_leaves(params).values()
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     print(f"{name}: a {source.kind} of {total:,} parameters in {len(state)} tensors: {output}")
+    return config, params

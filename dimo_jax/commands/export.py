@@ -119,19 +119,20 @@ def write_torch(path: Path, bundle: bundles.Bundle) -> None:
 
     Args:
         path: the file.
-        bundle: of a network or tokenizer in convert.sources.TORCH_TABLES.
+        bundle: of a network or tokenizer that convert.sources.SOURCES has such keys of.
 
     Raises:
         InputError: the model has no PyTorch original, or the path cannot be written.
         RuntimeError: what was written is not what was meant; the file is removed.
     """
     name = bundle.model["name"]
-    if name not in sources.TORCH_TABLES:
+    tables = {name: source.torch for name, source in sources.SOURCES.items() if source.torch}
+    if name not in tables:
         raise InputError(
             f"{bundle.path} is a {name}, which no PyTorch original has the keys for; there are "
-            f"{', '.join(sources.TORCH_TABLES)}: use --format=safetensors"
+            f"{', '.join(tables)}: use --format=safetensors"
         )
-    state = layouts.to_state(sources.TORCH_TABLES[name](bundle.build().config), bundle.params)
+    state = layouts.to_state(tables[name](bundle.build().config), bundle.params)
     torch_writer.write_state_dict(path, state)
     found = torch_files.state_dict(path)
     wrong = [k for k in state if k not in found or found[k].tobytes() != state[k].tobytes()]

@@ -34,7 +34,6 @@ flags.DEFINE_enum(
     None,
     [
         "maskgit",
-        "dimo",
         "halton",
         "google",
         "vqgan",
@@ -42,7 +41,9 @@ flags.DEFINE_enum(
         "google_vqgan",
         "inception",
         "clip",
+        "vq_model",
         "meissonic",
+        "dimo",
     ],
     "whose file; default: by its keys",
     flag_values=FLAGS,

@@ -1,21 +1,22 @@
-"""Whose checkpoints can be converted, how each is recognised, and what becomes of it."""
+"""Whose checkpoints can be converted: how each is recognised, what it becomes, how it goes back."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dimo_jax import models, tokenizers
+from dimo_jax import bundles
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.common.trees import Tree
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.convert.formats import folders, torch_files
 from dimo_jax.convert.networks import (
     clip,
+    clip_json,
     google,
     halton,
     inception,
@@ -26,7 +27,6 @@ from dimo_jax.convert.networks import (
     vqgan,
 )
 from dimo_jax.convert.networks.layouts import Entry
-from dimo_jax.models import clip as clip_model
 
 State = Mapping[str, np.ndarray]
 
@@ -38,7 +38,9 @@ class Options:
     Attributes:
         heads: attention heads.
         num_classes: of a table that holds codes and classes.
-        image_size: pixels along a side, of a tokenizer.
+        image_size: pixels along a side.
+        num_tokens: of an image, where its tokenizer is known.
+        text_length: ids of a prompt, where the text encoder is known.
         model_yaml: the text of the model.yaml beside a VQGAN.
         activation: of CLIP, a key of models.clip.ACTIVATIONS.
         described: the JSON beside the weights, as parsed.
@@ -47,32 +49,58 @@ class Options:
     heads: int | None = None
     num_classes: int = 1000
     image_size: int | None = None
+    num_tokens: int | None = None
+    text_length: int | None = None
     model_yaml: str | None = None
     activation: str | None = None
     described: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """One family of published files.
+class Folder:
+    """One model's part of a folder of text to image, as diffusers and transformers lay it down.
 
     Attributes:
-        kind: "teacher", "generator", "tokenizer", "features" or "clip": the bundle's.
-        keys: tensors that this family has and no other.
+        name: of the sub-folder.
+        config_json: config -> the fields of its config.json.
+        entries: config -> the table by which its weights are written.
+        weights_file: what its library calls them.
+    """
+
+    name: str
+    config_json: Callable[[Mapping[str, Any]], dict[str, Any]]
+    entries: Callable[[Mapping[str, Any]], list[Entry]]
+    weights_file: str = folders.DIFFUSERS_WEIGHTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One family of published checkpoints, each a file or a folder of one model.
+
+    Attributes:
+        kind: "teacher", "tokenizer", "features" or "clip": the bundle's.
+        keys: tensors that this family has and none before it, in each of its layouts.
         config_from: (state, options) -> the network's or tokenizer's config.
         entries: (config, state) -> the table.
         ignored: expressions for keys that are left out: losses, buffers.
         published: sizes of the published files; others convert with a notice.
         sampler: config -> how to sample from it, or None.
+        generator: how to sample from the one-step generator that has the same keys.
+        torch: config -> the table by which a bundle goes back to a PyTorch state dict.
+        folder: how it goes back to a folder, and is found in one of several models; its JSON is
+            read.
     """
 
     kind: str
-    keys: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
     config_from: Callable[[State, Options], dict[str, Any]]
     entries: Callable[[Mapping[str, Any], State], list[Entry]]
     ignored: tuple[str, ...] = ()
     published: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     sampler: Callable[[Mapping[str, Any]], dict[str, Any] | None] = lambda config: None
+    generator: Mapping[str, Any] | None = None
+    torch: Callable[[Mapping[str, Any]], list[Entry]] | None = None
+    folder: Folder | None = None
 
 
 def _maskgit_config(state: State, options: Options) -> dict[str, Any]:
@@ -103,40 +131,44 @@ def _google_heads(state: State, options: Options) -> dict[str, Any]:
     return config
 
 
-_MASKGIT_SIZES = {"width": (768,), "depth": (24,), "codebook_size": (1024,), "num_classes": (1000,)}
-# The generator as the authors sample it: r_init and sigma_init of their configuration, T = 1.
-_DIMO_SAMPLER = {"ratio": 0.6, "sigma": 0.1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+def _meissonic_config(state: State, options: Options) -> dict[str, Any]:
+    fields = options.described or {}
+    size = options.image_size or meissonic.image_size(fields)
+    num_tokens = options.num_tokens or (size // 16) ** 2  # of the published VQ model
+    return meissonic.config_from(fields, num_tokens, options.text_length or 77)
 
-# The order in which a file without --source is compared.
+
+# Of --source: the one-step generator of whichever source has the keys.
+GENERATOR = "dimo"
+
+# The order in which a file without --source is compared, and the models of a folder are converted.
 SOURCES = {
     "maskgit": Source(
         "teacher",
-        ("pos_emb", "bias", "tok_emb.weight", "transformer.layers.0.0.fn.mha.in_proj_weight"),
+        (("pos_emb", "bias", "tok_emb.weight", "transformer.layers.0.0.fn.mha.in_proj_weight"),),
         _maskgit_config,
         lambda config, state: maskgit.entries(config),
-        published=_MASKGIT_SIZES,
+        published={
+            **{"width": (768,), "depth": (24,)},
+            **{"codebook_size": (1024,), "num_classes": (1000,)},
+        },
         sampler=_maskgit_sampler,
-    ),
-    # The same keys as its teacher: only --source tells them apart.
-    "dimo": Source(
-        "generator",
-        ("pos_emb", "bias", "tok_emb.weight", "transformer.layers.0.0.fn.mha.in_proj_weight"),
-        _maskgit_config,
-        lambda config, state: maskgit.entries(config),
-        published=_MASKGIT_SIZES,
-        sampler=lambda config: _DIMO_SAMPLER,
+        # As the authors sample it: r_init and sigma_init of their configuration, T = 1.
+        generator={"ratio": 0.6, "sigma": 0.1, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        torch=maskgit.entries,
     ),
     "halton": Source(
         "teacher",
-        ("cls_emb.weight", "reg_tokens.weight"),
+        (("cls_emb.weight", "reg_tokens.weight"),),
         lambda state, options: halton.config_from(state, options.heads),
         lambda config, state: halton.entries(config),
         published={"width": (384, 512, 768, 1024, 1152), "codebook_size": (16384,)},
         sampler=_halton_sampler,
+        torch=halton.entries,
     ),
     "google": Source(
         "teacher",
-        ("Embed_0/word_embeddings/embedding",),
+        (("Embed_0/word_embeddings/embedding",),),
         _google_heads,
         lambda config, state: google.transformer_entries(config),
         published={"width": (768,), "depth": (24,)},
@@ -144,30 +176,34 @@ SOURCES = {
     ),
     "vqgan": Source(
         "tokenizer",
-        ("encoder.down.0.block.0.conv1.bias", "quantize.embedding.weight"),
+        (("encoder.down.0.block.0.conv1.bias", "quantize.embedding.weight"),),
         lambda state, options: vqgan.config_from(state, options.model_yaml, options.image_size),
         lambda config, state: vqgan.entries(config),
         ignored=vqgan.IGNORED,
         published={"ch": (128,), "n_embed": (1024, 16384)},
+        torch=vqgan.entries,
     ),
     "llamagen": Source(
         "tokenizer",
-        ("encoder.conv_blocks.0.res.0.conv1.weight",),
+        (("encoder.conv_blocks.0.res.0.conv1.weight",),),
         lambda state, options: vqgan.config_from(state, None, options.image_size),
         lambda config, state: vqgan.entries(config),
         ignored=vqgan.IGNORED,
         published={"ch": (128,), "n_embed": (16384,)},
+        torch=vqgan.entries,
     ),
     "google_vqgan": Source(
         "tokenizer",
-        ("quantizer/codebook",),
+        # The PyTorch port has Taming's keys, but no bias in its blocks.
+        (("quantizer/codebook",), ("encoder.down.0.block.0.conv1.weight",)),
         lambda state, options: google.tokenizer_config_from(state, options.image_size or 256),
         lambda config, state: google.tokenizer_entries(config, google.tokenizer_layout(state)),
         published={"ch": (128,)},
+        torch=lambda config: google.tokenizer_entries(config, "torch"),
     ),
     "inception": Source(
         "features",
-        ("Mixed_7c.branch3x3dbl_3b.conv.weight", "fc.weight"),
+        (("Mixed_7c.branch3x3dbl_3b.conv.weight", "fc.weight"),),
         lambda state, options: inception.config_from(state),
         lambda config, state: inception.entries(),
         ignored=inception.IGNORED,
@@ -175,77 +211,50 @@ SOURCES = {
     ),
     "clip": Source(
         "clip",
-        ("token_embedding.weight", "visual.conv1.weight", "ln_final.weight"),
+        (
+            ("token_embedding.weight", "visual.conv1.weight", "ln_final.weight"),
+            (clip.HF_FIRST,),
+        ),
         lambda state, options: clip.config_from(state, options.activation, options.described),
         lambda config, state: clip.entries(config, clip.is_hugging_face(state)),
         ignored=clip.IGNORED,
         published={"projection": (512, 640, 768, 1024, 1280)},
+        folder=Folder(
+            TEXT_ENCODER_FOLDER,
+            clip_json.text_config_json,
+            lambda config: clip.entries(config, hugging_face=True),
+            folders.TRANSFORMERS_WEIGHTS,
+        ),
+    ),
+    # Meissonic's tokenizer; before its transformer, whose bundle says which one its tokens are of.
+    "vq_model": Source(
+        "tokenizer",
+        (("encoder.down_blocks.0.resnets.0.conv1.weight", "post_quant_conv.weight"),),
+        lambda state, options: vq_model.config_from(
+            options.described or {}, options.image_size or 1024
+        ),
+        lambda config, state: vq_model.entries(config),
+        torch=vq_model.entries,
+        folder=Folder("vqvae", vq_model.config_json, vq_model.entries),
+    ),
+    "meissonic": Source(
+        "teacher",
+        (("context_embedder.weight", "embed.embeddings.weight", "mlm_layer.conv1.weight"),),
+        _meissonic_config,
+        lambda config, state: meissonic.entries(config),
+        # 64 steps and guidance 9, as its authors recommend.
+        sampler=lambda config: {"num_steps": 64, "guidance": 9.0, "choice_temperature": 2.0},
+        # What the released one was trained with. The authors' sampling script defaults to ratio
+        # 0.6 and sigma 0.1, those of their ImageNet model.
+        generator={"ratio": 0.5, "sigma": 0.3, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        torch=meissonic.entries,
+        folder=Folder("transformer", meissonic.config_json, meissonic.entries),
     ),
 }
 
-# Networks and tokenizers whose bundles go back to a PyTorch state dict of the original keys.
-TORCH_TABLES: dict[str, Callable[[Mapping[str, Any]], list[Entry]]] = {
-    "maskgit": maskgit.entries,
-    "halton": halton.entries,
-    "vqgan": vqgan.entries,
-    "llamagen": vqgan.entries,
-    "google_vqgan": lambda config: google.tokenizer_entries(config, "torch"),
-    "meissonic": meissonic.entries,
-    "vq_model": vq_model.entries,
-}
 
-
-def read(path: str | Path, at: str | None = None) -> dict[str, np.ndarray]:
-    """Return the tensors of any file that a source publishes; nothing in it is executed.
-
-    Args:
-        path: .pth, .ckpt, .bin (both containers), .safetensors, the index of several of these,
-            or Flax's msgpack.
-        at: where in a file of PyTorch or of safetensors the weights are: a key, or what their keys
-            begin with before a dot.
-
-    Returns:
-        {key: array}, views of the mapped file where it can be. Of a training program's file that
-        has one known model inside another's keys, such as model.*, that model.
-
-    Raises:
-        InputError: the file is missing, damaged, hostile, or of no such format.
-    """
-    path = Path(path)
-    if path.is_file():
-        with open(path, "rb") as file:
-            head = file.read(2)
-        # Flax's msgpack begins with a small map; a pickle with 0x80, which would be an empty one.
-        if len(head) > 1 and 0x81 <= head[0] <= 0x8F and path.suffix != ".safetensors":
-            return google.from_bytes(path.read_bytes())
-    state = folders.read(path, at)
-    return state if at is not None or _is_known(state) else _inner(state, path)
-
-
-def _is_known(state: State) -> bool:
-    try:
-        recognise(state)
-    except InputError:
-        return False
-    return True
-
-
-def _inner(state: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Return the one part of a state dict that is of a known source.
-
-    The state dict if there is none.
-    """
-    inside: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in state.items():
-        first, dot, rest = key.partition(".")
-        if dot:
-            inside.setdefault(first, {})[rest] = value
-    known = [first for first, part in inside.items() if _is_known(part)]
-    if len(known) > 1:
-        raise InputError(
-            f"{path} holds a model under each of {shown(', '.join(known))}; choose with --key"
-        )
-    return inside[known[0]] if known else state
+# The parts of a folder of several models.
+FOLDERS = {source.folder.name: source.folder for source in SOURCES.values() if source.folder}
 
 
 def recognise(state: State) -> str:
@@ -255,24 +264,51 @@ def recognise(state: State) -> str:
         state: {key: array}.
 
     Returns:
-        A key of SOURCES; "maskgit" for both that family and "dimo".
+        A key of SOURCES.
 
     Raises:
         InputError: no source has these keys.
     """
     for name, source in SOURCES.items():
-        if all(key in state for key in source.keys):
+        if _has_keys(state, source):
             return name
-    # The PyTorch port of Google's tokenizer: as Taming's VQGAN, but no bias in its blocks.
-    if "encoder.down.0.block.0.conv1.weight" in state:
-        return "google_vqgan"
-    if clip.is_hugging_face(state):
-        return "clip"
     first = shown(", ".join(list(state)[:4]))
     raise InputError(
         f"its {len(state)} tensors ({first}, ...) are of no known source; "
         f"known are {', '.join(SOURCES)}"
     )
+
+
+def _has_keys(state: State, source: Source) -> bool:
+    return any(all(key in state for key in layout) for layout in source.keys)
+
+
+def choose(name: str | None, state: State) -> tuple[str, Source]:
+    """Return what a state dict is converted as.
+
+    Args:
+        name: a key of SOURCES, of which "meissonic" is for its tokenizer too; GENERATOR, or None:
+            the keys decide.
+        state: {key: array}.
+
+    Returns:
+        (name of the source, or GENERATOR; the source).
+
+    Raises:
+        InputError: no source has these keys, or none that has a one-step generator.
+    """
+    tokenizer = name == "meissonic" and _has_keys(state, SOURCES["vq_model"])
+    if name in SOURCES and not tokenizer:
+        return name, SOURCES[name]
+    found = recognise(state)
+    source = SOURCES[found]
+    if name != GENERATOR or (source.folder and not source.generator):
+        return found, source
+    if source.generator is None:
+        known = ", ".join(name for name, source in SOURCES.items() if source.generator)
+        raise InputError(f"it has the keys of {found}; a one-step generator has those of {known}")
+    settings = dict(source.generator)
+    return name, dataclasses.replace(source, kind="generator", sampler=lambda config: settings)
 
 
 def convert(state: State, source: Source, options: Options) -> tuple[dict[str, Any], Tree]:
@@ -291,17 +327,11 @@ def convert(state: State, source: Source, options: Options) -> tuple[dict[str, A
     """
     kept = {k: v for k, v in state.items() if not any(re.search(p, k) for p in source.ignored)}
     config = source.config_from(kept, options)
-    network = build(source.kind, config)
+    network = bundles.BUILDERS[source.kind](config)
     like = jax.eval_shape(network.init, jax.random.key(0))
     return network.config, layouts.to_params(
         source.entries(config, kept), kept, like, torch_files.release
     )
-
-
-def build(kind: str, config: Mapping[str, Any]) -> Any:
-    """Return the network or tokenizer of a config."""
-    builders = {"tokenizer": tokenizers.build, "clip": clip_model.build}
-    return builders.get(kind, models.build)(config)
 
 
 def unusual(source: Source, config: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Bundles of text to image -> the folder that diffusers, transformers and its authors load.
 
-The way back of convert/text_to_image.py: transformer/ and scheduler/, vqvae/, text_encoder/ and
+The way back of a converted folder: transformer/ and scheduler/, vqvae/, text_encoder/ and
 tokenizer/.
 """
 
@@ -17,20 +17,9 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, check_belongs, identity_of
-from dimo_jax.convert.networks import clip, clip_json, diffusers_folder, meissonic
-from dimo_jax.convert.text_to_image import PARTS, Part
-from dimo_jax.models import clip as clip_network
+from dimo_jax.convert.networks import diffusers_folder, meissonic
+from dimo_jax.convert.sources import FOLDERS, SOURCES
 
-_PARTS_BACK = {
-    **PARTS,
-    TEXT_ENCODER_FOLDER: Part(
-        "clip",
-        clip_network.build,
-        lambda config: clip.entries(config, hugging_face=True),
-        clip_json.text_config_json,
-        "model.safetensors",
-    ),
-}
 # A model's folder -> the one that goes with it, and the files that are written there.
 _COMPANIONS: Mapping[str, tuple[str, frozenset[str]]] = {
     "transformer": ("scheduler", frozenset({"scheduler_config.json"})),
@@ -121,7 +110,7 @@ def _parts(path: Path, given: Mapping[str, str | None]) -> tuple[dict[str, Path]
 def _check_output(output: Path, names: Iterable[str]) -> None:
     """Refuse, before anything is written, to replace what `to_folder` did not write."""
     for name in names:
-        own = {diffusers_folder.CONFIG_FILE, _PARTS_BACK[name].weights_file}
+        own = {diffusers_folder.CONFIG_FILE, FOLDERS[name].weights_file}
         files.check_folder(output / name, functools.partial(diffusers_folder.foreign, names=own))
         if name in _COMPANIONS:
             companion, own = _COMPANIONS[name]
@@ -151,12 +140,14 @@ def _check_parts(places: Mapping[str, Path], note: Callable[[str], None]) -> Non
 
 def _write(name: str, bundle: bundles.Bundle, output: Path, note: Callable[[str], None]) -> int:
     """Write the sub-folders of one bundle; returns its number of parameters."""
-    part = _PARTS_BACK[name]
-    config = part.build(bundle.model).config
-    table = part.entries(config)
+    folder, config = FOLDERS[name], bundle.build().config
     note(f"writes {output / name}, and reads it back")
     shapes = diffusers_folder.write(
-        output / name, part.config_json(config), table, bundle.params, part.weights_file
+        output / name,
+        folder.config_json(config),
+        folder.entries(config),
+        bundle.params,
+        folder.weights_file,
     )
     content = None
     if name == "transformer":
@@ -165,8 +156,8 @@ def _write(name: str, bundle: bundles.Bundle, output: Path, note: Callable[[str]
     elif name == TEXT_ENCODER_FOLDER:
         content = _tokenizer_files(bundle, config["text"]["context"], note)
     if content is not None:
-        folder, names = _COMPANIONS[name]
-        diffusers_folder.replace(output / folder, content, names, output / name)
+        companion, names = _COMPANIONS[name]
+        diffusers_folder.replace(output / companion, content, names, output / name)
     return sum(math.prod(shape) for shape in shapes.values())
 
 
@@ -202,10 +193,11 @@ def _name_back(place: Path) -> str:
     name = model.get("name")
     if name == "clip" and model.get("image") is not None:
         name = "clip with an image tower"
-    by_model = {part.name: folder for folder, part in _PARTS_BACK.items()}
-    if not isinstance(name, str) or name not in by_model:
+    source = SOURCES.get(name) if isinstance(name, str) else None
+    if source is None or source.folder is None:
+        known = [x for x, some in SOURCES.items() if some.folder]
         raise InputError(
             f"{place} is a {shown(name)}, which diffusers has no folder for; there are "
-            f"{', '.join(by_model)} (clip: of text alone): use dimo_jax.export"
+            f"{', '.join(known)} (clip: of text alone): use dimo_jax.export"
         )
-    return by_model[name]
+    return source.folder.name

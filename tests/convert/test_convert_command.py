@@ -185,6 +185,14 @@ def test_halton_from_safetensors(convert, tmp_path):
     assert_same(bundle.params, params)
 
 
+def test_a_source_without_a_one_step_generator_is_named(convert, tmp_path):
+    network = models.build(HALTON)
+    state = layouts.to_state(sources.halton.entries(network.config), random_params(network))
+    save_file({k: v.copy() for k, v in state.items()}, tmp_path / "model.safetensors")
+    err = convert(tmp_path / "model.safetensors", "--source=dimo", status=2)
+    assert "keys of halton; a one-step generator has those of maskgit, meissonic" in err
+
+
 def test_one_message_lists_every_difference(convert, tmp_path):
     _, state = maskgit_state()
     del state["last_layer.0.bias"]

@@ -112,7 +112,8 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
     assert teacher.sampler == {"num_steps": 64, "guidance": 9.0, "choice_temperature": 2.0}
     assert teacher.provenance["source"] == "meissonic" and len(teacher.provenance["sha256"]) == 64
     total = sum(x.size for x in state_of("transformer").values())
-    assert f"{total:,} parameters: {tmp_path / 'b' / 'transformer'}" in out
+    assert f"meissonic: a teacher of {total:,} parameters in " in out
+    assert f" tensors: {tmp_path / 'b' / 'transformer'}" in out
 
     err = run(tmp_path / "b", tmp_path / "back", "--to=diffusers", status=2)
     assert "lacks its text_encoder" in err and not (tmp_path / "back").exists()
@@ -130,6 +131,14 @@ def test_a_folder_becomes_a_teacher_and_its_tokenizer_and_goes_back(folder, tmp_
     theirs = module.state_dict()
     for key, value in state_of("vqvae").items():
         np.testing.assert_array_equal(theirs[key].numpy(), value)
+
+
+def test_a_folder_needs_no_source(folder, tmp_path, run):
+    run(folder, tmp_path / "b", "--image_size=64")
+    teacher = bundles.load(tmp_path / "b" / "transformer", kind="teacher")
+    assert bundles.load_tokenizer(tmp_path / "b" / "vqvae", teacher).model == TOKENIZER
+    run(folder / "vqvae", tmp_path / "one", "--image_size=64")
+    assert bundles.load(tmp_path / "one").provenance["source"] == "vq_model"
 
 
 @pytest.fixture
@@ -301,6 +310,7 @@ def test_what_is_missing_is_named(folder, tmp_path, run):
     run(tmp_path / "b", tmp_path / "b", *MEISSONIC, status=2)
     (folder / "vqvae" / WEIGHTS).unlink()
     assert f"{folder / 'vqvae'} has no weights" in run(folder, tmp_path / "b", *MEISSONIC, status=2)
+    save_file(state_of("vqvae"), folder / "vqvae" / WEIGHTS)
     (folder / "vqvae" / "config.json").write_text("{")
     assert "is not JSON" in run(folder, tmp_path / "b", *MEISSONIC, status=2)
     assert "expected the square of an even number" in run(

@@ -14,16 +14,31 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import quoted, shown
 from dimo_jax.convert.formats import torch_files
 
-# Weights, in the order they are looked for, and the JSON that describes them.
+TRANSFORMERS_WEIGHTS = "model.safetensors"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_WHOLE = (
+    TRANSFORMERS_WEIGHTS,
+    "pytorch_model.bin",
+    DIFFUSERS_WEIGHTS,
+    "diffusion_pytorch_model.bin",
+)
+_OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Weights, in the order they are looked for, and the JSON that describes them: float32 before
+# float16, of which there is less to know; each whole or in parts with an index.
 _DESCRIBED_BY = {
-    "model.safetensors": "config.json",
-    "model.safetensors.index.json": "config.json",
-    "model.fp16.safetensors": "config.json",
-    "model.safetensors.index.fp16.json": "config.json",
-    "pytorch_model.bin": "config.json",
-    "pytorch_model.bin.index.json": "config.json",
-    "open_clip_model.safetensors": "open_clip_config.json",
-    "open_clip_pytorch_model.bin": "open_clip_config.json",
+    **{
+        f"{stem}{form.format(suffix)}": "config.json"
+        for stem, suffix in (name.split(".") for name in _WHOLE)
+        for form in (
+            ".{}",
+            ".{}.index.json",
+            ".fp16.{}",
+            ".fp16.{}.index.json",
+            ".{}.index.fp16.json",
+            ".{}.fp16.index.json",
+        )
+    },
+    **dict.fromkeys(_OPEN_CLIP, "open_clip_config.json"),
 }
 _INDEX = ".index."  # diffusers writes .index.fp16.json too
 
@@ -45,7 +60,10 @@ def weights(path: Path) -> Path:
     for name in _DESCRIBED_BY:
         if (path / name).is_file():
             return path / name
-    raise InputError(f"{path} has no weights; one of {', '.join(_DESCRIBED_BY)} was expected in it")
+    raise InputError(
+        f"{path} has no weights; one of {', '.join((*_WHOLE, *_OPEN_CLIP))}, of float16 or parts "
+        "with an index was expected in it; download the rest of the folder"
+    )
 
 
 def parts(path: Path) -> list[Path]:

@@ -32,7 +32,7 @@ IGNORED = (
     r"(^|\.)position_ids$",
     r"^(input_resolution|context_length|vocab_size)$",
 )
-_HF_FIRST, _HF_IMAGE = (
+HF_FIRST, _HF_IMAGE = (
     "text_model.embeddings.token_embedding.weight",
     "vision_model.embeddings.patch_embedding.weight",
 )
@@ -43,7 +43,7 @@ _TEXT_HEADS = {width: width // 64 for width in (512, 640, 768, 1024, 1280)}
 
 def is_hugging_face(state: Mapping[str, Any]) -> bool:
     """Return whether a state has the keys of Hugging Face, rather than open_clip's."""
-    return _HF_FIRST in state
+    return HF_FIRST in state
 
 
 def entries(config: Mapping[str, Any], hugging_face: bool) -> list[Entry]:
@@ -59,7 +59,7 @@ def entries(config: Mapping[str, Any], hugging_face: bool) -> list[Entry]:
     text, image = config["text"], config["image"]
     if hugging_face:
         table = [
-            same(_HF_FIRST, "text/token_embedding"),
+            same(HF_FIRST, "text/token_embedding"),
             same("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
             *norm("text_model.final_layer_norm", "text/last_norm"),
             permuted("text_projection.weight", "text/projection", (1, 0)),
@@ -218,7 +218,7 @@ def _shape(state: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
 def _sizes(state: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int] | None, int]:
     """Return both towers without their heads, and the projection."""
     if is_hugging_face(state):
-        table, positions = _HF_FIRST, "text_model.embeddings.position_embedding.weight"
+        table, positions = HF_FIRST, "text_model.embeddings.position_embedding.weight"
         layers, mlp, projection = "text_model.encoder.layers.", "mlp.fc1", "text_projection.weight"
         patch, places = _HF_IMAGE, "vision_model.embeddings.position_embedding.weight"
         image_layers, axis = "vision_model.encoder.layers.", 0

@@ -1,4 +1,4 @@
-"""A model as diffusers lays it down: a folder of config.json and weights, whole or in parts."""
+"""A model as diffusers lays it down, written: a folder of config.json and weights."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,27 +8,12 @@ from typing import Any
 import numpy as np
 
 from dimo_jax.common import files
-from dimo_jax.common.errors import InputError
 from dimo_jax.common.trees import Tree
 from dimo_jax.convert.formats import folders
 from dimo_jax.convert.networks import layouts
 from dimo_jax.convert.networks.layouts import Entry
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_STEM = "diffusion_pytorch_model"
-# float32 before float16, of which there is less to know; each whole or as parts with an index.
-_NAMES = [
-    f"{_STEM}{name}"
-    for suffix in ("safetensors", "bin")
-    for name in (
-        f".{suffix}",
-        f".{suffix}.index.json",
-        f".fp16.{suffix}",
-        f".fp16.{suffix}.index.json",
-        f".{suffix}.fp16.index.json",
-    )
-]
 _CHUNK_ELEMENTS = 1 << 24
 # diffusers 0.30, the authors', refuses a file that does not say whose format it is. Who wrote it
 # decides whether it may be replaced.
@@ -36,33 +21,12 @@ _METADATA = {"format": "pt", "written_by": "dimo_jax"}
 _START = json.dumps({"__metadata__": _METADATA}, separators=(",", ":"))[:-1].encode()
 
 
-def weights(folder: Path) -> Path:
-    """Return the file by which a model's tensors are found, for folders.read.
-
-    Args:
-        folder: of one model.
-
-    Returns:
-        The weights, or the index of their parts; float32 where there are both.
-
-    Raises:
-        InputError: the folder has neither.
-    """
-    for name in _NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(
-        f"{folder} has no weights; expected {WEIGHTS_FILE}, {_STEM}.fp16.safetensors, or parts "
-        "with an index; download the rest of the folder"
-    )
-
-
 def write(
     folder: Path,
     fields: Mapping[str, Any],
     entries: Sequence[Entry],
     params: Tree,
-    weights_file: str = WEIGHTS_FILE,
+    weights_file: str = folders.DIFFUSERS_WEIGHTS,
 ) -> dict[str, tuple[int, ...]]:
     """Write a model's folder in float32 and reads it back.
 
@@ -144,7 +108,8 @@ def as_json(fields: Mapping[str, Any]) -> bytes:
 def _safetensors(entries: Sequence[Entry], params: Tree) -> Iterator[bytes]:
     """Yield a safetensors file piece by piece, of which at most one tensor is a copy in memory.
 
-    The package's own writer takes all tensors at once: the parameters a second time.
+    The package's own writer (0.8.0) takes all tensors at once, which is the parameters a second
+    time, and writes two entries of metadata in a random order: other bytes for the same model.
     Source: the description of the format, github.com/huggingface/safetensors.
     """
     header: dict[str, Any] = {"__metadata__": _METADATA}

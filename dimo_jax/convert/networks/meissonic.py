@@ -114,6 +114,11 @@ def _pointwise(prefix: str, path: str) -> Entry:
     )
 
 
+def image_size(fields: Mapping[str, Any]) -> int:
+    """Return the pixels along a side that the transformer of a config.json was trained for."""
+    return 1024 if fields.get("downsample") else 512
+
+
 @readers.well_typed("its config.json")
 def config_from(
     fields: Mapping[str, Any], num_tokens: int = 4096, text_length: int = 77

@@ -11,7 +11,7 @@ import torch
 from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
-from dimo_jax.convert import sources
+from dimo_jax.convert import checkpoint_files, sources
 from dimo_jax.convert.networks import inception, layouts
 
 SMALL = {"name": "inception", "num_logits": 10, "divisor": 16}
@@ -39,7 +39,7 @@ def state(params):
 
 
 def convert(path):
-    state = sources.read(path)
+    state = checkpoint_files.read(path)
     name = sources.recognise(state)
     return name, *sources.convert(state, sources.SOURCES[name], sources.Options())
 
@@ -93,7 +93,7 @@ def test_a_pth_becomes_the_parameters(params, state, tmp_path):
 def test_counters_and_data_parallel_do_not_matter(state, tmp_path):
     kept = {k: x for k, x in state.items() if "tracked" not in k}
     torch.save({f"module.{k}": x for k, x in kept.items()}, tmp_path / "weights.pth")
-    found = sources.read(tmp_path / "weights.pth")
+    found = checkpoint_files.read(tmp_path / "weights.pth")
     assert list(found) == list(kept) and sources.recognise(found) == "inception"
 
 
@@ -102,7 +102,7 @@ def test_the_pickle_of_a_jax_port_is_refused_with_the_file_that_has_its_numbers(
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps(params, protocol))
         with pytest.raises(InputError) as error:
-            sources.read(path)
+            checkpoint_files.read(path)
         assert str(error.value) == (
             f"{path} is a pickle of something else, expected a file of torch.save; of Inception "
             "give pt_inception-2015-12-05-6726825d.pth"
