@@ -16,16 +16,19 @@ ROOT = Path(__file__).parent.parent
 
 
 class Parser(argparse.ArgumentParser):
-    """Read `COMMAND --flag=value ... -- the program's own flags`; refuse by an InputError."""
+    """Read `[COMMAND] --flag=value ... -- the program's own flags`; refuse by an InputError."""
 
-    def __init__(self, name: str, doc: str, commands: Sequence[str]):
+    def __init__(self, name: str, doc: str, commands: Sequence[str] = ()):
+        words = "COMMAND --flag=value" if commands else "--flag=value"
         super().__init__(
-            usage=f"python -m {name} COMMAND --flag=value ... [-- the program's own flags]",
+            usage=f"python -m {name} {words} ... [-- the program's own flags]",
             description=doc,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument("command", choices=commands, metavar="COMMAND", help=", ".join(commands))
+        if commands:
+            listed = ", ".join(commands)
+            self.add_argument("command", choices=commands, metavar="COMMAND", help=listed)
         self.add_argument("--dry-run", "--dry_run", action="store_true", help="print, run nothing")
         self.flag("module", "what runs: python -m MODULE", default="dimo_jax.main")
 
@@ -36,6 +39,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             f"--{name}", type=kind, default=default, metavar="VALUE", help=meaning, **many
         )
+
+    def switch(self, name: str, meaning: str) -> None:
+        """Add --name, false where it is not given."""
+        self.add_argument(f"--{name}", action="store_true", help=meaning)
 
     def require(self, flags: argparse.Namespace, *names: str) -> None:
         """Refuse the flags where one of `names` is missing or empty."""
@@ -54,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"there is no flag {unknown[0]}; see --help (the program's own follow --)")
         flags.program = list(arguments[end + 1 :])
-        if flags.command in ("run", "start") and not flags.program:
+        if getattr(flags, "command", "run") in ("run", "start") and not flags.program:
             self.error(
                 "nothing follows --; for example: -- --config=FILE --workdir=gs://BUCKET/RUN"
             )
@@ -118,8 +125,8 @@ def launch(main: Callable[[list[str]], None]) -> NoReturn:
         status, text = 0, ""
     except InputError as error:
         status, text = 2, str(error)
-    except FileNotFoundError as error:
-        status, text = 127, f"{error.filename} is not installed"
+    except OSError as error:  # a program that is not installed, a folder that cannot be written
+        status, text = 127, f"{error.filename}: {error.strerror}"
     except subprocess.CalledProcessError as error:
         status, text = error.returncode, f"{error.cmd[0]} ended with {error.returncode}"
     except KeyboardInterrupt:

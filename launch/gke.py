@@ -76,7 +76,7 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     flag("sidecars", "a file: a YAML list of initContainers with restartPolicy: Always")
     flag("python", "in the image", default="python")
     flag("lines", "for logs: how many of a pod", COUNT, 50)
-    parser.add_argument("--follow", action="store_true", help="for logs: all as they come")
+    parser.switch("follow", "for logs: all as they come")
     flags = parser.read(arguments)
     required = {"build": ["image"], "start": ["name", "image"]}
     parser.require(flags, *required.get(flags.command, ["name"]))

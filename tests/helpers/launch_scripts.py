@@ -11,7 +11,10 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 LAUNCH = ROOT / "launch"
-SCRIPTS = ["local_processes.sh", "slurm.sbatch"]
+SCRIPTS = {
+    "local_processes": [sys.executable, "-m", "launch.local_processes"],
+    "slurm.sbatch": ["bash", str(LAUNCH / "slurm.sbatch")],
+}
 
 # What every script must hand on as it is.
 AWKWARD = [
@@ -85,10 +88,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 def start(*words, **options):
     first, *rest = map(str, words)
-    if first in SCRIPTS:
-        first = ["bash", f"{LAUNCH}/{first}"]
-    else:
-        first = [first]
+    first = SCRIPTS.get(first, [first])
     process = subprocess.Popen(
         [sys.executable, "-SEc", _HEEDING_SIGNALS, *first, *rest],
         stdin=subprocess.DEVNULL,
@@ -105,7 +105,8 @@ def environment(tmp_path, *folders, **variables):
     """This process's environment with `folders` first on PATH and $RECORD in tmp_path."""
     path = os.pathsep.join([*map(str, folders), os.environ["PATH"]])
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_"))}
-    return {**outside, "PATH": path, "RECORD": str(tmp_path / "record"), **variables}
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), "RECORD": str(tmp_path / "record")}
+    return outside | own | variables
 
 
 def wait_until(condition, what, seconds=120):

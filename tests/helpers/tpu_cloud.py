@@ -50,7 +50,7 @@ class Cloud(Shell):
         install(self.folder / "bin", "python3", PYTHON3)
         install(self.folder, "program", PROGRAM)
         self.variables = environment(tmp_path, self.folder / "bin", CLOUD=str(self.folder))
-        self.queued, self.node, self.reachable = "", "", True
+        self.queued, self.node = "", ""  # the states of the request and of the slice
         self.events, self.pauses, self.notes, self.gcloud_calls = iter(()), 0, [], []
 
     def note(self, text):
@@ -70,8 +70,6 @@ class Cloud(Shell):
             return super().read(words)
         assert words[:3] == ["gcloud", "compute", "tpus"] and {*WHERE} < {*words}
         self.gcloud_calls.append(words[3:])
-        if not self.reachable:
-            raise subprocess.CalledProcessError(1, words)
         return getattr(self, words[4])(*words[5:]) or ""
 
     def list(self, *words):
@@ -95,6 +93,8 @@ class Cloud(Shell):
             (self.folder / worker).rename(self.folder / f"gone-{worker}-{len(self.gcloud_calls)}")
 
     def describe(self, *words):
+        if isinstance(self.node, Exception):
+            raise self.node
         return self.node
 
     def scp(self, source, target, *words):
@@ -129,12 +129,6 @@ class Cloud(Shell):
     def runs_everywhere(self):
         states = [self.folder / worker / "dimo_jax_run" for worker in WORKERS]
         return all((s / "program").exists() and not (s / "ended").exists() for s in states)
-
-    def until_starts(self, count):
-        return until(lambda: len(self.programs()) >= count)
-
-    def until_requests(self, count):
-        return until(lambda: len(self.called("queued-resources", "create")) >= count)
 
     def end(self, status):
         (self.folder / "status").write_text(str(status))

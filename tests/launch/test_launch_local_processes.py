@@ -1,4 +1,4 @@
-"""local_processes.sh with small programs in place of the real one."""
+"""launch.local_processes with small programs in place of the real one."""
 
 import os
 import signal
@@ -30,12 +30,12 @@ def sleep_until(condition):
 
 @pytest.fixture
 def launch(tmp_path):
-    """launch(body, *flags): local_processes.sh started with a program of that body."""
+    """launch(body, *flags): local_processes started with a program of that body."""
 
     def launch(body, *flags):
         install(tmp_path / "bin", "program", PROGRAM + body)
         variables = environment(tmp_path, tmp_path / "bin")
-        words = ["local_processes.sh", "--python=program", *flags, "--", "--config=a b"]
+        words = ["local_processes", "--python=program", *flags, "--", "--config=a b"]
         return start(*words, env=variables)
 
     return launch
@@ -130,7 +130,7 @@ def test_ctrl_c_at_the_terminal_reaches_every_process_once(launch, tmp_path):
         tmp_path / "bin", "program", PROGRAM + "listen(); sleep_until(lambda: len(signals) > 0)"
     )
     process = start(
-        *("local_processes.sh", "--python=program", "--", "a"),
+        *("local_processes", "--python=program", "--", "a"),
         env=environment(tmp_path, tmp_path / "bin"),
         start_new_session=True,
     )
@@ -181,7 +181,7 @@ open(os.environ["RECORD"] + ".child", "a").write(f"{child.pid}\\n")
 
 
 def test_a_missing_interpreter_is_reported(tmp_path):
-    words = ["local_processes.sh", "--python=no-such-python", "--", "a"]
+    words = ["local_processes", "--python=no-such-python", "--", "a"]
     out, err = run(*words, env=environment(tmp_path), status=127)
     assert "no-such-python" in out
     assert "ended with status 127" in err

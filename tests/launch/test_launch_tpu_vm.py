@@ -1,5 +1,6 @@
 """launch.tpu_vm, and on the workers tpu_worker.sh, against a cloud that the test plays."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -43,25 +44,39 @@ def cloud(tmp_path, monkeypatch):
     cloud.end(0)  # whatever still runs there
 
 
-def test_run_creates_installs_starts_and_ends_with_the_program(cloud):
+def test_run_creates_installs_starts_and_replaces_a_preempted_slice(cloud):
     def events():
-        yield from cloud.until_starts(2)
+        for name, before, after, requests in [
+            ("queued", "SUSPENDING", "SUSPENDED", 2),
+            ("node", "STOPPING", "PREEMPTED", 3),
+        ]:
+            yield from until(cloud.runs_everywhere)
+            setattr(cloud, name, before)
+            for worker in WORKERS:
+                cloud.signal_machine(worker, signal.SIGTERM)
+            yield
+            setattr(cloud, name, after)
+            while len(cloud.called("queued-resources", "create")) < requests:
+                yield
+        yield from until(cloud.runs_everywhere)
         cloud.end(0)
 
     cloud.events = events()
     tpu_vm.main([*RUN, "--spot", "--create_flag=--network=n", "--", *AWKWARD], cloud)
-    assert cloud.programs() == [AWKWARD, AWKWARD]
-    assert cloud.called("queued-resources", "create") == [
+    assert cloud.programs() == 6 * [AWKWARD]
+    assert cloud.called("queued-resources", "create") == 3 * [
         [
             *("queued-resources", "create", "dimo", *WHERE, "--accelerator-type=v4-16"),
             *("--runtime-version=tpu-ubuntu2204-base", "--node-id=dimo", "--spot", "--network=n"),
         ]
     ]
+    assert cloud.called("queued-resources", "delete") == 2 * [
+        ["queued-resources", "delete", "dimo", *WHERE, "--force", "--quiet"]
+    ]
     assert cloud.called("queued-resources", "list")[0] == [
         *("queued-resources", "list", *WHERE, "--filter=name~/queuedResources/dimo$"),
         "--format=value(state.state)",
     ]
-    assert not cloud.called("queued-resources", "delete")
     assert cloud.notes[-1].endswith(f"launch.tpu_vm delete --name=dimo {' '.join(WHERE)}")
     assert arguments(cloud.record, "python3")[-1] == [
         *("-m", "uv", "pip", "install", "--quiet", "--python=.venv/bin/python"),
@@ -69,42 +84,18 @@ def test_run_creates_installs_starts_and_ends_with_the_program(cloud):
     ]
 
 
-def test_a_preempted_slice_is_replaced_and_the_same_command_started(cloud):
-    def events():
-        for number, (name, before, after) in enumerate(
-            [("queued", "SUSPENDING", "SUSPENDED"), ("node", "STOPPING", "PREEMPTED")]
-        ):
-            yield from until(cloud.runs_everywhere)
-            setattr(cloud, name, before)
-            for worker in WORKERS:
-                cloud.signal_machine(worker, signal.SIGTERM)
-            yield
-            setattr(cloud, name, after)
-            yield from cloud.until_requests(number + 2)
-        yield from until(cloud.runs_everywhere)
-        cloud.end(0)
-
-    cloud.events = events()
-    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
-    assert {*map(tuple, cloud.programs())} == {("--config=c",)}
-    assert len(cloud.called("queued-resources", "create")) == 3
-    assert cloud.called("queued-resources", "delete") == 2 * [
-        ["queued-resources", "delete", "dimo", *WHERE, "--force", "--quiet"]
-    ]
-
-
 def test_a_machine_that_went_down_under_the_program_is_no_end_of_the_run(cloud):
     def events():
         # Maintenance: the worker comes back with its disk. Its program saved and left with 0, and
         # so did the other's, which then counts as ended.
-        yield from cloud.until_starts(2)
+        yield from until(lambda: len(cloud.programs()) == 2)
         cloud.signal_machine("worker-0", signal.SIGTERM)
         os.kill(cloud.process_of("worker-1", "program"), signal.SIGTERM)
-        yield from cloud.until_starts(4)
+        yield from until(lambda: len(cloud.programs()) == 4)
         # Power lost: nothing was written down.
         for worker in WORKERS:
             cloud.signal_machine(worker, signal.SIGKILL)
-        yield from cloud.until_starts(6)
+        yield from until(lambda: len(cloud.programs()) == 6)
         cloud.end(0)
 
     cloud.events = events()
@@ -113,59 +104,57 @@ def test_a_machine_that_went_down_under_the_program_is_no_end_of_the_run(cloud):
     assert len(cloud.called("tpu-vm", "scp")) == 1
 
 
-@pytest.mark.parametrize("status, starts", [(1, 2 * 3), (2, 2 * 1)])
-def test_a_failing_program_is_started_again_so_often_and_bad_input_never(
-    cloud, capsys, status, starts
-):
-    cloud.end(status)
-    with pytest.raises(SystemExit, match="is not started again"):
-        tpu_vm.main([*RUN, "--max_failures=2", "--follow", "--", "--config=c"], cloud)
-    assert len(cloud.programs()) == starts
-    assert capsys.readouterr().out.count("hello from the program") >= starts
+@pytest.mark.parametrize(
+    "found, steps, failing",
+    [
+        ("absent waiting new running ended", "request install start", ()),
+        ("running lost absent waiting new stopped", "delete request install start", ()),
+        ("running unreachable running idle ended", "start", ()),
+        ("new new idle ended", "install install start start", (0, 2)),
+        ("lost lost absent ended", "delete delete request", (0,)),
+        ("broken running broken stopped", "logs start logs start", (0, 1)),
+        ("broken broken broken SystemExit", "logs start logs start logs", ()),
+        ("refused SystemExit", "logs", ()),
+        ("failed SystemExit", "", ()),
+        # The first request fails for what is wrong with it; a later one is repeated.
+        ("absent CalledProcessError", "request", (0,)),
+        ("absent lost absent absent ended", "request delete request request", (2,)),
+    ],
+)
+def test_each_round_does_what_is_due(cloud, monkeypatch, found, steps, failing):
+    states, done, *end = iter(found.split()), [], found.split()[-1]
+
+    def step(name):
+        done.append(name)
+        if len(done) - 1 in failing:
+            raise subprocess.CalledProcessError(1, name)
+
+    monkeypatch.setattr(tpu_vm.Slice, "find", lambda slice_: next(states))
+    for name in ("request", "delete", "install", "start", "logs"):
+        monkeypatch.setattr(tpu_vm.Slice, name, lambda slice_, name=name: step(name))
+    ends = {"SystemExit": SystemExit, "CalledProcessError": subprocess.CalledProcessError}
+    with pytest.raises(ends[end[0]]) if end[0] in ends else contextlib.nullcontext():
+        tpu_vm.main([*RUN, "--max_failures=2", "--", "--config=c"], cloud)
+    assert done == steps.split()
 
 
-def test_a_refused_request_ends_run(cloud):
-    cloud.queued = "FAILED"
-    with pytest.raises(SystemExit, match="the request failed"):
-        tpu_vm.main([*RUN, "--", "--config=c"], cloud)
-    assert not cloud.called("queued-resources", "create")
-
-
-def test_only_the_first_request_ends_run_by_its_failure(cloud):
-    def fails(*words):
-        raise subprocess.CalledProcessError(1, words)
-
-    def events():
-        yield from until(cloud.runs_everywhere)
-        cloud.queued, cloud.create = "SUSPENDED", fails
-        yield from cloud.until_requests(4)
-        del cloud.create
-        yield from cloud.until_starts(4)
-        cloud.end(0)
-
-    cloud.create = fails
-    with pytest.raises(subprocess.CalledProcessError):
-        tpu_vm.main([*RUN, "--", "--config=c"], cloud)
-    assert not cloud.pauses
-    del cloud.create
-    cloud.events = events()
-    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
-    assert len(cloud.programs()) == 4
-
-
-def test_run_waits_while_gcloud_or_a_worker_does_not_answer(cloud):
-    def events():
-        yield from cloud.until_starts(2)
-        cloud.reachable = False
-        for _ in range(3):
-            yield
-        cloud.reachable = True
-        cloud.end(0)
-
-    cloud.events = events()
-    tpu_vm.main([*RUN, "--", "--config=c"], cloud)
-    assert "dimo: unreachable" in cloud.notes
-    assert len(cloud.programs()) == 2
+@pytest.mark.parametrize(
+    "queued, node, found",
+    [
+        ("", "", "absent"),
+        ("WAITING_FOR_RESOURCES", "", "waiting"),
+        ("FAILED", "", "failed"),
+        ("SUSPENDED", "", "lost"),
+        ("ACTIVE", "PREEMPTED", "lost"),
+        ("ACTIVE", "CREATING", "waiting"),
+        ("ACTIVE", subprocess.CalledProcessError(1, "gcloud"), "unreachable"),
+        ("ACTIVE", "READY", "new"),
+    ],
+)
+def test_what_a_round_finds(cloud, queued, node, found):
+    cloud.provide()
+    cloud.queued, cloud.node = queued, node
+    assert tpu_vm.Slice(tpu_vm.read_flags(["status", *NAMED]), cloud).find() == found
 
 
 @pytest.mark.parametrize(
@@ -279,12 +268,12 @@ def test_the_program_outlives_the_connection(cloud):
     home = cloud.folder / "worker-0"
     shutil.copytree(LAUNCH, home / "dimo_jax/launch")
     install(home / "dimo_jax/.venv/bin", "python", PROGRAM)
-    command = f"bash {home}/dimo_jax/launch/tpu_worker.sh start -- --config=c"
+    command = f"bash {home}/dimo_jax/launch/tpu_worker.sh start --module=m -- --config=c"
     variables = {**cloud.variables, "HOME": str(home)}
     with start("bash", "-c", f"{command}; sleep 600", env=variables, start_new_session=True) as ssh:
         assert ssh.stdout.readline().endswith(" running\n")
         os.killpg(ssh.pid, signal.SIGHUP)
     state = ["bash", f"{home}/dimo_jax/launch/tpu_worker.sh", "status"]
     assert run(*state, env=variables).endswith(" running\n")
-    cloud.end(0)
-    wait_until(lambda: run(*state, env=variables).endswith(" ended 0\n"), "the program's end")
+    cloud.end(3)
+    wait_until(lambda: run(*state, env=variables).endswith(" ended 3\n"), "the program's end")
