@@ -10,18 +10,21 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Otherwise etils takes TensorFlow for gs:// where it is installed: its errors are no OSErrors, and
 # Orbax needs google-cloud-storage there in any case, which comes with gcsfs.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
-import fsspec  # noqa: E402
+import fsspec.config  # noqa: E402
 from etils import epath  # noqa: E402
 
 from dimo_jax.common.errors import InputError  # noqa: E402
 
-AnyPath = Path | epath.Path
+if TYPE_CHECKING:
+    AnyPath = Path  # whose methods epath.Path has too, though it is no subclass
+else:
+    AnyPath = Path | epath.Path
 # Of a file: all of it, or its pieces one after the other.
 Content = bytes | Iterable[bytes]
 # Kind of address -> what reads and writes there.
@@ -33,7 +36,7 @@ def is_remote(place: str | os.PathLike) -> bool:
     return "://" in os.fspath(place)
 
 
-def open_path(place: str | os.PathLike, kind: str) -> epath.Path:
+def open_path(place: str | os.PathLike, kind: str) -> AnyPath:
     """Return a path in a store, which answers.
 
     Args:
