@@ -29,7 +29,7 @@ class Classifier:
     """
 
     config: dict
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_features: int
     num_classes: int
     init: Callable[[Key[Array, ""]], Params]
@@ -107,7 +107,7 @@ def build(
         return network.init(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
 
     def features(params: Params, images: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
-        return network.apply({"params": params}, images, method=network.features)
+        return network.bind({"params": params}).features(images)
 
     def logits(
         params: Params,
@@ -115,9 +115,8 @@ def build(
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B K"]:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return network.apply(
-            {"params": params}, images, deterministic=dropout_key is None, rngs=rngs
-        )
+        bound = network.bind({"params": params}, rngs=rngs)
+        return bound(images, deterministic=dropout_key is None)
 
     return Classifier(
         # Lists, so that a config read back from JSON compares as equal.

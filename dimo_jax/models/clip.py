@@ -211,14 +211,17 @@ def build(config: Mapping[str, Any]) -> Clip:
 
     def encode_text(params: Params, tokens: Int[Array, "B N"]) -> dict[str, Array]:
         with jax.default_matmul_precision("highest"):
-            return text.apply({"params": params["text"]}, tokens)
+            return text.bind({"params": params["text"]})(tokens)
+
+    if image is None:
+        return Clip(config, init, encode_text, None)
 
     def encode_image(params: Params, images: Float[Array, "B S S 3"]) -> dict[str, Array]:
         dtype = params["image"]["patch"]["kernel"].dtype
         with jax.default_matmul_precision("highest"):
-            return image.apply({"params": params["image"]}, images.astype(dtype))
+            return image.bind({"params": params["image"]})(images.astype(dtype))
 
-    return Clip(config, init, encode_text, encode_image if image else None)
+    return Clip(config, init, encode_text, encode_image)
 
 
 def _check(config: Mapping[str, Any]) -> None:

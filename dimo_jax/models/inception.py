@@ -269,7 +269,7 @@ def build(num_logits: int = NUM_LOGITS, divisor: int = 1) -> Inception:
     def apply(params: Params, images: Float[Array, "B H W 3"]) -> dict[str, Float[Array, "B _"]]:
         if images.shape[1:3] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images are {images.shape}; resize them to {IMAGE_SIZE} pixels first")
-        return network.apply({"params": params}, images)
+        return network.bind({"params": params})(images)
 
     return Inception(
         {"name": "inception", "num_logits": num_logits, "divisor": divisor}, init, apply

@@ -52,13 +52,13 @@ def _modulated(
     return norm(x) * (1 + scale) + shift
 
 
-def _heads(x: Float[Array, "B N D"], heads: int, prefix: str) -> list[Float[Array, "B N H d"]]:
-    """Query, key and value; the first two normalised within each head."""
+def _heads(x: Float[Array, "B N D"], heads: int, prefix: str) -> tuple[Array, Array, Array]:
+    """Query, key and value [B, N, H, d]; the first two normalised within each head."""
     query, key, value = (
         _dense(x.shape[-1], f"{prefix}{name}")(x).reshape(*x.shape[:2], heads, -1)
         for name in ("query", "key", "value")
     )
-    return [_rms(f"{prefix}query_norm")(query), _rms(f"{prefix}key_norm")(key), value]
+    return _rms(f"{prefix}query_norm")(query), _rms(f"{prefix}key_norm")(key), value
 
 
 def _attended(name: str, query: Array, key: Array, value: Array, angles: Any) -> Array:
@@ -87,8 +87,8 @@ class DoubleBlock(nn.Module):
             chunks.append(jnp.split(modulation, 6, axis=-1))
             shift, scale, *_ = chunks[-1]
             parts.append(_heads(_modulated(x, shift, scale), self.heads, prefix))
-        joint = [jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)]
-        y = _attended(self.attention, *joint, angles)
+        query, key, value = (jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True))
+        y = _attended(self.attention, query, key, value, angles)
         text_length = streams[0].shape[1]
         results = []
         for prefix, x, (_, _, gate, shift, scale, mlp_gate), own in zip(
@@ -303,7 +303,7 @@ def build(
         if time is None:
             time = masked.mean(1, dtype=jnp.float32) * (timestep == "ratio")
         ids = jnp.where(masked, vocabulary - 1, tokens)
-        return module.apply({"params": params}, ids, states, pooled, micro, time, perturb)
+        return module.bind({"params": params})(ids, states, pooled, micro, time, perturb)
 
     return Network(config, num_tokens, codebook_size, 0, init, apply, condition=condition)
 

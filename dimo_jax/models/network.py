@@ -80,7 +80,6 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
             among its sizes.
         has_null: see Network.
     """
-    sizes = [config[name] for name in ("num_tokens", "codebook_size", "num_classes")]
 
     def init(key: Key[Array, ""]) -> Any:
         tokens = jnp.zeros((1, config["num_tokens"]), jnp.int32)
@@ -96,9 +95,10 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
     ) -> Float[Array, "B L V"]:
         on = dropout_key is not None
         rngs = {"dropout": dropout_key} if on else {}
-        return module.apply({"params": params}, tokens, condition, perturb, not on, rngs=rngs)
+        return module.bind({"params": params}, rngs=rngs)(tokens, condition, perturb, not on)
 
-    return Network(config, *sizes, init, apply, has_null)
+    sizes = {name: config[name] for name in ("num_tokens", "codebook_size", "num_classes")}
+    return Network(config, init=init, apply=apply, has_null=has_null, **sizes)
 
 
 def with_compute(network: Network, compute: Compute) -> Network:
@@ -123,17 +123,19 @@ def with_compute(network: Network, compute: Compute) -> Network:
         perturb: Callable | None = None,
         dropout_key: Any = None,
     ) -> Any:
-        # The noise is float32: left so, it would carry all that follows back to float32.
-        def perturb_low(x: Any) -> Any:
-            return perturb(x.astype(jnp.float32)).astype(compute.dtype)
-
-        noise = perturb_low if low_precision and perturb is not None else perturb
+        if low_precision and perturb is not None:
+            perturb = _ending_in(compute.dtype, perturb)
         # First the cast, then the gathering: half as many bytes to send.
         params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
         if compute.gather is not None:
             rest = {name: x for name, x in params.items() if not _BLOCK.search(name)}
             params = {**params, **compute.gather(rest)}
-        logits = network.apply(params, tokens, condition, perturb=noise, dropout_key=dropout_key)
+        logits = network.apply(params, tokens, condition, perturb=perturb, dropout_key=dropout_key)
         return logits.astype(jnp.float32)
 
     return dataclasses.replace(network, apply=apply)
+
+
+def _ending_in(dtype: str, perturb: Callable) -> Callable:
+    """Return the noise, which is float32: left so, it would carry all that follows there."""
+    return lambda x: perturb(x.astype(jnp.float32)).astype(dtype)

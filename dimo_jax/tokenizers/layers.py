@@ -165,15 +165,15 @@ def as_tokenizer(
     @jax.jit
     def encode(params: Tree, images: Images) -> Int[Array, "B L"]:
         check_shape("images", images.shape, (size, size, 3))
-        z = module.apply({"params": params}, jnp.asarray(images), method="latents")
-        tokens = module.apply({"params": params}, z, method="quantize")
+        bound = module.bind({"params": params})
+        tokens = bound.quantize(bound.latents(jnp.asarray(images)))
         return tokens.reshape(-1, side**2)
 
     @jax.jit
     def decode(params: Tree, tokens: Tokens) -> Float[Array, "B H W C"]:
         check_shape("tokens", tokens.shape, (side**2,))
         grid = jnp.asarray(tokens).reshape(-1, side, side)
-        pixels = module.apply({"params": params}, grid, method="pixels")
+        pixels = module.bind({"params": params}).pixels(grid)
         return jnp.clip(to_unit(pixels), 0.0, 1.0)
 
     return Tokenizer(

@@ -43,7 +43,7 @@ def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Ar
     Returns:
         float32 latents, the output of the original's `quant_conv`.
     """
-    return _module(config).apply({"params": params}, jnp.asarray(images), method="latents")
+    return _module(config).bind({"params": params}).latents(jnp.asarray(images))
 
 
 def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Array, "B H W 3"]:
@@ -59,7 +59,7 @@ def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Arr
     """
     side = config["image_size"] // 2 ** (len(config["ch_mult"]) - 1)
     grid = jnp.asarray(tokens).reshape(-1, side, side)
-    return _module(config).apply({"params": params}, grid, method="pixels")
+    return _module(config).bind({"params": params}).pixels(grid)
 
 
 def build(

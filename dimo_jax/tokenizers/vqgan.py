@@ -138,8 +138,11 @@ class VqganModule(nn.Module):
 
 
 def _module(config: Mapping[str, Any]) -> VqganModule:
-    sizes = {k: v for k, v in config.items() if k not in ("name", "image_size")}
-    return VqganModule(**{k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()})
+    other = ("name", "image_size")
+    sizes: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k not in other
+    }
+    return VqganModule(**sizes)
 
 
 def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Array, "B h w E"]:
@@ -153,7 +156,7 @@ def latents(config: Mapping[str, Any], params: Tree, images: Images) -> Float[Ar
     Returns:
         float32 latents, the output of the original's `quant_conv`.
     """
-    return _module(config).apply({"params": params}, jnp.asarray(images), method="latents")
+    return _module(config).bind({"params": params}).latents(jnp.asarray(images))
 
 
 def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Array, "B H W 3"]:
@@ -169,7 +172,7 @@ def pixels(config: Mapping[str, Any], params: Tree, tokens: Tokens) -> Float[Arr
     """
     side = config["image_size"] // 2 ** (len(config["ch_mult"]) - 1)
     grid = jnp.asarray(tokens).reshape(-1, side, side)
-    return _module(config).apply({"params": params}, grid, method="pixels")
+    return _module(config).bind({"params": params}).pixels(grid)
 
 
 def build(
