@@ -24,8 +24,9 @@ def overview() -> str:
     """Return a line and an example for each command."""
     blocks = []
     for name, module in COMMANDS.items():
-        about = module.__doc__.splitlines()[0]
-        blocks.append(f"{name:10} {about}\n           {cli.first_example(module.__doc__)}")
+        described = module.__doc__ or ""
+        about = described.partition("\n")[0]
+        blocks.append(f"{name:10} {about}\n           {cli.first_example(described)}")
     return "\n\n".join(
         [
             "Di[M]O in JAX: masked diffusion image models distilled into one-step generators.",

@@ -147,7 +147,7 @@ def numbers(
     """
     if not flag_values[name].present:
         return default
-    given = flag_values[name].value
+    given = flag_values[name].value or []
     try:
         found = [kind(text) for text in given]
     except ValueError:

@@ -133,7 +133,7 @@ def params_pieces(params: Any) -> Iterator[bytes]:
     yield msgpack.Packer().pack_map_header(len(params))
     # Sorted: the order they were made in does not count.
     for name in sorted(params):
-        yield msgpack.packb(name)
+        yield serialization.msgpack_serialize(name)
         yield from params_pieces(params[name])
 
 
@@ -182,6 +182,8 @@ def save(
     path, inside = files.path(path), dict(inside or {})
     content = _content(kind, model, params, sampler, tokenizer, provenance, attachments)
     if tokenizer_params is not None:
+        if tokenizer is None:
+            raise ValueError("tokenizer_params are given without the tokenizer")
         inner = tokenizers.build(tokenizer["config"])
         if tokenizers.fingerprint(inner, tokenizer_params) != tokenizer["hash"]:
             raise ValueError("tokenizer_params are not those of the tokenizer's hash")

@@ -133,7 +133,8 @@ class Arrays(Mapping[str, np.ndarray]):
             with self._archive.open(info) as stream:
                 shape, fortran, dtype = read_npy_header(stream, info.file_size)
                 array = np.empty(math.prod(shape), dtype)
-                stream.readinto(array.view(np.uint8))
+                # typeshed: a zipfile.ZipExtFile is more than an IO[bytes]
+                stream.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
                 # The checksum is compared where the member ends.
                 if stream.read(1) or stream.tell() != info.file_size:
                     raise ValueError("it ends before its size")
@@ -155,7 +156,7 @@ def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
         yield Arrays(archive, where or str(place))
 
 
-def save_npz(place: Any, **arrays: np.ndarray) -> None:
+def save_npz(place: Any, **arrays: Any) -> None:
     """Write an .npz, which appears whole; see files.write_file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)

@@ -87,7 +87,7 @@ class Flags(flags.FlagValues):
         if isinstance(flag, flags.MultiFlag):
             notes.append("may be repeated")
         if flag.default not in (None, [], "", False):
-            notes.append(f"default: {flag.default_as_str.strip(chr(39))}")
+            notes.append(f"default: {str(flag.default_as_str).strip(chr(39))}")
         left = f"  --{'[no]' if flag.boolean else ''}{name}"
         # A name that is longer than its column gets a line of its own.
         head = f"{left}\n{' ' * _LEFT}" if len(left) > _LEFT - 2 else left.ljust(_LEFT)

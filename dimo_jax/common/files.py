@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dimo_jax.common import object_store, temporaries
 from dimo_jax.common.errors import InputError
@@ -51,7 +51,7 @@ def path(place: str | os.PathLike) -> AnyPath:
         raise InputError(
             "an empty path names nothing; give a file or folder (is a variable of the shell unset?)"
         )
-    if is_remote(place) and not isinstance(place, str):
+    if isinstance(place, AnyPath) and is_remote(place):
         return place
     address = re.match(r"(\w+)://([^/]*)", os.fspath(place))
     if address is None:
@@ -247,12 +247,12 @@ def write_folder(
         InputError: the path cannot be written, or holds something else.
         OSError: the disk is full.
     """
-    pairs = files.items() if isinstance(files, Mapping) else files
+    pairs: Iterator[Any] = iter(files.items() if isinstance(files, Mapping) else files)
     found = path(place)
     guard()
     if is_remote(found):
         refuse_foreign(found, foreign)
-        return _write_objects(found, iter(pairs))
+        return _write_objects(found, pairs)
     with explained(found):
         target = followed(found)
         refuse_foreign(found, foreign)
@@ -312,8 +312,7 @@ def remove_folder(place: AnyPath) -> None:
         OSError: it is on a disk and cannot be removed, or holds folders.
     """
     if is_remote(place):
-        with object_store.reached(place, "remove"):
-            place.rmtree()
+        object_store.remove_all(place)
         return
     for inside in place.iterdir():
         inside.unlink()

@@ -47,7 +47,7 @@ def open_path(place: str | os.PathLike, kind: str) -> AnyPath:
         InputError: the package for it is missing, or the store cannot be reached.
     """
     open_store(kind)
-    found = epath.Path(os.fspath(place))
+    found: Any = epath.Path(os.fspath(place))
     with reached(found, "reach"):
         found.exists()
     return found
@@ -139,3 +139,9 @@ def remove(place: AnyPath) -> None:
     """Remove one object, if it is there."""
     with reached(place, "remove"):
         place.unlink(missing_ok=True)
+
+
+def remove_all(place: AnyPath) -> None:
+    """Remove all objects under a remote path."""
+    with reached(place, "remove"):
+        epath.Path(place).rmtree()

@@ -101,7 +101,7 @@ def refuse_foreign(place: AnyPath, foreign: Foreign) -> None:
         raise InputError(f"{place} holds {what}, which writing would delete; name a new folder")
 
 
-def replaced(place: str | os.PathLike) -> AnyPath:
+def replaced(place: AnyPath) -> AnyPath:
     """Return where `write_folder` keeps the previous folder between its two renames."""
     target = place if is_remote(place) else Path(os.path.realpath(place))
     return target.with_name(f".{target.name}.replaced")

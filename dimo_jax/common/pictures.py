@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dimo_jax.common import readers
 from dimo_jax.common.errors import InputError
@@ -179,7 +179,7 @@ def read_image(path: Any) -> Image.Image:
     return decode(read(path), str(path)).image
 
 
-def _kinds(image: Image.Image) -> tuple[str, ...]:
+def _kinds(image: ImageFile.ImageFile) -> tuple[str, ...]:
     mode, found = image.mode, set()
     if mode in ("1", "L", "LA", "I") or mode.startswith("I;16"):
         found.add("gray")

@@ -44,9 +44,10 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Field]:
 
 def _at(config: Mapping[str, Any], *names_: str) -> Any:
     """Return a value inside a config that may lack sections; None where it is not there."""
+    found: Any = config
     for name in names_:
-        config = config.get(name) if isinstance(config, Mapping) else None
-    return config
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

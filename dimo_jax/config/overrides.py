@@ -103,7 +103,7 @@ def _config_files(flag_values: flags.FlagValues) -> dict[str, Any]:
         if not match or match[1] not in flag_values:
             continue
         try:
-            value = flag_values[match[1]].parser.parse(match[2] or following)
+            value: Any = flag_values[match[1]].parser.parse(match[2] or following)
             if callable(getattr(value, "to_dict", None)):
                 configs[match[1]] = value.to_dict()
         except Exception:  # the file's own error is the one to report, and it is at hand

@@ -77,20 +77,12 @@ def requested(name: str | None, metadata: str | None, field: str | None) -> Requ
     Raises:
         InputError: as `read` and prompt_files.Texts; a flag is missing or has no use.
     """
-    named = (*READERS, PLAIN)
     if not name:
         given = "metadata" if metadata else "prompt_field" if field else None
         if given:
             raise InputError(f"--{given} goes with --prompts; give that too")
         return None
-    if name in named and not metadata:
-        raise InputError(f"--prompts={name} needs --metadata, the list of its prompts")
-    if name in READERS:
-        if field:
-            raise InputError(f"--prompt_field is for other lists than that of {name}")
-        found = read(name, files.local(metadata))
-        return Requested(name, found, f"{len(found):,} prompts of {metadata}")
-    if name not in named:
+    if name not in (*READERS, PLAIN):
         if metadata:
             raise InputError(
                 f"--metadata is the list of a benchmark ({', '.join(READERS)}), and "
@@ -102,6 +94,13 @@ def requested(name: str | None, metadata: str | None, field: str | None) -> Requ
                 "give a list of prompts, or one of these with --metadata"
             )
         metadata = name
+    elif not metadata:
+        raise InputError(f"--prompts={name} needs --metadata, the list of its prompts")
+    if name in READERS:
+        if field:
+            raise InputError(f"--prompt_field is for other lists than that of {name}")
+        found = read(name, files.local(metadata))
+        return Requested(name, found, f"{len(found):,} prompts of {metadata}")
     texts = prompt_files.Texts(metadata, field or "", "--prompt_field")
     found = [Prompt(text.strip()) for text in texts if text.strip()]
     if not found:

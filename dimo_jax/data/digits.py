@@ -196,8 +196,8 @@ def _source() -> tuple[UInt8[np.ndarray, "N 8 8 1"], Int[np.ndarray, "N"]]:
         raise InputError(
             'scikit-learn is missing, expected for its digits: run pip install -e ".[digits]"'
         ) from error
-    bunch = load_digits()
-    return bunch.images.astype(np.uint8)[..., None], bunch.target
+    levels, labels = load_digits(return_X_y=True)
+    return levels.reshape(-1, 8, 8, 1).astype(np.uint8), labels
 
 
 def _builder(data_dir: str) -> Digits:
@@ -243,7 +243,8 @@ def _only_writer(files: str) -> Iterator[None]:
 
 
 def _read(split: str, data_dir: str) -> Images:
-    source = _builder(data_dir).as_data_source(split=split)
+    # The types of tensorflow-datasets lose this method's arguments in a decorator.
+    source = _builder(data_dir).as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     examples = sorted(source.__getitems__(range(len(source))), key=lambda e: int(e["index"]))
     if len(examples) != NUM_EXAMPLES[split]:
         raise ValueError(f"{len(examples)} examples, expected {NUM_EXAMPLES[split]}")

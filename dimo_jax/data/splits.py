@@ -50,7 +50,8 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike) -> Split:
     try:
         builder = tfds.builder(name, data_dir=os.path.expanduser(os.fspath(data_dir)))
         builder.download_and_prepare(file_format="array_record")
-        examples = builder.as_data_source(split=split)
+        # The types of tensorflow-datasets lose this method's arguments in a decorator.
+        examples = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
     except Exception as error:  # tfds, its downloaders and array_record raise types of their own
         raise InputError(
             f"tensorflow-datasets cannot open {name} {split} in {data_dir} "

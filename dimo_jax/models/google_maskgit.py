@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.common.errors import InputError
@@ -151,7 +152,7 @@ def build(
     def apply(
         params: Any, tokens: Int[Array, "B L"], condition: Int[Array, "B"], **options: Any
     ) -> Float[Array, "B L V"]:
-        traced = isinstance(condition, jax.core.Tracer)
+        traced = isinstance(condition, Tracer)
         if not traced and np.any(np.asarray(condition) >= num_classes):
             raise InputError(
                 f"the condition holds the label {int(np.max(condition))}, but Google's MaskGIT has "

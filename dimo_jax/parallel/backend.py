@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 from jax._src import hardware_utils
@@ -30,6 +31,7 @@ _INSTALL = {
     "tpu": "pip install -e '.[tpu]'",
 }
 _NEEDED = {"cuda": "an NVIDIA GPU", "tpu": "a TPU VM"}
+_config: Any = jax.config  # whose options are attributes that JAX's types do not have
 
 
 def prepare() -> None:
@@ -38,14 +40,14 @@ def prepare() -> None:
     JAX_ENABLE_X64 is switched off with a line on stderr: weights are float32, and with it
     random numbers are others than those of every recorded run.
     """
-    if jax.config.jax_enable_x64:
+    if _config.jax_enable_x64:
         print(
             "warning: JAX_ENABLE_X64 is set, and switched off here: everything is float32",
             file=sys.stderr,
             flush=True,
         )
         jax.config.update("jax_enable_x64", False)
-    if "tpu" in (jax.config.jax_platforms or "tpu").split(",") and not tpu_found():
+    if "tpu" in (_config.jax_platforms or "tpu").split(",") and not tpu_found():
         silence_libtpu()
 
 
@@ -69,7 +71,7 @@ def start() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: no plug-in (jax 0.10)
-        wanted = jax.config.jax_platforms
+        wanted = _config.jax_platforms
         if not wanted:
             raise
         first = wanted.split(",")[0].replace("gpu", "cuda")

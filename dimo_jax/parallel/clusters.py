@@ -60,7 +60,7 @@ def local_devices(environ: Mapping[str, str]) -> list[int] | None:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     count = len(visible.split(",")) if visible else int(environ.get("SLURM_GPUS_ON_NODE") or 0)
     # "4(x2),3": four tasks on each of the first two nodes, three on the next.
-    tasks = int(re.match(r"\d*", environ.get("SLURM_STEP_TASKS_PER_NODE", "")).group() or 0)
+    tasks = int(re.sub(r"\D.*", "", environ.get("SLURM_STEP_TASKS_PER_NODE", "")) or 0)
     if not count or not tasks:
         return None
     if count == 1:

@@ -76,15 +76,16 @@ def start(
     if num_processes == 1 and not process_id:
         return
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    arguments: dict[str, Any] = {}
     missing = [f"--{name}" for name, value in given.items() if value in (None, "")]
     if len(missing) == len(given):
         cluster = clusters.cluster_of(environ)
         if cluster is None:
             return
-        devices = {"local_device_ids": clusters.local_devices(environ)}
-        arguments = devices if cluster == "SLURM" else {}
+        if cluster == "SLURM":
+            arguments["local_device_ids"] = clusters.local_devices(environ)
         where = f"as {cluster} says"
-    elif missing:
+    elif not coordinator or num_processes is None or process_id is None:
         raise InputError(
             f"{' and '.join(missing)} not given; --coordinator, --num_processes and --process_id "
             "go together"
@@ -125,6 +126,11 @@ def started() -> bool:
     return jax.distributed.is_initialized() and jax._src.distributed.global_state.num_processes > 1
 
 
+def _client() -> Any:
+    """Return this process's connection to the runtime; None where it has not joined others."""
+    return jax._src.distributed.global_state.client
+
+
 def is_lead() -> bool:
     """Return whether this process is the one that writes files and speaks."""
     return jax.process_index() == 0
@@ -135,8 +141,7 @@ def barrier(name: str) -> None:
     if started():
         # Between the hosts, as Orbax does it: the public barrier is a collective, which keeps the
         # devices waiting, and for a limited time. A name serves once.
-        client = jax._src.distributed.global_state.client
-        client.wait_at_barrier(f"dimo_jax {next(_barriers)} {name}", BARRIER_SECONDS * 1000)
+        _client().wait_at_barrier(f"dimo_jax {next(_barriers)} {name}", BARRIER_SECONDS * 1000)
 
 
 def meet(*, key: str, timeout_ms: int) -> None:
@@ -153,7 +158,7 @@ def meet(*, key: str, timeout_ms: int) -> None:
     """
     if not started():
         return
-    client, errors = jax._src.distributed.global_state.client, []
+    client, errors = _client(), []
     name = f"dimo_jax {key} {next(_meetings.setdefault(key, itertools.count(1)))}"
 
     def wait() -> None:

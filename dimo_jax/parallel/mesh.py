@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dimo_jax.common.errors import InputError
 
 AXES = ("data", "fsdp")
+Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]  # a variable of JAX's
 
 
 def sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
@@ -44,7 +45,7 @@ def sizes(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
     return data, fsdp
 
 
-def build(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build(data: int, fsdp: int, devices: Devices | None = None) -> Mesh:
     """Return a mesh over all devices of all processes, neighbours in the network side by side.
 
     Args:
@@ -151,7 +152,11 @@ def from_rows(
         sharding: of the array.
         rows: a slice for each axis -> that part.
     """
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows(*index))
+
+    def part(index: Any) -> np.ndarray:  # JAX's types say that it may be None
+        return rows(*index)
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def gather(tree: Any) -> Any:

@@ -141,7 +141,7 @@ def _gather(leaf: Any, whole: NamedSharding, divided: NamedSharding) -> Any:
     return gather(leaf)
 
 
-def layout(section: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Layout:
+def layout(section: Mapping[str, Any], devices: meshes.Devices | None = None) -> Layout:
     """Return the layout that the config's section `mesh` describes.
 
     Args:

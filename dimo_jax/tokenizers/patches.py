@@ -135,5 +135,7 @@ def fit(
     # One thread: several add their partial sums in the order in which they finish, and the last
     # bits of the codebook, hence its fingerprint, would differ from run to run.
     with threadpool_limits(limits=1):
-        centers = KMeans(num_codes, n_init=1, random_state=seed).fit(points).cluster_centers_
+        # scikit-learn has no types: that of n_init is guessed from its default, "auto".
+        means = KMeans(num_codes, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
+        centers = means.fit(points).cluster_centers_
     return {"codebook": jnp.asarray(centers.reshape(-1, *patches.shape[-2:]), jnp.float32)}

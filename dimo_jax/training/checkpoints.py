@@ -255,7 +255,7 @@ class Checkpoints:
         steps = self.steps()
         if step is None and steps:
             candidates = steps[::-1] if self._allow_fallback else steps[-1:]
-        elif step in self._manager.all_steps():
+        elif step is not None and step in self._manager.all_steps():
             candidates = [step]
         else:
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"

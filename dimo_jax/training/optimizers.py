@@ -3,13 +3,13 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
@@ -24,7 +24,7 @@ _MUON_RMS = 0.2
 
 def learning_rate_schedule(
     learning_rate: float, schedule: str, warmup_steps: int, num_steps: int
-) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
+) -> optax.Schedule:
     """Learning rate as a function of the number of updates made before.
 
     Args:
@@ -149,7 +149,7 @@ def _on_stacked_kernels(inner: optax.GradientTransformation) -> optax.GradientTr
     def init(params: Any) -> Any:
         return inner.init(_stack(params))
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         stacked, state = inner.update(_stack(updates), state, _stack(params))
         return _unstack(stacked, updates), state
 
@@ -180,7 +180,7 @@ def _stack(tree: Any) -> dict[str, Array]:
     return {group: join(group, [x for _, x in found]) for group, found in _groups(tree).items()}
 
 
-def _unstack(stacked: dict[str, Array], like: Any) -> Any:
+def _unstack(stacked: Any, like: Any) -> Any:
     leaves = {}
     for group, found in _groups(like).items():
         parts = stacked[group] if group.startswith("kernels_") else [stacked[group]]
@@ -190,7 +190,7 @@ def _unstack(stacked: dict[str, Array], like: Any) -> Any:
     return trees.map_named(lambda name, _: leaves[name], like)
 
 
-def _matrix_axes(stacked: dict[str, Any]) -> dict[str, Any]:
+def _matrix_axes(stacked: Any) -> dict[str, Any]:
     """Rows and columns of the stacked kernels, for Muon; None for what follows Adam."""
     axes = optax.contrib.MuonDimensionNumbers(1, 2)
     return {name: axes if name.startswith("kernels_") else None for name in stacked}

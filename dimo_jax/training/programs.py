@@ -207,11 +207,9 @@ def pretrain_batches(
 
     def batch_of(number: int) -> pretrain.PretrainBatch:
         chosen = stream.batch_indices(seed, number, size, len(tokens))
+        now_tokens, now_labels = mesh.put((tokens[chosen], classes[chosen]), layout.batch)
         return pretrain.PretrainBatch(
-            np.int32(seed),
-            constants[0],
-            *mesh.put((tokens[chosen], classes[chosen]), layout.batch),
-            constants[1],
+            np.int32(seed), constants[0], now_tokens, now_labels, constants[1]
         )
 
     return batch_of

@@ -150,11 +150,12 @@ def _read(place: AnyPath, name: str) -> Any:
     required = checksums.FIELD in reading(lambda: meta(place.parent, int(place.name)))
     if distributed.is_lead():
         reading(lambda: checksums.check(place / "state", required))
-    saved = reading(lambda: handler.metadata(place / "state").tree[name])
+    state: Any = place / "state"  # Orbax takes any path, and declares one of etils
+    saved = reading(lambda: handler.metadata(state).tree[name])
     item = {name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
     to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=to_host, partial_restore=True)
-    found = reading(lambda: handler.restore(place / "state", args=arguments), arrays=True)
+    found = reading(lambda: handler.restore(state, args=arguments), arrays=True)
     return found[name]
 
 

@@ -23,13 +23,12 @@ def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
         config: a complete config.
         layout: of the mesh that parameters are divided over; None where they are whole.
     """
-    divided = layout is not None and layout.mesh.shape["fsdp"] > 1
     return models.Compute(
         dtype=config["compute_dtype"],
         remat=config["remat"],
         scan_layers=config["scan_layers"],
         attention=config["attention"],
-        gather=layout.gather if divided else None,
+        gather=layout.gather if layout and layout.mesh.shape["fsdp"] > 1 else None,
     )
 
 

@@ -198,20 +198,21 @@ def _run(
     shown: tuple[str, ...],
 ) -> Any:
     """Return the averaged parameters at the end of a stage, whole on the host."""
-
-    def draw(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
-        names = [name for name in ("ema", "generator") if hasattr(state, name)]
-        host = mesh.gather({name: getattr(state, name) for name in names})
-        return (pictures(state.replace(**host), step) if distributed.is_lead() else {}), {}
-
-    def rank(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
-        found = json.dumps(measure(mesh.gather(state.ema))).encode()  # by the lead alone
-        return {}, json.loads(distributed.gather_bytes(found)[0])
-
     observers = []
     if pictures:
+
+        def draw(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
+            names = [name for name in ("ema", "generator") if hasattr(state, name)]
+            host = mesh.gather({name: getattr(state, name) for name in names})
+            return (pictures(state.replace(**host), step) if distributed.is_lead() else {}), {}
+
         observers.append(Observer(config["logging"]["images_every_steps"], draw))
     if measure:
+
+        def rank(state: Any, step: int) -> tuple[Mapping[str, np.ndarray], Mapping[str, float]]:
+            found = json.dumps(measure(mesh.gather(state.ema))).encode()  # by the lead alone
+            return {}, json.loads(distributed.gather_bytes(found)[0])
+
         observers.append(Observer(config["interim"]["every_steps"], rank, ranks=True))
     section = config["checkpoint"]
     best = section["keep_best"] if measure else 0

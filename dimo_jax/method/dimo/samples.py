@@ -87,6 +87,6 @@ def soft_targets(
     logits: Float[Array, "B L V"] | None, settings: DistillSettings
 ) -> Float[Array, "B L V"] | None:
     """Give the generator's probabilities, where the auxiliary learns from them."""
-    if not settings.aux.soft_weight:
+    if logits is None or not settings.aux.soft_weight:
         return None
     return jax.nn.softmax(logits / settings.generator.temperature)

@@ -20,7 +20,7 @@ def both_branches(
     condition: Any,
     null_condition: Any,
     **options: Any,
-) -> list[Float[Array, "B L V"]]:
+) -> tuple[Float[Array, "B L V"], Float[Array, "B L V"]]:
     """Logits with the condition and without it, by one call of twice the batch.
 
     Args:
@@ -33,7 +33,7 @@ def both_branches(
             released code.
 
     Returns:
-        [conditional, unconditional], the first two arguments of `guided`.
+        (conditional, unconditional), the first two arguments of `guided`.
     """
 
     # Side by side for each example, not one half after the other: where the batch is spread over
@@ -44,7 +44,7 @@ def both_branches(
     both = jax.tree.map(pair, condition, null_condition)
     logits = apply(params, pair(tokens, tokens), both, **options)
     pairs = logits.reshape(-1, 2, *logits.shape[1:])
-    return [pairs[:, 0], pairs[:, 1]]
+    return pairs[:, 0], pairs[:, 1]
 
 
 def guided(

@@ -61,5 +61,7 @@ def token_cross_entropy(
         hard = (1 - label_smoothing) * hard - label_smoothing * log_q.mean(-1)
     if not soft_weight:
         return hard
+    if soft_targets is None:
+        raise ValueError(f"soft_weight is {soft_weight}, and there are no soft_targets")
     soft = -(soft_targets * log_q).sum(-1)
     return (1 - soft_weight) * hard + soft_weight * soft
