@@ -17,7 +17,7 @@ from tests.helpers import inception_weights
 from tests.helpers.command_line import SAMPLER, built_once, run_command, save_tiny, tiny_network
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("evaluate_run")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate_run")]
 
 __all__ = ["built_once"]  # a fixture
 

@@ -103,6 +103,7 @@ print(sorted(exported.platforms), [str(x) for x in exported.in_avals])
 """
 
 
+@pytest.mark.slow
 def test_stablehlo_gives_the_images_of_sample_without_the_packages_code(run, workdir, tmp_path):
     seed, num = 4294967295, 7
     output = tmp_path / "generator.stablehlo"

@@ -14,6 +14,8 @@ from fuzz_formats import FORMATS
 
 from dimo_jax.common.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def alarm():

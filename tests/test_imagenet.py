@@ -14,7 +14,7 @@ from dimo_jax.training import metrics
 from tests.helpers.command_line import command, finish, run_printed
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("imagenet")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("imagenet")]
 
 SMOKE = ["--config=configs/imagenet.py:smoke", "--config.logging.tensorboard=False"]
 BUNDLES = {"teacher": "bundles/maskgit256", "tokenizer": "bundles/vqgan_f16_1024"}

@@ -115,6 +115,7 @@ def test_the_exported_generator_is_sampled_and_exported(finished, tmp_path):
         assert path.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
     workdir, _, _ = finished
     given = f"--config.teacher.bundle={workdir}/teacher"
@@ -134,6 +135,7 @@ def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
     assert "has a bundle and random=True" in err
 
 
+@pytest.mark.slow
 def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
     """SIGKILL in each of the two stages, and a start beside each: the last ends as if alone."""
     workdir, _, _ = finished
@@ -162,6 +164,7 @@ def without_times(record):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in record]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_leaves_what_it_leaves_on_a_disk(finished):
     """Stopped by SIGTERM while it distils, started again, and its generator sampled."""
     local, _, _ = finished

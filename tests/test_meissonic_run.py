@@ -26,7 +26,7 @@ from tests.helpers.command_line import command, finish, run_command, run_printed
 from tests.test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("meissonic_run")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("meissonic_run")]
 
 SMOKE = ["--config=configs/meissonic.py:smoke"]
 

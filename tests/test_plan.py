@@ -36,6 +36,7 @@ def test_a_plan_for_cpus(tmp_path):
     assert "verdict: fits" in text and "mesh data 2 x fsdp 1" in text
 
 
+@pytest.mark.slow
 def test_a_plan_with_text_counts_what_the_encoder_keeps(tmp_path):
     config = "--config=configs/meissonic.py:smoke"
     flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")
@@ -76,6 +77,7 @@ def test_a_plan_for_the_teachers_sampler_counts_every_step(tmp_path):
     assert 3 * sizes <= received < 3 * 4 * sizes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_libtpu, reason="the wheel libtpu is not installed")
 def test_the_step_on_a_tpu_slice_sends_what_fsdp_must(tmp_path):
     """Every network gathered once for each parameter set it is run with, gradients scattered."""

@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def total_variations(tmp_path, joint, *arguments):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}

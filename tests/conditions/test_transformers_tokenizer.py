@@ -105,6 +105,7 @@ def expected(folder, texts):
     return np.asarray(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["files", "tokenizer.json"])
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_are_transformers(name, whole, merges, write, tmp_path_factory):

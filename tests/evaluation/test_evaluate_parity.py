@@ -22,7 +22,7 @@ from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
 from tests.helpers import inception_weights, picture_files
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("parity")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parity")]
 
 # torch-fidelity takes half a minute for the FID of 2048 features.
 FEW = "192"

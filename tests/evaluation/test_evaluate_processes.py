@@ -15,6 +15,8 @@ from dimo_jax.evaluation.metrics import neighbours
 from tests.helpers import ROOT, evaluate_processes, picture_files
 from tests.helpers.command_line import run_command
 
+pytestmark = pytest.mark.slow
+
 PIXELS = picture_files.random_pixels(45)
 
 

@@ -39,6 +39,7 @@ def value_and_gradient(name, compute, dropout_key=None):
     return *jax.jit(jax.value_and_grad(loss))(params), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.TRANSFORMERS)
 def test_remat_and_scan_change_neither_logits_nor_gradients(name):
     value, gradient, text = value_and_gradient(name, models.Compute())
@@ -53,6 +54,7 @@ def test_remat_and_scan_change_neither_logits_nor_gradients(name):
             np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max() + 1e-9)
 
 
+@pytest.mark.slow
 def test_every_mode_draws_the_same_dropout():
     modes = [models.Compute(), models.Compute(remat="full"), models.Compute(scan_layers=True)]
     values = [float(value_and_gradient("maskgit", c, jax.random.key(0))[0]) for c in modes]

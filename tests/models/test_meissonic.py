@@ -128,6 +128,7 @@ def test_logits_are_pytorchs_without_merging_and_at_the_share_of_masked_tokens()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_pytorchs_with_remat_scan_and_gathering():
     state = random_state()
     tokens, condition = inputs(SIZES)
@@ -206,6 +207,7 @@ def test_golden_vectors(library):
         np.testing.assert_allclose(found, [mean, deviation, *cells], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_the_published_size():
     config = models.build({"name": "meissonic"}).config
     shapes = like(config)

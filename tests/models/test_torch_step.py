@@ -148,6 +148,7 @@ def our_step(settings, states):
     return [layouts.to_state(table, g) for g in (new.generator_opt, new.aux_opt)], metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["default", "paper"])
 def test_both_gradients_are_pytorchs_for_every_tensor(variant):
     config = imagenet.get_config(variant).to_dict()

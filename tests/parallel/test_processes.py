@@ -14,7 +14,7 @@ from dimo_jax.training import metrics
 from tests.helpers import ROOT
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 NUM_STEPS, SAVE_EVERY = 20, 5
 

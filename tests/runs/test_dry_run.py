@@ -44,6 +44,7 @@ def test_the_command_says_what_would_be_done_and_writes_nothing(tmp_path):
     assert "every 500 steps, 2 kept" in out and "6 samplers of the teacher at 4, 16 steps" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [DIGITS, PATCH, TOY, CLASSES, TEXT])
 def test_every_kind_of_run_has_one(base, tmp_path, capsys):
     run = opened(base, {}, tmp_path / "run")

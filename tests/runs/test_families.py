@@ -9,6 +9,8 @@ from dimo_jax import bundles, models, tokenizers
 from dimo_jax.generation import drawing
 from tests.helpers.command_line import command, finish
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"num_tokens": 64, "codebook_size": 17, "num_classes": 10, "width": 16, "depth": 1}
 FAMILIES = {
     "maskgit": {"heads": 2, "mlp_dim": 16, "dropout": 0.0, "predict_mask_id": True},

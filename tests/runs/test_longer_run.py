@@ -19,6 +19,8 @@ from dimo_jax.training import saved, stages
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(num_steps, schedule="constant", pretrain_steps=2):
     config = toy.get_config("pair")

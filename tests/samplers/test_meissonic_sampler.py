@@ -98,6 +98,7 @@ def reference(settings, monkeypatch):
     return grids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

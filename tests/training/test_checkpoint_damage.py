@@ -58,6 +58,7 @@ def damage_one_bit(directory):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [damage_nothing_left, damage_meta, damage_tree, damage_truncate, damage_flip, damage_one_bit],
@@ -90,6 +91,7 @@ def test_damage_is_told_and_the_one_before_used_only_if_allowed(opened, damage):
     assert opened().latest() == 2
 
 
+@pytest.mark.slow
 def test_damage_everywhere_is_told_everywhere_and_changes_nothing(opened):
     first = opened()
     for step in (1, 2, 3):
@@ -282,6 +284,7 @@ def test_abandoned_nothing_is_waited_for(opened, monkeypatch):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_checksums_that_are_gone_and_other_metadata_are_noticed(opened):
     checkpoints = opened()
     checkpoints.save(1, make_state(), {"run": "x", "rates": [0.1, 2], "by": {"10": 1, "9": 2}})
@@ -308,6 +311,7 @@ def test_checksums_that_are_gone_and_other_metadata_are_noticed(opened):
     assert opened().restore(make_state())[1]["run"] == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip])
 def test_a_failed_restore_prints_nothing_but_its_error(opened, monkeypatch, caplog, damage):
     checkpoints = opened()

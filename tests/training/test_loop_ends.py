@@ -115,6 +115,7 @@ def test_a_metric_that_is_not_finite_without_a_skipped_update_still_stops(run):
         run(step_fn=step_fn, batch_fn=failing_at(2), max_skipped=3)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint(run):
     run(num_steps=7)
     (run.workdir / "ck" / "7" / "meta" / "metadata").write_text("{")

@@ -15,7 +15,7 @@ from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import programs, settings
 
 # On one worker, which makes the fixtures once.
-pytestmark = pytest.mark.xdist_group("programs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("programs")]
 
 NUM_TOKENS, CODES = 16, 30
 MESHES = {"8x1": (8, 1), "4x2": (4, 2), "1x8": (1, 8)}

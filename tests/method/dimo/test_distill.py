@@ -134,6 +134,7 @@ def surrogate_gradients(settings, guided=None):
     return gradient, jax.grad(cross_entropy)(state.auxiliary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_pull_back_is_the_surrogate_losss_gradient(scale):
     settings = dataclasses.replace(BASE, guidance=scale)
@@ -224,6 +225,7 @@ def test_each_option_changes_what_it_should_and_nothing_else(name, base):
         assert differ(found[1], base[1]) == moves_auxiliary
 
 
+@pytest.mark.slow
 def test_adaptive_guidance_is_the_scale_of_each_examples_mask_ratio():
     settings = dataclasses.replace(BASE, guidance=3.0, adaptive_guidance=True)
     fixed = run(dataclasses.replace(BASE, guidance=3.0))
@@ -274,6 +276,7 @@ def test_reductions_and_weights_scale_as_named():
     np.testing.assert_allclose(of(weighting="paper"), total * weight, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_reuse_judges_and_trains_on_one_sample():
     """With reuse the auxiliary's gradient is that of the x_t that was judged."""
     settings = dataclasses.replace(BASE, aux_sample="reuse")

@@ -11,6 +11,8 @@ from dimo_jax import models
 from dimo_jax.method.dimo import distill, distill_state, generate
 from tests.method.dimo.test_distill import BASE
 
+pytestmark = pytest.mark.slow
+
 # Wide enough that the products are nearly all of the work.
 SIZES = {
     "name": "maskgit",

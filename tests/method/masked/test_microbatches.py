@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_distillation_step_in_parts_is_the_step(case):
     settings = dataclasses.replace(BASE, **CASES[case])
@@ -63,6 +64,7 @@ def test_a_teachers_step_in_parts_is_the_step(reduction):
     close(*found, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_parts_have_dropout_of_their_own():
     settings = dataclasses.replace(BASE, generator_dropout=True)
     assert differ(run(settings)[0], run(dataclasses.replace(settings, parts=2))[0])
