@@ -127,7 +127,7 @@ def run(flags: FlagValues) -> None:
     if not output.name:
         raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
     kinds = {"generator": None, "tokenizer": "tokenizer", "text_encoder": "clip"}
-    read = [places.find(flags[x].value, k) for x, k in kinds.items() if flags[x].value]
+    read = [places.find(place, k) for x, k in kinds.items() if (place := flags[x].value)]
     read += places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     overlaps.refuse(output, [*read, flags.metadata])
     # By every process before any of them writes, which none does before all have started.

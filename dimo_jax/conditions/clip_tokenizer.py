@@ -8,6 +8,7 @@ looked for in it, and in the tables of Unicode that say what a letter is.
 import hashlib
 import html
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -122,7 +123,7 @@ def open_clip(merges: Sequence[str], context: int = 77) -> ClipTokenizer:
         InputError: the merges are no vocabulary.
     """
     pieces = clip_vocabulary.tokens(merges)
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     known = {piece: i for i, piece in enumerate(pieces)}
     try:
         bpe = models.BPE(vocab=known, merges=pairs, end_of_word_suffix="</w>")

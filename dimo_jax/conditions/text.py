@@ -87,7 +87,7 @@ class TextConditions:
         micro: Sequence[float | int] = MICRO_CONDITIONS,
     ):
         self._params, self.tokenizer, self._batch_size = params, tokenizer, batch_size
-        self._network, self._micro, self._placed = network, np.float32(micro), None
+        self._network, self._micro, self._placed = network, np.asarray(micro, np.float32), None
         self._jitted = jax.jit(self.features)
         ids = jax.ShapeDtypeStruct((1, network.context), np.int32)
         made = jax.eval_shape(self.features, params, ids)

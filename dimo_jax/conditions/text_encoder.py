@@ -108,7 +108,9 @@ def load_encoder(
         InputError: there is none, it is another kind of bundle, or another encoder than the model
             was trained with.
     """
-    bundle = bundles.load(path or encoder_of(model), kind="clip")
+    if not path and model is not None:
+        path = encoder_of(model)
+    bundle = bundles.load(path or "", kind="clip")
     network = bundle.build()
     tokenizer = clip_tokenizer.of_files(bundle.attachments, bundle.model["text"], bundle.path)
     # Of a Hugging Face folder, which were converted without its tokenizer: until it was kept, all.

@@ -83,7 +83,7 @@ def read(folder: Path, merges: Sequence[str], context: int, vocabulary: int) -> 
         roles, added = _tokens(config, folder, whole)
         own = whole["model"]["vocab"] if whole else _object(folder / "vocab.json")
         made = _build(own or _pieces(merges), merges, roles, added)
-        start, end, pad = (made.token_to_id(str(roles[x])) for x in _FRAME)
+        start, end, pad = _frame(made, roles)
     except InputError:
         raise
     except Exception as error:  # wrong types anywhere, and the package raises a bare Exception
@@ -108,8 +108,14 @@ def from_merges(merges: Sequence[str], context: int) -> bytes:
     roles = {**_DEFAULTS, "pad_token": clip_vocabulary.byte_characters()[0]}
     added = [AddedToken(token, special=True) for token in dict.fromkeys(roles.values())]
     made = _build(_pieces(merges), merges, roles, added)
-    special = tuple(made.token_to_id(roles[x]) for x in _FRAME)
-    return _written(made, roles, special, context)
+    return _written(made, roles, _frame(made, roles), context)
+
+
+def _frame(made: Tokenizer, roles: Mapping[str, Any]) -> tuple[int, int, int]:
+    start, end, pad = (made.token_to_id(str(roles[x])) for x in _FRAME)
+    if start is None or end is None or pad is None:
+        raise InputError("a tokenizer has no id of its own start, end or padding; expected CLIP's")
+    return start, end, pad
 
 
 def _written(
@@ -206,10 +212,11 @@ def _build(
     roles: Mapping[str, Any],
     added: Sequence[AddedToken],
 ) -> Tokenizer:
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     made = Tokenizer(
         models.BPE(
             vocab=dict(vocabulary),
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            merges=pairs,
             continuing_subword_prefix="",
             end_of_word_suffix="</w>",
             fuse_unk=False,

@@ -236,11 +236,11 @@ def write(path: Path, store: FeatureStore, settings: Mapping[str, Any]) -> dict[
         "images": store.images.where,
         "pixels": store.pixel_hash(),
     }
+    arrays: dict[str, Any] = {
+        **dict(zip(MOMENTS[0], moments, strict=True)),
+        **dict(zip(SPATIAL_MOMENTS[0], spatial, strict=True)),
+        **{FEATURES: store.load("2048"), SETTINGS: np.array(json.dumps(about))},
+    }
     with files.writing(path) as file:
-        np.savez(
-            file,
-            **dict(zip(MOMENTS[0], moments, strict=True)),
-            **dict(zip(SPATIAL_MOMENTS[0], spatial, strict=True)),
-            **{FEATURES: store.load("2048"), SETTINGS: np.array(json.dumps(about))},
-        )
+        np.savez(file, **arrays)
     return about

@@ -136,5 +136,5 @@ def _group_size(line: str) -> int:
 
 
 def _size(dtype: str, dimensions: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
     return math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8

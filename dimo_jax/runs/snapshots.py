@@ -162,9 +162,9 @@ def _tokenizer(
     """
     named = load_models.tokenizer_bundle(config, teacher)
     kept = [workdir / "teacher" / bundles.TOKENIZER_FOLDER, workdir / "tokenizer"]
-    for place in [named] if named else kept:
-        if named or (place / bundles.CONFIG_FILE).is_file():
-            return bundles.load_tokenizer(place)
+    found = named or next((x for x in kept if (x / bundles.CONFIG_FILE).is_file()), None)
+    if found:
+        return bundles.load_tokenizer(found)
     # As runs.image_run makes it, where the teacher is a bundle: a function of config and seed.
     tokenizer, _ = load_models.open_tokenizer(config, None)
     params = jax.device_get(jax.jit(tokenizer.init)(jax.random.key(config["seed"])))

@@ -105,7 +105,7 @@ def config_from(fields: Mapping[str, Any], image_size: int = 1024) -> dict[str, 
             wrong.append(f"{name}_block_types {quoted(types)} (expected {kind} for each level)")
     if not channels or any(c % channels[0] for c in channels):
         wrong.append(f"block_out_channels {quoted(channels)} (expected multiples of the first)")
-    if wrong:
+    if wrong or not channels:
         raise InputError(f"this is another VQModel than Meissonic's: {', '.join(wrong)}")
     return {
         "name": "vq_model",

@@ -104,11 +104,11 @@ def fit(
             for step in range(settings.num_steps)
         ]
     )
-    images, labels = jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
+    inputs, targets = jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
 
     def loss(params, batch, dropout_key):
-        logits = classifier.logits(params, images[batch], dropout_key)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
+        logits = classifier.logits(params, inputs[batch], dropout_key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets[batch]).mean()
 
     def step(state, step_and_batch):
         params, moments = state

@@ -49,7 +49,8 @@ class ClipFeatures:
     """
 
     def __init__(self, network: Clip, params: Any, tokenizer: ClipTokenizer, batch_size: int = 64):
-        if network.encode_image is None:
+        encode_image = network.encode_image
+        if encode_image is None:
             raise InputError("this CLIP has a text tower alone; a score needs both")
         devices = mesh.of_this_process(batch_size)
         self._spread = NamedSharding(devices, PartitionSpec("data"))
@@ -62,7 +63,7 @@ class ClipFeatures:
             return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
         self._text = jax.jit(lambda p, x: unit(network.encode_text(p, x)["projected"]))
-        self._image = jax.jit(lambda p, x: unit(network.encode_image(p, x)["projected"]))
+        self._image = jax.jit(lambda p, x: unit(encode_image(p, x)["projected"]))
 
     def texts(self, texts: Sequence[str], prefix: str = "") -> Float[np.ndarray, "N P"]:
         """Return unit vectors of texts.

@@ -125,7 +125,7 @@ def _taps(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 def normalised(pixels: Float[np.ndarray, "S S 3"]) -> Float[np.ndarray, "S S 3"]:
     """(pixels - MEAN) / STD in float32, of pixels in 0..1."""
-    return (pixels - np.float32(MEAN)) / np.float32(STD)
+    return (pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
 
 def _shorter_side(size: tuple[int, int], wanted: int) -> tuple[int, int]:

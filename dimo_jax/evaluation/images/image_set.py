@@ -41,6 +41,8 @@ class ImageSet:
         notes: what lies in the same place and is not in the set, each in a sentence.
     """
 
+    height: int
+    width: int
     labels: Int[np.ndarray, "N"] | None = None
 
     def __init__(self, where: str, num: int):

@@ -4,6 +4,7 @@ Nothing is loaded whole: the 50,000 images of an evaluation are 10 GB. Axes: N i
 width.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -36,8 +37,9 @@ class _Files(ImageSet):
         super().__init__(where, len(names))
         self._image_size = image_size
         found = [re.search(r"_label(\d{1,9})\.\w+$", name) for name in self.names]
-        if all(found):  # as dimo_jax.sample writes them
-            self.labels = np.array([int(match[1]) for match in found])
+        labels = [int(match[1]) for match in found if match]
+        if len(labels) == len(found):  # as dimo_jax.sample writes them
+            self.labels = np.array(labels)
         self._first, pixels = self._first_readable()
         self.height, self.width = pixels.shape[:2]
 
@@ -46,12 +48,11 @@ class _Files(ImageSet):
 
         Damaged ones come up in `read`.
         """
-        for index in range(self.num):
-            try:
+        last = self.num - 1
+        for index in range(last):
+            with contextlib.suppress(InputError):
                 return index, self._decode(index).pixels
-            except InputError as found:
-                error = found
-        raise error
+        return last, self._decode(last).pixels
 
     def name(self, index: int) -> str:
         return self.names[index]
@@ -85,8 +86,9 @@ class _Files(ImageSet):
         errors = [str(x) for x in found if isinstance(x, InputError)]
         if errors:
             raise InputError(listed(errors))
-        pixels = np.stack([picture.pixels for picture in found])
-        return Batch(pixels, np.array([pictures.to_bits(x.kinds) for x in found], np.uint8))
+        read = [x for x in found if not isinstance(x, InputError)]
+        pixels = np.stack([x.pixels for x in read])
+        return Batch(pixels, np.array([pictures.to_bits(x.kinds) for x in read], np.uint8))
 
 
 class _Folder(_Files):

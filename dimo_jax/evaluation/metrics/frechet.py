@@ -165,7 +165,7 @@ def shares(inside: Inside, num_neighbours: int) -> dict[str, float]:
 def merge_inside(parts: Iterable[Inside]) -> Inside:
     """Return the reference's from those of its consecutive parts, all with the same samples."""
     balls_around, recalled, covered = zip(*parts, strict=True)
-    return Inside(sum(balls_around), np.concatenate(recalled), np.concatenate(covered))
+    return Inside(np.sum(balls_around, axis=0), np.concatenate(recalled), np.concatenate(covered))
 
 
 def share_of_duplicates(samples: Shaped[np.ndarray, "N ..."]) -> float:

@@ -116,8 +116,8 @@ def benchmark_files(folder: Path, style: str, num: int) -> list[Path]:
     names = [
         [folder / style / f"{i:05d}{suffix}" for suffix in (".jpg", ".png")] for i in range(num)
     ]
-    files = [next((file for file in pair if file.is_file()), None) for pair in names]
-    missing = [pair[0].name for pair, file in zip(names, files, strict=True) if file is None]
+    files = [next((file for file in pair if file.is_file()), pair[0]) for pair in names]
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         listed = ", ".join(missing[:_LISTED])
         raise InputError(

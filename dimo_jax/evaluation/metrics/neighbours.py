@@ -59,7 +59,7 @@ def precision_recall_density_coverage(
     Raises:
         ValueError: if either set has no `num_neighbours` neighbours.
     """
-    mean = np.mean(real, axis=0, dtype=np.float64)
+    mean = real.mean(axis=0, dtype=np.float64)
     real, samples = centred(real, mean), centred(samples, mean)
     real_radii = squared_radii(real, num_neighbours)
     sample_radii = squared_radii(samples, num_neighbours)
@@ -147,7 +147,7 @@ def nearest(
     Returns:
         (int32, float32); of equally near ones the first.
     """
-    mean = np.mean(others, axis=0, dtype=np.float64)
+    mean = others.mean(axis=0, dtype=np.float64)
     columns = _columns(centred(others, mean))
     found = []
     for block, index in _row_blocks(centred(rows, mean)):

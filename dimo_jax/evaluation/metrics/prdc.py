@@ -32,7 +32,7 @@ def measure(
     Raises:
         ValueError: a chunk has no `num_neighbours` neighbours.
     """
-    found = [_four(*pair, protocol) for pair in _chunks(real, samples, protocol.chunks)]
+    found = [_four(*pair, protocol=protocol) for pair in _chunks(real, samples, protocol.chunks)]
     return {name: [four[name] for four in found] for name in NAMES}
 
 
@@ -56,7 +56,7 @@ def _four(real: np.ndarray, samples: np.ndarray, protocol: Protocol) -> dict[str
     if protocol.half and _fits_half(real, samples):
         real, samples = real.astype(np.float16), samples.astype(np.float16)
     else:
-        mean = np.mean(real, axis=0, dtype=np.float64)
+        mean = real.mean(axis=0, dtype=np.float64)
         real, samples = (neighbours.centred(x, mean) for x in (real, samples))
     real_radii, sample_radii = (
         _joined(neighbours.squared_radii(x, k, _mine(len(x))), len(x)) for x in (real, samples)
