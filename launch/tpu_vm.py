@@ -195,7 +195,7 @@ class Slice:
         self.on("all", "stop")
 
     def delete(self) -> None:
-        """Give the slice back."""
+        """Give the slice back: in a run after a preemption, before it all begins again."""
         self.shell.run([*self.queued("delete"), "--force", "--quiet"])
 
     def find(self) -> str:
@@ -216,8 +216,15 @@ class Slice:
     def run(self) -> None:
         """Do what is due, again and again, until the program has ended on all workers.
 
-        Nothing is remembered but the failures: each round finds out, and does the one thing.
+        Nothing is remembered but the failures: each round finds out, and does the one thing. A dry
+        run has one round, with all that may be due.
         """
+        if self.flags.dry_run:
+            steps = self.create, self.node, self.install, self.start, self.status, self.delete
+            for step in steps:
+                print(f"# {step.__doc__}")
+                step()
+            return
         flags, note = self.flags, self.shell.note
         before, failures, was_requested = "", 0, False
         while (found := self.find()) not in ("ended", "stopped"):
@@ -259,23 +266,6 @@ class Slice:
             f"python -m launch.tpu_vm delete --name={flags.name} {' '.join(self.where)}"
         )
 
-    def show_run(self) -> None:
-        """Print what `run` would do, in its order."""
-        every = f"# every {self.flags.poll_s:g} s until"
-        self.requested()
-        print("# if there is none:")
-        self.request()
-        print(f"{every} it is ACTIVE, and then READY:")
-        self.requested()
-        self.node()
-        print("# on new workers:")
-        self.install()
-        self.start()
-        print(f"{every} the program has ended on all workers:")
-        self.workers()
-        print("# after a preemption, before it all begins again:")
-        self.delete()
-
 
 def main(arguments: Sequence[str], shell: Shell | None = None) -> None:
     """Run or print what a command line says."""
@@ -284,8 +274,7 @@ def main(arguments: Sequence[str], shell: Shell | None = None) -> None:
     on_disk = not any(word.startswith("--workdir=gs://") for word in flags.program)
     if flags.command in ("run", "start") and on_disk:
         shell.note("the work directory is not on gs://; a preemption takes what is on a worker")
-    show = flags.dry_run and flags.command == "run"
-    getattr(Slice(flags, shell), "show_run" if show else flags.command)()
+    getattr(Slice(flags, shell), flags.command)()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_a_slice_gets_a_pod_for_each_of_its_hosts(flags, hosts, chips, accelerat
     }
 
 
-def test_each_gpu_node_is_told_its_place():
+def test_each_gpu_node_knows_its_place():
     jobset = created("--gpu=nvidia-h100-80gb", "--hosts=3", "--gpus_per_host=4")
     job, container = job_of(jobset), container_of(jobset)
     assert (job["parallelism"], job["completions"], job["completionMode"]) == (3, 3, "Indexed")

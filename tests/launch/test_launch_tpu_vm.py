@@ -237,7 +237,7 @@ def test_a_dry_run_prints_what_is_run(cloud, monkeypatch, capsys, command):
 def test_a_dry_run_of_run_prints_all_its_steps(capsys):
     tpu_vm.main([*RUN, "--dry-run", "--", "--config=c"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != "#"]
-    steps = "list create list describe archive scp ssh ssh ssh ssh delete".split()
+    steps = "create list describe archive scp ssh ssh ssh list ssh delete".split()
     assert [(set(steps) & {*line.split()}).pop() for line in lines] == steps
 
 
