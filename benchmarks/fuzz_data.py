@@ -22,7 +22,7 @@ from dimo_jax.evaluation import references
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.images import image_sets
 from dimo_jax.evaluation.metrics import geneval, prompt_scores
-from dimo_jax.evaluation.report import digits_report, page_data
+from dimo_jax.evaluation.report import page_tables, result_folders, schema
 from dimo_jax.generation import sample_files
 from dimo_jax.runs import run_samples
 from dimo_jax.training import checksums, metrics
@@ -132,10 +132,10 @@ def _run(folder: Path) -> None:
 
 
 def _read_results(path: Path) -> None:
-    digits_report.hashes_of(path.parent)
-    digits_report.read_rows(path)
-    for row in page_data.load(path).rows:
-        assert row.temperature is None or row.temperature == row.temperature
+    result_folders.hashes_of(path.parent)
+    for row in schema.read(path).rows:
+        found = page_tables.temperature(row)
+        assert found is None or found == found
 
 
 def _lines(*values: Any) -> bytes:

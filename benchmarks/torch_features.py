@@ -30,8 +30,9 @@ from torch_fidelity import metrics  # noqa: E402
 from dimo_jax import bundles  # noqa: E402
 from dimo_jax.commands import benchmark  # noqa: E402
 from dimo_jax.common import host_memory  # noqa: E402
-from dimo_jax.evaluation import measure, references  # noqa: E402
+from dimo_jax.evaluation import evaluate_images, references  # noqa: E402
 from dimo_jax.evaluation.images import image_sets  # noqa: E402
+from dimo_jax.evaluation.metrics import frechet  # noqa: E402
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS  # noqa: E402
 from tests.helpers import inception_weights, torch_peers  # noqa: E402, F401
 
@@ -70,15 +71,14 @@ def ours(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str, 
     """
     protocol = dataclasses.replace(PROTOCOLS["dimo"], reference="images")
     bundle = bundles.load(folder / "bundle", kind="features")
-    row = measure.evaluate_samples(
-        image_sets.open_set(samples),
+    row = evaluate_images.Evaluator(
         references.open_reference(str(real)),
-        measure.open_network(bundle, protocol, batch_size),
+        evaluate_images.open_network(bundle, protocol, batch_size),
         protocol,
         ("fid", "is"),
         folder / f"features_{time.time_ns()}",
-    )
-    return {name: row["metrics"][name]["mean"] for name in ("fid", "inception_score")}
+    ).evaluate(image_sets.open_set(samples))
+    return {name: row.mean(name) for name in ("fid", "inception_score")}
 
 
 def theirs(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str, float]:
@@ -99,7 +99,7 @@ def theirs(folder: Path, samples: Path, real: Path, batch_size: int) -> dict[str
 
 
 SIDES = {
-    "dimo_jax": (ours, measure.statistics, "frechet"),
+    "dimo_jax": (ours, frechet, "frechet"),
     "torch_fidelity": (theirs, metrics, "fid_statistics_to_metric"),
 }
 

@@ -1,28 +1,29 @@
-r"""What samples, or a finished run, are worth: figures, a report to look at, runs side by side.
+r"""What samples, or a finished run, are worth: figures, a report with pictures, runs side by side.
 
-python -m dimo_jax.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256_labeled.npz \
-    --features=bundles/inception --output=eval/
-python -m dimo_jax.evaluate --workdir=runs/imagenet --steps=1,8 --temperatures=1,3,5,7,9 \
+python -m dimo_jax.evaluate images --samples=samples.npz \
+    --reference=VIRTUAL_imagenet256_labeled.npz --features=bundles/inception --output=eval/
+python -m dimo_jax.evaluate images --samples=IMAGES/ --clip=bundles/clip \
+    --captions=captions.txt --output=eval/
+python -m dimo_jax.evaluate images --samples=STYLES/ --hps=bundles/hps --hps_version=v2.1 \
+    --hps_prompts=PROMPTS/ --output=eval/
+python -m dimo_jax.evaluate run --workdir=runs/imagenet --steps=1,8 --temperatures=1,3,5,7,9 \
     --num=50000 --reference=VIRTUAL_imagenet256_labeled.npz --features=bundles/inception \
     --output=eval/
-python -m dimo_jax.evaluate --samples=REAL/ --make_reference=real.npz \
-    --features=bundles/inception --output=eval/
-python -m dimo_jax.evaluate --samples=IMAGES/ --clip=bundles/clip --captions=captions.txt \
+python -m dimo_jax.evaluate compare runs/one runs/two --output=both/
+python -m dimo_jax.evaluate reference real.npz --samples=REAL/ --features=bundles/inception \
     --output=eval/
-python -m dimo_jax.evaluate --samples=STYLES/ --hps=bundles/hps --hps_version=v2.1 \
-    --hps_prompts=PROMPTS/ --output=eval/
-python -m dimo_jax.evaluate --compare runs/one runs/two --output=both/
-python -m dimo_jax.evaluate --geneval=results.jsonl
+python -m dimo_jax.evaluate geneval results.jsonl
 
 --samples is a folder of pictures, a .zip of them, or an .npz with arr_0 (dimo_jax.sample writes
 one); --reference a file of statistics, of images, or both, or a folder of real images. Both may be
-tfds:NAME:SPLIT. Of a run the generator (1 step, at each temperature) and the teacher (more steps)
-are drawn, judged, and with --speed timed. Features are kept in OUTPUT/features: the same command
-goes on after a kill, and other metrics of the same images cost no second pass. It writes
-results.json, results.md and report.html, and prints the five lines of OpenAI's evaluator. The
-protocols:
+tfds:NAME:SPLIT. Of a run samples of the generator (1 step, at each temperature) and of the teacher
+(more steps) are drawn, measured, and with --speed timed. Features are kept in OUTPUT/features: the
+same command goes on after a kill, and other metrics of the same images cost no second pass. It
+writes results.json, results.md and report.html, and prints the five lines of OpenAI's evaluator.
+The protocols:
 """
 
+import sys
 import textwrap
 
 from absl import flags
@@ -32,7 +33,16 @@ from dimo_jax.common.command_flags import Flags
 from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 
-MODES = ("samples", "workdir", "compare", "geneval")  # what is asked for: one of them
+PROMPTS_GROUP = "images, against prompts"
+FORMER_GROUP = "The spelling of before, in place of a command"
+# Each with the flags that it needs.
+COMMANDS = {
+    "images": ("samples", "output", "features"),
+    "run": ("workdir", "output", "features"),
+    "compare": (),
+    "reference": ("samples", "output", "features"),
+    "geneval": (),
+}
 
 __doc__ += "\n".join(
     textwrap.fill(f"{name:6} {protocol.about}", 100, subsequent_indent=" " * 7)
@@ -40,10 +50,11 @@ __doc__ += "\n".join(
 )
 
 FLAGS = Flags()
+FLAGS.set_gnu_getopt()  # flags may come before and after the command
 
 FLAGS.group("Everyday")
-flags.DEFINE_string("samples", None, "the images that are judged", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "a run of dimo_jax.main, in their place", flag_values=FLAGS)
+flags.DEFINE_string("samples", None, "the images that are measured", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "run: what dimo_jax.main wrote", flag_values=FLAGS)
 flags.DEFINE_string("reference", None, "what they are compared with", flag_values=FLAGS)
 flags.DEFINE_string("features", None, "bundle of the feature network", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "folder of the results", flag_values=FLAGS)
@@ -72,7 +83,7 @@ flags.DEFINE_bool("recursive", False, "folders: with all inside them", flag_valu
 flags.DEFINE_integer(
     "image_size",
     None,
-    "real images (--reference, --make_reference): cut out the middle square and shrink it so far",
+    "real images: cut out the middle square and shrink it so far",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -80,9 +91,12 @@ flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "where tfds: data sets lie", flag_values=FLAGS
 )
 flags.DEFINE_string(
-    "make_reference", None, "write such a file (.npz) of --samples, and stop", flag_values=FLAGS
+    "prompt_field",
+    None,
+    "of a record of --prompts or --captions; default: prompt, caption or text",
+    flag_values=FLAGS,
 )
-FLAGS.group("A run (--workdir)")
+FLAGS.group("run")
 flags.DEFINE_string(
     "step",
     None,
@@ -103,14 +117,8 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_string("metadata", None, "--prompts: the benchmark's own list", flag_values=FLAGS)
-flags.DEFINE_string(
-    "prompt_field",
-    None,
-    "of a record of --prompts or --captions; default: prompt, caption or text",
-    flag_values=FLAGS,
-)
 flags.DEFINE_bool("speed", False, "time the samplers too", flag_values=FLAGS)
-FLAGS.group("Scores against prompts")
+FLAGS.group(PROMPTS_GROUP)
 flags.DEFINE_string("clip", None, "bundle: CLIP score of --samples", flag_values=FLAGS)
 flags.DEFINE_enum(
     "clip_form", "dimo", ["dimo", "plain", "torchmetrics"], "which one", flag_values=FLAGS
@@ -125,40 +133,71 @@ flags.DEFINE_string("hps", None, "bundle: HPS v2 of --samples", flag_values=FLAG
 flags.DEFINE_enum("hps_version", None, ["v2.0", "v2.1"], "of its weights", flag_values=FLAGS)
 flags.DEFINE_string("hps_prompts", None, "folder of the styles' prompts", flag_values=FLAGS)
 flags.DEFINE_bool("hps_antialias", True, "as its own code resizes", flag_values=FLAGS)
-FLAGS.group("In place of --samples and --workdir")
-flags.DEFINE_bool("compare", False, "the arguments are runs: side by side", flag_values=FLAGS)
-flags.DEFINE_string("geneval", None, "print the table of GenEval's results", flag_values=FLAGS)
+FLAGS.group(FORMER_GROUP)
+flags.DEFINE_bool("compare", False, "now: compare RUN RUN", flag_values=FLAGS)
+flags.DEFINE_string("geneval", None, "now: geneval FILE", flag_values=FLAGS)
+flags.DEFINE_string("make_reference", None, "now: reference FILE", flag_values=FLAGS)
 cli.define_process_flags(FLAGS)
 
 
-def _mode(arguments: list[str]) -> str:
-    """Return what is asked for: one of MODES."""
-    given = [mode for mode in MODES if FLAGS[mode].value]
+def _spelled_before(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return command and arguments where flags alone say what to do, as they did before."""
+    names = {"samples": "images", "workdir": "run", "compare": "compare", "geneval": "geneval"}
+    given = [name for name in names if FLAGS[name].value]
     if len(given) != 1:
-        shown = ", ".join(f"--{mode}" for mode in MODES)
-        found = " and ".join(f"--{mode}" for mode in given) or "none of them"
+        found = " and ".join(f"--{name}" for name in given) or "none of them"
         raise InputError(
-            f"give one of {shown}; found {found}; for example: {cli.first_example(__doc__)} "
-            "(--help lists all flags)"
+            f"give one of {', '.join(COMMANDS)}; found {found}; for example: "
+            f"{cli.first_example(__doc__)} (--help lists all flags)"
         )
-    if arguments and given != ["compare"]:
-        raise InputError(f"unexpected argument {arguments[0]!r}; every flag is --name=value")
-    (mode,), of_prompts = given, bool(FLAGS.clip or FLAGS.hps)
-    if of_prompts and (mode != "samples" or (FLAGS.clip and FLAGS.hps)):
-        raise InputError("--clip and --hps are scores of --samples; give one of the two")
-    needed = [] if mode in ("compare", "geneval") else ["output", "features"][: 2 - of_prompts]
-    missing = [f"--{name}" for name in needed if not FLAGS[name].value]
-    if missing:
-        raise InputError(f"--{mode} needs {' and '.join(missing)}")
-    return mode
+    command = names[given[0]]
+    if FLAGS.make_reference and command == "images":
+        return "reference", [FLAGS.make_reference, *arguments]
+    return command, [*([FLAGS.geneval] if command == "geneval" else []), *arguments]
+
+
+def _refuse_foreign(command: str) -> None:
+    """Refuse the flags of other commands."""
+    own = {
+        "samples": ("images", "reference"),
+        "workdir": ("run",),
+        **dict.fromkeys(("reference", "metrics", "num_neighbours"), ("images", "run")),
+        **dict.fromkeys(FLAGS.members("run"), ("run",)),
+        **dict.fromkeys(FLAGS.members(PROMPTS_GROUP), ("images",)),
+        **dict.fromkeys(FLAGS.members(FORMER_GROUP), ("calls without a command",)),
+    }
+    for name, commands in own.items():
+        if FLAGS[name].present and command not in commands:
+            raise InputError(f"--{name} is of {' and '.join(commands)}, not of {command}")
+
+
+def _check(command: str, arguments: list[str]) -> None:
+    """Refuse what does not go together, before anything is imported."""
+    takes = {"reference": 1, "geneval": 1, "compare": len(arguments)}.get(command, 0)
+    if len(arguments) > takes:
+        raise InputError(f"unexpected argument {arguments[takes]!r}; every flag is --name=value")
+    if len(arguments) < takes:
+        raise InputError(f"{command} needs a file; for example: {command} FILE")
+    of_prompts = bool(FLAGS.clip or FLAGS.hps)
+    if of_prompts and (command != "images" or (FLAGS.clip and FLAGS.hps)):
+        raise InputError("--clip and --hps are scores of images --samples; give one of the two")
+    needed = COMMANDS[command][: 3 - of_prompts]
+    if missing := [f"--{name}" for name in needed if not FLAGS[name].value]:
+        raise InputError(f"{command} needs {' and '.join(missing)}")
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluate what the flags name."""
-    mode = _mode(arguments)
+    """Evaluate what the command and the flags name."""
+    named = bool(arguments) and arguments[0] in COMMANDS
+    command, rest = (arguments[0], arguments[1:]) if named else _spelled_before(arguments)
+    if named:
+        _refuse_foreign(command)
+    _check(command, rest)
+    if not named:
+        print(f"hint: write python -m dimo_jax.evaluate {command} ...", file=sys.stderr)
     from dimo_jax.commands import evaluate
 
-    evaluate.run(FLAGS, mode, arguments)
+    evaluate.run(FLAGS, command, rest)
 
 
 if __name__ == "__main__":

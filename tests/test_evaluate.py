@@ -9,7 +9,7 @@ from PIL import Image
 from prdc import compute_prdc
 
 from dimo_jax import bundles, evaluate
-from dimo_jax.evaluation import measure
+from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features import feature_store, resize
 from dimo_jax.evaluation.features.feature_store import Extractor
 from dimo_jax.evaluation.metrics import neighbours, protocols
@@ -58,7 +58,7 @@ def calls(monkeypatch):
         settings = {"weights": bundle.params_hash, **protocol.preprocessing()}
         return Extractor(extract, settings, 4)
 
-    monkeypatch.setattr(measure, "open_network", open_network)
+    monkeypatch.setattr(evaluate_images, "open_network", open_network)
     return seen
 
 
@@ -86,10 +86,11 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, capsys, bundle, places, tmp_path):
-    """Runs the command on samples.npz and adm.npz unless told otherwise."""
+    """Runs the command on samples.npz and adm.npz unless others are given."""
 
     def run(*arguments, status=0, samples="samples.npz", reference="adm.npz"):
-        flags = [f"--features={bundle}", f"--output={tmp_path / 'eval'}"]
+        words = [] if "reference" in arguments else ["images"]
+        flags = [*words, f"--features={bundle}", f"--output={tmp_path / 'eval'}"]
         flags += [f"--samples={places / samples}"] if samples else []
         flags += [f"--reference={places / reference}"] if reference else []
         found, out, err = run_command(evaluate, [*flags, *arguments], monkeypatch, capsys)
@@ -137,8 +138,8 @@ def test_the_result_says_all(run, calls, places, bundle):
     order = ("inception_score_adm", "fid", "sfid", "precision", "recall")
     assert printed == [row["metrics"][name]["mean"] for name in order]
     table = (run.output / "results.md").read_text()
-    assert table.startswith("| samples | steps | N | FID | sFID | IS | IS (ADM) | precision |")
-    assert f"| 24 | {row['metrics']['fid']['mean']:.4g} |" in table
+    assert table.startswith("| model | steps | N | FID | sFID | IS (ADM) | IS | precision |")
+    assert f"| 24 | {row['metrics']['fid']['mean']:.2f} |" in table
     assert content["hashes"]["reference"] in table
 
 
@@ -235,7 +236,7 @@ def test_the_network_sees_images_as_the_protocol_has_them(name, tmp_path):
     network = Inception({"name": "inception"}, lambda key: {}, see_through)
     bundle = bundles.Bundle("features", {}, {}, None, None, {}, tmp_path, "hash")
     bundle.__dict__["_built"] = network
-    extractor = measure.open_network(bundle, protocol, 2)
+    extractor = evaluate_images.open_network(bundle, protocol, 2)
     images = protocols.stretch(PIXELS[:2]) if name == "valeo" else PIXELS[:2]
     resizers = {"clean": resize.clean_bicubic}
     expected = np.asarray(resizers.get(name, resize.tf1_bilinear)(images))[:, ::60, ::60]
@@ -257,7 +258,7 @@ def test_stretching_is_per_image_over_all_channels():
 
 def test_a_reference_is_made_and_used(run, calls, places):
     path = run.output.parent / "made.npz"
-    out = run(f"--make_reference={path}", samples="images.npz", reference=None)
+    out = run("reference", path, samples="images.npz", reference=None)
     assert out == f"16 images, protocol dimo: {path}\n"
     run("--metrics=fid,sfid,prdc", reference=path)
     made = results(run)["rows"][0]["metrics"]
@@ -272,7 +273,7 @@ def test_a_reference_is_made_and_used(run, calls, places):
 
 def test_a_reference_of_a_data_set(run, calls):
     path = run.output.parent / "digits.npz"
-    flags = [f"--make_reference={path}", f"--data_dir={run.output.parent}"]
+    flags = ["reference", path, f"--data_dir={run.output.parent}"]
     run("--samples=tfds:digits:test", *flags, samples=None, reference=None)
     with np.load(path) as data:
         assert data["features"].shape == (397, 12) and data["sigma_s"].shape == (12, 12)
@@ -324,7 +325,7 @@ def spoiled(places, tmp_path, name):
         ("few", ["--num=4"], "few.npz has 3 images, expected --num=4"),
         ("other", [], "other.npz has images, but no arr_0"),
         ("few", ["--metrics=fid,kid"], "there is no metric kid; there are fid, is, sfid, prdc"),
-        ("few", ["--make_reference=x.npz"], "--reference and --make_reference exclude each other"),
+        ("few", ["reference", "x.npz"], "--reference is of images and run, not of reference"),
         ("few", ["--protocol=best"], "flag --protocol=best"),
         ("few", ["--output=README.md"], "--output=README.md is a file; name a folder"),
         ("few", ["--features=nowhere"], "there is no bundle at nowhere"),
@@ -361,7 +362,7 @@ def test_the_network_of_a_bundle(run, bundle, places):
     """With nothing replaced: a small network, for the reference and for the samples."""
     path = run.output.parent / "made.npz"
     flags = ["--batch_size=8"]
-    run(*flags, f"--make_reference={path}", samples="images.npz", reference=None)
+    run("reference", path, *flags, samples="images.npz", reference=None)
     run(*flags, "--metrics=fid,prdc", reference=path)
     content = results(run)
     metrics = content["rows"][0]["metrics"]
@@ -374,4 +375,4 @@ def test_the_network_of_a_bundle(run, bundle, places):
 
 def test_the_help_names_the_protocols(run):
     out = run("--help")
-    assert "valeo  the teacher's repository" in out and "--make_reference" in out
+    assert "valeo  the teacher's repository" in out and "reference FILE" in out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dimo_jax import bundles, evaluate, tokenizers
-from dimo_jax.evaluation import measure
+from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features.feature_store import Extractor
 from dimo_jax.evaluation.metrics import neighbours
 from dimo_jax.generation import drawing
@@ -61,7 +61,7 @@ def run(monkeypatch, capsys, built_once, places, tmp_path):
     def open_network(bundle, protocol, batch_size):
         return Extractor(plain_features, {"weights": bundle.params_hash}, 4)
 
-    monkeypatch.setattr(measure, "open_network", open_network)
+    monkeypatch.setattr(evaluate_images, "open_network", open_network)
     monkeypatch.setattr(neighbours, "ROWS_PER_DEVICE", 4)
     monkeypatch.setattr(neighbours, "COLUMNS", 32)
 
@@ -81,7 +81,7 @@ def test_a_row_for_each_temperature_and_for_the_teacher(run, workdir, places, mo
     monkeypatch.setattr(
         drawing, "decode_images", lambda *given: drawn.append(given) or decode(*given)
     )
-    flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=20"]
+    flags = ["run", f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=20"]
     flags += ["--steps=1,3", "--temperatures=0.5,1", "--batch_size=8", "--guidance=1.5"]
     out = run(*flags)
     content = json.loads((run.output / "results.json").read_text())
@@ -110,7 +110,7 @@ def test_a_row_for_each_temperature_and_for_the_teacher(run, workdir, places, mo
 
 
 def test_the_tokens_of_a_set_are_those_of_sample(run, workdir, places):
-    run(f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=12", "--seed=4")
+    run("run", f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=12", "--seed=4")
     (path,) = (run.output / "samples").glob("*.npz")
     with np.load(path) as data:
         assert data["labels"].tolist() == [*range(10), 0, 1]
@@ -137,7 +137,13 @@ def test_speed_is_a_metric(run, workdir, places, monkeypatch):
         tiny_network(), None, tokenizers.build({"name": "gray_levels"}), None
     )
     monkeypatch.setattr(step_speed, "open_models", lambda config: models)
-    flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=12", "--speed"]
+    flags = [
+        "run",
+        f"--workdir={workdir}",
+        f"--reference={places / 'real.npz'}",
+        "--num=12",
+        "--speed",
+    ]
     run(*flags, "--steps=1,2", "--temperatures=1,2", "--batch_size=8")
     rows = json.loads((run.output / "results.json").read_text())["rows"]
     # Once for all temperatures: no time depends on them.
@@ -156,7 +162,7 @@ def test_a_run_that_is_not_finished(tmp_path, workdir, run):
 
 
 def test_too_little_room_is_said_before_the_work(run, workdir, places):
-    flags = [f"--workdir={workdir}", f"--reference={places / 'real.npz'}"]
+    flags = ["run", f"--workdir={workdir}", f"--reference={places / 'real.npz'}"]
     err = run(*flags, "--num=900000000000", status=2)
     assert "GB are free" in err and "172800.0 GB" in err.replace("345600.0", "172800.0")
     assert not list((run.output / "samples").iterdir())
@@ -176,27 +182,56 @@ def test_sets_have_their_own_names(workdir):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ([], "give one of --samples, --workdir, --compare, --geneval; found none of them"),
+        ([], "give one of images, run, compare, reference, geneval; found none of them"),
         (["--samples=a", "--workdir=b"], "found --samples and --workdir"),
-        (["--workdir=nowhere", "--num=4"], "--workdir=nowhere is no run"),
-        (["--workdir={run}"], "--workdir needs --num"),
-        (["--workdir={run}", "--num=4", "--steps=1,x"], "--steps=1,x must be whole numbers above"),
-        (["--workdir={run}", "--num=4", "--temperatures=0"], "--temperatures=0 must be numbers"),
-        (["--workdir={run}", "--num=4", "--steps="], "--steps= must be whole numbers"),
-        (["--workdir={run}", "extra"], "unexpected argument 'extra'"),
-        (["--samples=a", "--clip=b", "--hps=c"], "give one of the two"),
-        (["--workdir={run}", "--clip=b"], "are scores of --samples"),
-        (["--samples=a", "--hps=c"], "--hps needs --hps_version and --hps_prompts"),
-        (["--compare", "{run}"], "2"),
+        (["run", "--workdir=nowhere", "--num=4"], "--workdir=nowhere is no run"),
+        (["run", "--workdir={run}"], "--workdir needs --num"),
+        (["run", "--workdir={run}", "--num=4", "--steps=1,x"], "--steps=1,x must be whole numbers"),
+        (["run", "--workdir={run}", "--num=4", "--temperatures=0"], "must be numbers above 0"),
+        (["run", "--workdir={run}", "--num=4", "--steps="], "--steps= must be whole numbers"),
+        (["run", "--workdir={run}", "extra"], "unexpected argument 'extra'"),
+        (["run", "--workdir={run}", "--samples=a"], "--samples is of images and reference"),
+        (["images", "--samples=a", "--steps=1"], "--steps is of run"),
+        (["images", "--samples=a", "--clip=b", "--hps=c"], "give one of the two"),
+        (["run", "--workdir={run}", "--clip=b"], "--clip is of images"),
+        (["images", "--samples=a", "--hps=c"], "--hps needs --hps_version and --hps_prompts"),
+        (["compare", "{run}"], "1 runs were given to compare; give 2 to 8"),
+        (["geneval"], "geneval needs a file"),
+        (["reference", "a.npz", "b", "--samples=a"], "unexpected argument 'b'"),
     ],
 )
 def test_flags_that_do_not_go_together(run, workdir, flags, complaint):
     assert complaint in run(*(x.format(run=workdir) for x in flags), status=2)
 
 
+def test_the_spelling_of_before_goes_on_working_with_a_hint(
+    run, workdir, places, tmp_path, monkeypatch, capsys
+):
+    def spelled(*arguments):
+        flags = [f"--output={tmp_path / 'eval'}", f"--features={places / 'inception'}"]
+        return run_command(evaluate, [*flags, *map(str, arguments)], monkeypatch, capsys)
+
+    real = places / "real.npz"
+    made = tmp_path / "made.npz"
+    for command, arguments in {
+        "images": [f"--samples={real}", f"--reference={real}", "--metrics=fid", "--seed=3"],
+        "run": [f"--workdir={workdir}", f"--reference={real}", "--num=12", "--metrics=fid"],
+        "reference": [f"--samples={real}", f"--make_reference={made}"],
+        "compare": ["--compare", tmp_path / "eval", tmp_path / "eval"],
+    }.items():
+        status, out, err = spelled(*arguments)
+        assert status == 0 and out, err
+        assert f"hint: write python -m dimo_jax.evaluate {command} ...\n" in err
+    assert made.is_file()
+    status, _, err = spelled(f"--samples={real}", f"--make_reference={made}", f"--reference={real}")
+    assert status == 2 and "a reference is made without --reference" in err
+
+
 def test_what_a_mode_needs(run, workdir):
-    err = run(f"--workdir={workdir}", status=2, measured=False)
-    assert "--workdir needs --output and --features" in err
+    err = run("run", f"--workdir={workdir}", status=2, measured=False)
+    assert "run needs --output and --features" in err
+    err = run("images", "--clip=b", status=2, measured=False)
+    assert "images needs --samples and --output" in err
 
 
 def test_runs_side_by_side(run, tmp_path):
@@ -206,9 +241,9 @@ def test_runs_side_by_side(run, tmp_path):
         rows = [{"model": "generator", "steps": 1, "metrics": metrics, "sampler": {}}]
         (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
     both = [str(tmp_path / "one"), str(tmp_path / "two")]
-    printed = run("--compare", *both, measured=False)
+    printed = run("compare", *both, measured=False)
     assert "5.00" in printed and "4.00" in printed
-    out = run("--compare", *both)
+    out = run("compare", *both)
     assert "compare.html" in out and (run.output / "compare.md").is_file()
 
 
@@ -216,7 +251,7 @@ def test_genevals_table(run, tmp_path):
     path = tmp_path / "results.jsonl"
     line = {"filename": "0/0.png", "tag": "colors", "prompt": "a red ball", "correct": True}
     path.write_text(json.dumps(line) + "\n")
-    assert "1.00" in run(f"--geneval={path}", measured=False)
+    assert "1.00" in run("geneval", path, measured=False)
 
 
 def test_the_teacher_may_lie_elsewhere(tmp_path, workdir):

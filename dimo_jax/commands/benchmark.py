@@ -15,11 +15,10 @@ from absl.flags import FlagValues
 from ml_collections import config_flags
 
 from dimo_jax import cli
-from dimo_jax.common import files
+from dimo_jax.common import files, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.config import validation
-from dimo_jax.evaluation.report import digits_report
 from dimo_jax.generation import drawing
 from dimo_jax.parallel import distributed
 from dimo_jax.profiling import devices, sampler_speed, step_speed
@@ -32,7 +31,7 @@ _SETTINGS = ("compute_dtype", "remat", "scan_layers", "attention", "fast_compile
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    found = digits_report.environment()
+    found = versions.environment()
     return {
         "device_kind": found["device"]["kind"],
         "device_count": found["device"]["count"],

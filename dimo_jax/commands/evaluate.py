@@ -11,81 +11,65 @@ from absl.flags import FlagValues
 from dimo_jax import bundles, cli
 from dimo_jax import config as configs
 from dimo_jax.bundles import places
-from dimo_jax.common import files, overlaps, run_lock
+from dimo_jax.common import files, overlaps, run_lock, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.data import benchmark_prompts
-from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation import evaluate_images, references, shown
+from dimo_jax.evaluation.evaluate_images import Evaluator
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.images import image_sets
 from dimo_jax.evaluation.metrics import geneval, prompt_scores
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS, Protocol
+from dimo_jax.evaluation.metrics.rows import Row, Value
 from dimo_jax.evaluation.report import (
     compare,
-    digits_report,
     page,
     result_folders,
-    results,
+    samples_report,
+    schema,
     showcase,
 )
+from dimo_jax.evaluation.report.schema import Results
+from dimo_jax.evaluation.shown import Shown
 from dimo_jax.parallel import backend, distributed, locks
 from dimo_jax.profiling import step_speed
 from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots
-from dimo_jax.runs.run_evaluation import Yardstick
 
 FEATURES_FOLDER = "features"
 
 
-def _open(flags: FlagValues, where: str, image_size: int | None) -> image_sets.ImageSet:
-    return image_sets.open_set(where, flags.recursive, image_size, flags.data_dir)
-
-
-def _check_number(flags: FlagValues, samples: image_sets.ImageSet) -> None:
-    if flags.num is not None and samples.num != flags.num:
+def _samples(flags: FlagValues, image_size: int | None = None) -> image_sets.ImageSet:
+    """Open --samples, as many as --num says."""
+    found = image_sets.open_set(flags.samples, flags.recursive, image_size, flags.data_dir)
+    if flags.num is not None and found.num != flags.num:
         raise InputError(
-            f"{samples.where} has {samples.num} images, expected --num={flags.num}; give all of "
-            "them, or leave the flag out"
+            f"{found.where} has {found.num} images, expected --num={flags.num}; give all of them, "
+            "or leave the flag out"
         )
+    return found
 
 
-def _make_reference(flags: FlagValues, path: Path, protocol: Protocol, folder: Path) -> None:
-    """Write a reference of --samples."""
-    images = _open(flags, flags.samples, flags.image_size)
-    _check_number(flags, images)
-    extractor, _ = _network(flags, protocol)
-    store = FeatureStore(folder, images, extractor, "reference")
-    store.fill()
-    if not distributed.is_lead():
-        return
-    with Progress("evaluate") as progress:
-        for text in store.warnings():
-            progress.note(f"warning: {text}")
-    about = references.write(path, store, {**extractor.settings, "protocol": protocol.name})
-    print(f"{about['num']} images, protocol {protocol.name}: {path}")
+def _protocol(flags: FlagValues) -> Protocol:
+    chosen = PROTOCOLS[flags.protocol]
+    if flags.num_neighbours is None:
+        return chosen
+    return dataclasses.replace(chosen, num_neighbours=flags.num_neighbours)
 
 
-def _network(flags: FlagValues, protocol: Protocol) -> tuple[Extractor, str]:
-    """Return the feature network and the hash of its weights."""
+def _network(flags: FlagValues, protocol: Protocol) -> Extractor:
+    """Return the feature network."""
     found = bundles.load(flags.features, kind="features")
-    network = measure.open_network(found, protocol, _judged_at_once(flags))
+    network = evaluate_images.open_network(found, protocol, flags.batch_size or 64)
     banner.show(banner.machine_lines())
-    return network, found.params_hash
+    return network
 
 
-def _judged_at_once(flags: FlagValues) -> int:
-    return flags.batch_size or 64
-
-
-def _yardstick(
-    flags: FlagValues, protocol: Protocol, output: Path
-) -> tuple[Yardstick, str, list[str]]:
-    """Return what sets are measured with.
-
-    The hash of the weights, and what the reference cannot serve.
-    """
-    reference = references.Reference("")
+def _evaluator(flags: FlagValues, output: Path) -> tuple[Evaluator, list[str]]:
+    """Return how sets are measured, and what the reference cannot serve."""
+    reference, protocol = references.Reference(""), _protocol(flags)
     if flags.reference is not None:
         reference = references.open_reference(
             flags.reference,
@@ -93,25 +77,23 @@ def _yardstick(
             image_size=flags.image_size,
             data_dir=flags.data_dir,
         )
-    asked = None if flags.metrics is None else tuple(flags.metrics)
-    metrics, left_out = references.choose_metrics(asked, reference, protocol)
-    extractor, weights = _network(flags, protocol)
-    folder = output / FEATURES_FOLDER
-    return Yardstick(reference, extractor, protocol, metrics, folder), weights, left_out
+    requested = None if flags.metrics is None else tuple(flags.metrics)
+    metrics, left_out = references.choose_metrics(requested, reference, protocol)
+    network, folder = _network(flags, protocol), output / FEATURES_FOLDER
+    return Evaluator(reference, network, protocol, metrics, folder), left_out
 
 
-def _evaluate(flags: FlagValues, protocol: Protocol, output: Path, began: float) -> None:
-    """Judge --samples and writes the results."""
-    samples = _open(flags, flags.samples, None)
-    _check_number(flags, samples)
-    yardstick, weights, left_out = _yardstick(flags, protocol, output)
-    row, look = yardstick.judge(samples)
-    if row is not None:
-        _write(flags, output, [row], [look], yardstick, weights, left_out, began)
+def _images(flags: FlagValues, output: Path, began: float) -> None:
+    """Measure --samples and write the results."""
+    images = _samples(flags)
+    evaluator, left_out = _evaluator(flags, output)
+    if (row := evaluator.evaluate(images)) is not None:
+        pictures = [shown.of_set(evaluator, images, row)]
+        _write(flags, output, [row], pictures, evaluator, left_out, began)
 
 
-def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: float) -> None:
-    """Draws what --workdir's models make, judges it and writes the results."""
+def _run(flags: FlagValues, output: Path, began: float) -> None:
+    """Draw samples of --workdir's models, measure them and write the results."""
     workdir = files.path(flags.workdir)
     if flags.num is None:
         raise InputError("--workdir needs --num, the samples in a set; FID-50k is of --num=50000")
@@ -121,17 +103,17 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
     steps = cli.numbers(flags, "steps", int, [1])
     temperatures = cli.numbers(flags, "temperatures", float, [])
     snapshot = _snapshot(workdir, flags.step, output)
-    asked = run_samples.sets_of(workdir, steps, temperatures, teacher, texts, snapshot)
-    yardstick, weights, left_out = _yardstick(flags, protocol, output)
+    requested = run_samples.sets_of(workdir, steps, temperatures, teacher, texts, snapshot)
+    evaluator, left_out = _evaluator(flags, output)
     with Progress("evaluate", silent=not distributed.is_lead()) as progress:
-        image_bytes = run_samples.image_bytes(asked[0])
-        samples_folder = output / run_evaluation.SAMPLES_FOLDER
-        progress.note(run_evaluation.check_space(samples_folder, asked, flags.num, image_bytes))
+        image_bytes = run_samples.image_bytes(requested[0])
+        folder = output / run_evaluation.SAMPLES_FOLDER
+        progress.note(run_evaluation.check_space(folder, requested, flags.num, image_bytes))
         clock = step_speed.Clock(5, 1, 1, None, progress.note) if flags.speed else None
-    rows, looks = run_evaluation.judge_run(
+    rows, pictures = run_evaluation.evaluate_run(
         workdir,
-        asked,
-        yardstick,
+        requested,
+        evaluator,
         output,
         num=flags.num,
         seed=flags.seed,
@@ -139,7 +121,7 @@ def _evaluate_run(flags: FlagValues, protocol: Protocol, output: Path, began: fl
         clock=clock,
     )
     if rows:
-        _write(flags, output, rows, looks, yardstick, weights, left_out, began)
+        _write(flags, output, rows, pictures, evaluator, left_out, began)
 
 
 def _snapshot(workdir: AnyPath, step: str | None, output: Path) -> tuple[Path, int] | None:
@@ -162,10 +144,9 @@ def _snapshot(workdir: AnyPath, step: str | None, output: Path) -> tuple[Path, i
 def _write(
     flags: FlagValues,
     output: Path,
-    rows: Sequence[dict[str, Any]],
-    looks: Sequence[showcase.Look],
-    yardstick: Yardstick,
-    weights: str,
+    rows: Sequence[Row],
+    pictures: Sequence[Shown],
+    evaluator: Evaluator,
     left_out: Sequence[str],
     began: float,
 ) -> None:
@@ -173,31 +154,38 @@ def _write(
     with Progress("evaluate") as progress:
         for text in left_out:
             progress.note(text)
-        for text in dict.fromkeys(text for row in rows for text in row["warnings"]):
+        for text in dict.fromkeys(text for row in rows for text in row.warnings):
             progress.note(f"warning: {text}")
-    protocol, hashes = yardstick.protocol, dict(rows[0]["hashes"])
+    protocol, hashes = evaluator.protocol, dict(rows[0].rest["hashes"])
     if len(rows) > 1:
         del hashes["samples"]  # each row has its own
     workdir = files.path(flags.workdir) if flags.workdir else None
-    trained = configs.flat(places.run_config(workdir)) if workdir else {}
-    paths = results.write(
-        output,
+    drawn = showcase.draw(pictures)
+    results = Results(
         rows,
-        protocol,
-        seed=rows[0]["seed"],
-        **_environment(),
-        wall_seconds=time.monotonic() - began,
-        hashes={**hashes, "weights": weights},
-        reference=yardstick.reference.where,
-        **({"training": trained} if trained else {}),
-        **showcase.write(output, looks),
+        {
+            "precision": evaluate_images.PRECISION,
+            "seed": rows[0].rest["seed"],
+            **_environment(),
+            "wall_seconds": time.monotonic() - began,
+            "hashes": {**hashes, "weights": evaluator.extractor.settings["weights"]},
+            "reference": evaluator.reference.where,
+        },
+        protocol=protocol.report(),
+        per_class=showcase.nearest_by_class(pictures),
+        extremes=drawn.extremes,
+        pictures=drawn.entries,
+        training=configs.flat(places.run_config(workdir)) if workdir else {},
     )
+    drawn.save(output)
+    paths = samples_report.write(output, results)
     paths.append(page.write(output, title=_title(flags), workdir=workdir))
     for row in rows:
         if len(rows) > 1:
-            print(f"{row['model']}, {row['steps']} steps, {metric_names.describe(row['sampler'])}")
-        print(results.adm_lines(row, protocol))
-    print(f"{rows[0]['num']} samples, protocol {protocol.name}: {', '.join(map(str, paths))}")
+            print(f"{row.model}, {row.steps} steps, {metric_names.describe(row.sampler)}")
+        print(samples_report.adm_lines(row, protocol))
+    num = rows[0].rest["num"]
+    print(f"{num} samples, protocol {protocol.name}: {', '.join(map(str, paths))}")
 
 
 def _title(flags: FlagValues) -> str:
@@ -205,28 +193,55 @@ def _title(flags: FlagValues) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    found = digits_report.environment()
-    return {**found, "versions": {**found["versions"], "code": distributed.code_version()}}
+    return versions.environment(code=distributed.code_version())
 
 
-def _score_prompts(flags: FlagValues, output: Path, began: float) -> None:
+def _scores(flags: FlagValues, output: Path, began: float) -> None:
     """CLIP score or HPS of --samples against their prompts."""
-    name, found, text = prompt_scores.scores_of(
-        files.local(flags.samples),
-        files.path(flags.clip) if flags.clip else None,
-        files.path(flags.hps) if flags.hps else None,
-        captions=files.local(flags.captions) if flags.captions else None,
-        form=flags.clip_form,
-        benchmark=files.local(flags.hps_prompts) if flags.hps_prompts else None,
-        version=flags.hps_version,
-        antialias=flags.hps_antialias,
-        batch_size=_judged_at_once(flags),
-        field=flags.prompt_field or "",
+    folder, size = files.local(flags.samples), flags.batch_size or 64
+    if flags.clip:
+        captions = files.local(flags.captions) if flags.captions else None
+        found = prompt_scores.clip_of_folder(
+            folder,
+            files.path(flags.clip),
+            captions,
+            flags.clip_form,
+            size,
+            flags.prompt_field or "",
+        )
+    elif not flags.hps_version or flags.hps_prompts is None:
+        raise InputError("--hps needs --hps_version and --hps_prompts")
+    else:
+        prompts, bundle = files.local(flags.hps_prompts), files.path(flags.hps)
+        found = prompt_scores.hps_of_folder(
+            folder, bundle, prompts, flags.hps_version, flags.hps_antialias, size
+        )
+    print(found.text)
+    metrics = {name: Value(value) for name, value in found.values.items()}
+    about = {"seed": None, **_environment(), "wall_seconds": time.monotonic() - began}
+    results = Results(
+        [Row("samples", 0, metrics)],
+        {**about, "hashes": found.hashes},
+        protocol={"name": found.name},
+        settings=found.settings,
     )
-    print(text)
-    seconds = time.monotonic() - began
-    path = results.write_scores(output, name, found, **_environment(), wall_seconds=seconds)
+    path = schema.write(output, results)
     print(f"{path}, {page.write(output, title=_title(flags))}")
+
+
+def _reference(flags: FlagValues, output: Path, path: Path) -> None:
+    """Write a reference of --samples."""
+    images, protocol = _samples(flags, flags.image_size), _protocol(flags)
+    extractor = _network(flags, protocol)
+    store = FeatureStore(output / FEATURES_FOLDER, images, extractor, "reference")
+    store.fill()
+    if not distributed.is_lead():
+        return
+    with Progress("evaluate") as progress:
+        for text in store.warnings():
+            progress.note(f"warning: {text}")
+    about = references.write(path, store, {**extractor.settings, "protocol": protocol.name})
+    print(f"{about['num']} images, protocol {protocol.name}: {path}")
 
 
 def _compare(runs: list[str], output: Path | None) -> None:
@@ -237,28 +252,29 @@ def _compare(runs: list[str], output: Path | None) -> None:
         print(", ".join(map(str, compare.write(runs, output))))
 
 
-def _check_output(flags: FlagValues, mode: str, output: Path | None) -> None:
+def _check_output(flags: FlagValues, output: Path) -> None:
     """Refuse to replace what no evaluation wrote, before anything is computed."""
-    if flags.make_reference:
-        where = files.local(flags.make_reference)
-        files.check_writable(where)
-        overlaps.refuse(where, [flags.samples], flag="--make_reference")
-    if output is None:
-        return
-    if mode == "compare":
-        return result_folders.check_comparison(output)
     run = places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     given = (flags.samples, flags.reference, flags.features, flags.clip, flags.hps)
     result_folders.check(output, [*given, flags.hps_prompts, *map(str, run)])
 
 
-def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
-    """Write results.json, results.md and report.html, and prints five lines.
+def _check_reference(flags: FlagValues, path: Path) -> None:
+    files.check_writable(path)
+    overlaps.refuse(path, [flags.samples], flag="the reference")
+    if flags.reference is not None:
+        raise InputError("a reference is made without --reference; leave it out")
+    if path.suffix != ".npz":
+        raise InputError(f"the reference {path} must end in .npz")
+
+
+def run(flags: FlagValues, command: str, arguments: list[str]) -> None:
+    """Write results.json, results.md and report.html, and print five lines.
 
     Args:
         flags: those of dimo_jax.evaluate.
-        mode: which of its flags says what to do: samples, workdir, compare or geneval.
-        runs: those of --compare.
+        command: a key of its COMMANDS.
+        arguments: the runs to compare, or the file of a reference or of GenEval's results.
 
     Raises:
         InputError: a flag, or what it names, cannot be used.
@@ -267,26 +283,20 @@ def run(flags: FlagValues, mode: str, runs: list[str]) -> None:
     output = files.local(flags.output) if flags.output else None
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
-    _check_output(flags, mode, output)
-    if mode == "compare":
-        return _compare(runs, output)
-    if mode == "geneval":
-        return print(geneval.in_words(geneval.summarise(files.local(flags.geneval))))
+    if command == "geneval":
+        return print(geneval.in_words(geneval.summarise(files.local(arguments[0]))))
+    if command == "compare":
+        if output is not None:
+            result_folders.check_comparison(output)
+        return _compare(arguments, output)
+    if command == "reference":
+        _check_reference(flags, files.local(arguments[0]))
+    _check_output(flags, output)
     if flags.clip or flags.hps:
         backend.start()
-        return _score_prompts(flags, output, began)
-    if flags.reference is not None and flags.make_reference is not None:
-        raise InputError("--reference and --make_reference exclude each other")
-    if flags.make_reference and Path(flags.make_reference).suffix != ".npz":
-        raise InputError(f"--make_reference={flags.make_reference} must end in .npz")
+        return _scores(flags, output, began)
     cli.start_alike(flags)
-    protocol = PROTOCOLS[flags.protocol]
-    if flags.num_neighbours is not None:
-        protocol = dataclasses.replace(protocol, num_neighbours=flags.num_neighbours)
     with locks.held(output / run_lock.FILE_NAME, f"--output={output}"):
-        if mode == "workdir":
-            return _evaluate_run(flags, protocol, output, began)
-        if flags.make_reference:
-            where = files.local(flags.make_reference)
-            return _make_reference(flags, where, protocol, output / FEATURES_FOLDER)
-        return _evaluate(flags, protocol, output, began)
+        if command == "reference":
+            return _reference(flags, output, files.local(arguments[0]))
+        return {"images": _images, "run": _run}[command](flags, output, began)

@@ -28,6 +28,12 @@ class Flags(flags.FlagValues):
         """Begin a group of flags, as --help shows them."""
         self._groups[title] = len(self)
 
+    def members(self, title: str) -> list[str]:
+        """Return the flags of a group."""
+        starts = [*self._groups.values(), len(self)]
+        at = list(self._groups).index(title)
+        return list(self)[starts[at] : starts[at + 1]]
+
     def require(self, *names: str | tuple[str, ...], **fewer: Sequence[str]) -> None:
         """Make flags required.
 

@@ -13,7 +13,7 @@ from dimo_jax.common import files
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.data import digits
-from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
@@ -141,7 +141,7 @@ def stage_programs(
     return found | {"distill": distill}
 
 
-def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSettings:
+def evaluation_settings(config: Config, network: Network) -> evaluate_models.ProtocolSettings:
     """Return the protocol's settings, with the fields' full names where they are refused."""
     section = config["evaluation"]
     if not network.has_null and set(section["guidances"]) != {1}:
@@ -150,8 +150,8 @@ def evaluation_settings(config: Config, network: Network) -> protocol.ProtocolSe
             f"{network.config['name']} has no null class, which guidance needs; give (1.0,)"
         )
     with about("config.evaluation"):
-        return protocol.ProtocolSettings(
-            **{name: value for name, value in section.items() if name in protocol.SETTINGS}
+        return evaluate_models.ProtocolSettings(
+            **{name: value for name, value in section.items() if name in evaluate_models.SETTINGS}
         )
 
 

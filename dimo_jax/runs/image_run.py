@@ -10,15 +10,15 @@ import numpy as np
 
 from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
-from dimo_jax.common import images, trees
+from dimo_jax.common import images, trees, versions
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import digits
-from dimo_jax.evaluation import protocol
+from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
-from dimo_jax.evaluation.report import digits_report, page
+from dimo_jax.evaluation.report import digits_report, page, result_folders
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.runs import checks, codebook, train_fid
@@ -124,7 +124,7 @@ class ImageRun:
         folder = self.workdir / "report"
         page_file = folder / page.FILE_NAME
         # The page is written last.
-        if page_file.exists() and digits_report.hashes_of(folder).items() >= hashes.items():
+        if page_file.exists() and result_folders.hashes_of(folder).items() >= hashes.items():
             return f"done already, see {page_file}; nothing was left to do"
         self._evaluate(teacher, generator, folder, hashes, began)
         return f"done, see {page_file} or report.md beside it: teacher, generator and report"
@@ -295,7 +295,7 @@ class ImageRun:
             checks.classifier_settings(self.config),
         )
 
-    def _judged_teacher(self, params: Any) -> Callable[..., np.ndarray]:
+    def _evaluated_teacher(self, params: Any) -> Callable[..., np.ndarray]:
         def sample(num_steps: int, sampler: Mapping, seed: int, labels: np.ndarray) -> np.ndarray:
             null = self.conditions.null(len(labels))
             return self._sample_teacher(params, num_steps, sampler, seed, labels, null)
@@ -310,22 +310,20 @@ class ImageRun:
         with Progress("evaluate") as progress:
             progress.note("fits the feature classifier")
             network = self._classifier()
-            result = protocol.evaluate(
-                self._judged_teacher(teacher),
+            result = evaluate_models.evaluate(
+                self._evaluated_teacher(teacher),
                 lambda *args: self._sample_generator(generator, *args),
-                data=protocol.Data(
+                data=evaluate_models.Data(
                     self.train.images,
                     self.train.labels,
                     self.test.images,
                     self.test.labels,
                     num_classes,
-                    lambda pixels: np.asarray(
-                        self.tokenizer.encode(self.tokenizer_params, pixels), np.int32
-                    ),
+                    functools.partial(self.tokenizer.encode, self.tokenizer_params),
                     self.tokenizer.codebook_size,
                 ),
                 network=network,
-                samplers=protocol.candidates(
+                samplers=evaluate_models.candidates(
                     section["guidances"], section["choice_temperatures"], section["random_order"]
                 ),
                 generator_sampler=settings.sampler_of(self.config),
@@ -338,7 +336,7 @@ class ImageRun:
             title=self.config["title"],
             provenance={
                 "seed": self.config["seed"],
-                **digits_report.environment(),
+                **versions.environment(),
                 "wall_seconds": round(time.monotonic() - began, 1),
                 "hashes": {**hashes, "classifier": network.params_hash},
             },

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 
 from dimo_jax import bundles
-from dimo_jax.common import trees
+from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data import joints
-from dimo_jax.evaluation.metrics import total_variation
-from dimo_jax.evaluation.report import digits_report
+from dimo_jax.evaluation.report import joint_report
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
@@ -115,14 +114,14 @@ class JointRun:
             section["batch_size"],
         )
         folder = self.workdir / "report"
-        distance = total_variation.write_report(
+        distance = joint_report.write(
             folder,
             self.joint,
             tokens,
             title=self.config["title"],
             provenance={
                 "seed": seed,
-                **digits_report.environment(),
+                **versions.environment(),
                 "wall_seconds": round(time.monotonic() - began, 1),
                 "hashes": {"generator": trees.fingerprint(generator)},
             },

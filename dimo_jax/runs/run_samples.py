@@ -13,7 +13,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import text_encoder
-from dimo_jax.evaluation.protocol import balanced_labels
+from dimo_jax.evaluation.evaluate_models import balanced_labels
 from dimo_jax.generation import drawing
 from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.parallel import distributed

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from dimo_jax import bundles
 from dimo_jax.common import images
 from dimo_jax.common.errors import InputError, about
-from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation import evaluate_images, references
 from dimo_jax.evaluation.features import moments
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.features.moments import Moments
@@ -67,13 +67,13 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
     chosen = protocols.PROTOCOLS[protocol]
     with about("config.interim.features"):
         found = bundles.load(bundle, kind="features")
-    extractor = measure.open_network(found, chosen, batch_size)
+    extractor = evaluate_images.open_network(found, chosen, batch_size)
     with about("config.interim.reference"):
         real = references.open_reference(reference)
     if real.moments is None:
         raise InputError(
             f"config.interim.reference={reference} has no moments (mu and sigma); give a file of "
-            "statistics, such as python -m dimo_jax.evaluate --make_reference writes"
+            "statistics, such as python -m dimo_jax.evaluate reference writes"
         )
     dims = num_features(found)
     if dims != len(real.moments.mean):

@@ -19,7 +19,7 @@ from dimo_jax.common import files, images, run_lock
 from dimo_jax.common import object_store as stores
 from dimo_jax.common.errors import InputError
 from dimo_jax.data import digits
-from dimo_jax.evaluation.report import page_data, page_pictures
+from dimo_jax.evaluation.report import page_pictures, run_folders, schema
 from dimo_jax.generation import sample_files
 from tests.helpers import object_store
 from tests.helpers.command_line import save_tiny
@@ -201,9 +201,9 @@ def test_a_page_finds_its_pictures_and_those_of_nobody_else(folder):
     files.write_file(folder / "report" / "results.json", text.encode())
     for place in (folder / "report" / "pictures" / "all.png", folder.parent / "secret" / "a.png"):
         images.save_png(place, np.zeros((4, 4, 1), np.uint8))
-    results = page_data.load("gs://bucket/run")
+    results = schema.read("gs://bucket/run")
     assert [picture.title for picture in page_pictures.collect(results)] == ["all"]
-    assert page_data.records(results, None) == []
+    assert run_folders.records(results.path.parent) == []
 
 
 def test_the_digits_of_a_run_there_are_made_here(folder, store):

@@ -14,7 +14,8 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dimo_jax import models
-from dimo_jax.evaluation import measure, references
+from dimo_jax.evaluation import references
+from dimo_jax.evaluation.evaluate_images import Evaluator
 from dimo_jax.evaluation.features.feature_store import Extractor
 from dimo_jax.evaluation.features.inception_features import InceptionFeatures
 from dimo_jax.evaluation.images import image_sets
@@ -56,14 +57,9 @@ def test_an_evaluation_equals_torch_fidelitys(weights, folders, tmp_path):
     protocol = dataclasses.replace(
         PROTOCOLS["dimo"], reference="images", closed=True, num_neighbours=1
     )
-    row = measure.evaluate_samples(
-        image_sets.open_set(folders[0]),
-        references.open_reference(str(folders[1])),
-        extractor,
-        protocol,
-        ("fid", "is", "prdc"),
-        tmp_path,
-    )
+    reference = references.open_reference(str(folders[1]))
+    evaluator = Evaluator(reference, extractor, protocol, ("fid", "is", "prdc"), tmp_path)
+    row = evaluator.evaluate(image_sets.open_set(folders[0]))
     expected = calculate_metrics(
         input1=str(folders[0]),
         input2=str(folders[1]),
@@ -76,7 +72,7 @@ def test_an_evaluation_equals_torch_fidelitys(weights, folders, tmp_path):
         batch_size=2,
         save_cpu_ram=True,  # no worker processes
     )
-    found = {name: x["mean"] for name, x in row["metrics"].items()}
+    found = {name: value.mean for name, value in row.metrics.items()}
     # Fewer images than features: the eigenvalues of torch-fidelity's singular product are noisy.
     assert found["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-5)
     assert found["inception_score"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dimo_jax import bundles, evaluate
-from dimo_jax.evaluation import measure
+from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features import feature_store
 from dimo_jax.evaluation.metrics import neighbours
 from tests.helpers import ROOT, evaluate_processes, picture_files
@@ -58,7 +58,7 @@ def test_two_processes_find_what_one_does(told, monkeypatch, capsys):
         (neighbours, "ROWS_PER_DEVICE"),
         (neighbours, "COLUMNS"),
         (bundles, "load"),
-        (measure, "open_network"),
+        (evaluate_images, "open_network"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))  # so that all is put back
     evaluate_processes.replace_network()

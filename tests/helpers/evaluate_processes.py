@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from dimo_jax import bundles, cli, evaluate
-from dimo_jax.evaluation import measure
+from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features import feature_store
 from dimo_jax.evaluation.metrics import neighbours
 from tests.helpers import picture_files
@@ -27,7 +27,7 @@ def replace_network():
     neighbours.ROWS_PER_DEVICE, neighbours.COLUMNS = 4, 32
     bundle = bundles.Bundle("features", {}, {}, None, None, {}, Path("."), "plain")
     bundles.load = lambda path, kind: bundle
-    measure.open_network = lambda bundle, protocol, batch_size: picture_files.extractor()
+    evaluate_images.open_network = lambda bundle, protocol, batch_size: picture_files.extractor()
 
 
 def fork(arguments, output):

@@ -188,6 +188,10 @@ class FeatureStore:
             stream.add(part)
         return stream.sums().moments()
 
+    def num(self, name: str) -> int:
+        """Return of how many images the moments are."""
+        return self.images.num
+
     def pixel_hash(self) -> str:
         """SHA-256 over the images' own: the same for the same pixels in whatever files."""
         return hashlib.sha256(self.load("digests").tobytes()).hexdigest()

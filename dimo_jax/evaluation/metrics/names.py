@@ -4,7 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-MODELS = {"teacher": "teacher", "generator": "generator", "test_split": "test split"}
+MODELS = {
+    "teacher": "teacher",
+    "generator": "generator",
+    "test_split": "test split",
+    "independent": "independent sampling of the exact marginals",
+    "true_joint": "samples of the true joint (the estimate's own error)",
+}
 MISSING = "–"
 
 
@@ -14,59 +20,97 @@ class Metric(NamedTuple):
     Attributes:
         heading: above its column.
         better: "lower", "higher", or "" where neither end is the good one.
-        explanation: a sentence; "" where the results bring their own.
+        explanation: a sentence; "" where nothing is known of it.
+        headline: whether it stands in the headline table.
         decimals: digits after the point.
         in_percent: whether a share is shown times 100.
         is_share: whether a further decimal tells something once there are many samples.
         noun: its name in a sentence; "" for the heading.
+        of_class: the explanation of its values class by class.
     """
 
     heading: str
     better: str
     explanation: str = ""
+    headline: bool = False
     decimals: int = 2
     in_percent: bool = False
     is_share: bool = False
     noun: str = ""
+    of_class: str = ""
 
 
-# The columns of the paper's tables, then those of the digits, in the order they are shown in.
-HEADLINE = {
-    "fid": Metric("FID", "lower", "Fréchet distance of the Inception features"),
-    "inception_score": Metric(
-        "IS", "higher", "Inception Score: sure of each sample, of many classes together"
-    ),
-    "inception_score_adm": Metric("IS (ADM)", "higher", "Inception Score over ADM's splits"),
-    "frechet_features": Metric("Fréchet, features", "lower", noun="Fréchet distance in features"),
-    "frechet_pixels": Metric("Fréchet, pixels", "lower", noun="Fréchet distance in pixels"),
-    "precision": Metric(
-        "precision", "higher", "share of samples inside the real manifold", is_share=True
-    ),
-    "recall": Metric(
-        "recall", "higher", "share of real images inside the samples' manifold", is_share=True
-    ),
-    "density": Metric(
-        "density",
-        "higher",
-        "real neighbourhoods around a sample, relative to k; may exceed 1",
-        is_share=True,
-    ),
-    "coverage": Metric(
-        "coverage", "higher", "share of real neighbourhoods with a sample inside", is_share=True
-    ),
-    "accuracy": Metric("accuracy", "higher", is_share=True),
-}
-OTHERS = {
+def _share(heading: str, explanation: str, of_class: str = "") -> Metric:
+    return Metric(heading, "higher", explanation, headline=True, is_share=True, of_class=of_class)
+
+
+# Every metric, in the order of the columns.
+METRICS = {
+    "fid": Metric("FID", "lower", "Fréchet distance of the Inception features", headline=True),
     "sfid": Metric("sFID", "lower", "Fréchet distance of Inception's spatial features"),
-    "kid": Metric("KID", "lower", "squared maximum mean discrepancy of the features", 4),
+    "inception_score": Metric(
+        "IS",
+        "higher",
+        "Inception Score: sure of each sample, of many classes together",
+        headline=True,
+    ),
+    "inception_score_adm": Metric(
+        "IS (ADM)", "higher", "Inception Score over ADM's splits", headline=True
+    ),
+    "frechet_features": Metric(
+        "Fréchet, features",
+        "lower",
+        "Fréchet distance in the classifier's features, % of the real variance",
+        headline=True,
+        noun="Fréchet distance in features",
+        of_class="Fréchet distance between the samples of a class and its training images in the "
+        "classifier's features, % of the variance of all training images",
+    ),
+    "frechet_pixels": Metric(
+        "Fréchet, pixels",
+        "lower",
+        "Fréchet distance in pixels, % of the real variance",
+        headline=True,
+        noun="Fréchet distance in pixels",
+    ),
+    "precision": _share("precision", "share of samples inside the real manifold"),
+    "recall": _share("recall", "share of real images inside the samples' manifold"),
+    # It may exceed 1.
+    "density": _share("density", "real neighbourhoods around a sample, relative to k"),
+    "coverage": _share("coverage", "share of real neighbourhoods with a sample inside"),
+    "accuracy": _share(
+        "accuracy",
+        "share of samples that the classifier gives the label they were asked for",
+        of_class="share of the samples of a class that the classifier gives that class",
+    ),
+    "duplicates": Metric(
+        "duplicates, %",
+        "lower",
+        "share of samples whose tokens equal an earlier sample's",
+        in_percent=True,
+    ),
+    "copies": Metric(
+        "copies, %",
+        "lower",
+        "share of samples whose tokens equal a training image's",
+        in_percent=True,
+    ),
+    "entropy": Metric(
+        "entropy, bits", "", "mean entropy of a token's distribution over the samples, bits"
+    ),
+    "total_variation": Metric(
+        "total variation", "lower", "half the sum of |p - q| over the true joint", decimals=3
+    ),
+    "kid": Metric("KID", "lower", "squared maximum mean discrepancy of the features", decimals=4),
     "clip_score": Metric("CLIP score", "higher", "cosine of image and prompt in CLIP"),
     "hps": Metric("HPS", "higher", "human preference score"),
-    "latency_seconds": Metric("seconds an image", "lower", "labels to one image, median", 4),
-    "images_per_second": Metric("images/s", "higher", "in batches, labels to images, median", 1),
+    "latency_seconds": Metric(
+        "seconds an image", "lower", "labels to one image, median", decimals=4
+    ),
+    "images_per_second": Metric(
+        "images/s", "higher", "in batches, labels to images, median", decimals=1
+    ),
     "nearest_real": Metric("distance to the nearest real image", "lower"),
-    "duplicates": Metric("duplicates, %", "lower", in_percent=True),
-    "copies": Metric("copies, %", "lower", in_percent=True),
-    "entropy": Metric("entropy, bits", ""),
 }
 # Longer or older spellings of the same.
 SYNONYMS = {
@@ -78,8 +122,7 @@ SYNONYMS = {
 
 def metric(name: str) -> Metric:
     """Return how a metric is shown; one that is not known keeps its name and has no direction."""
-    known = {**HEADLINE, **OTHERS}.get(known_as(name))
-    return known or Metric(name.replace("_", " "), "")
+    return METRICS.get(known_as(name)) or Metric(name.replace("_", " "), "")
 
 
 def known_as(name: str) -> str:
@@ -88,19 +131,9 @@ def known_as(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return each name once.
-
-    The paper's columns first, then the known ones, the rest as they come.
-    """
-    known = [*HEADLINE, *OTHERS]
-    rank = {name: i for i, name in enumerate(known)}
-    unique = dict.fromkeys(names)
-    return sorted(unique, key=lambda name: rank.get(known_as(name), len(known)))
-
-
-def is_headline(name: str) -> bool:
-    """Return whether the metric stands in the headline table."""
-    return known_as(name) in HEADLINE
+    """Return each name once: the known ones in the order of METRICS, the rest as they come."""
+    rank = {name: i for i, name in enumerate(METRICS)}
+    return sorted(dict.fromkeys(names), key=lambda name: rank.get(known_as(name), len(rank)))
 
 
 def value(name: str, mean: float | None, std: float | None = None, precise: bool = False) -> str:
@@ -126,6 +159,11 @@ def value(name: str, mean: float | None, std: float | None = None, precise: bool
 def model(name: str) -> str:
     """'test split' for 'test_split'; names that are not known stay as they are."""
     return MODELS.get(name, name)
+
+
+def title(model_name: str, steps: int) -> str:
+    """'teacher, 4 steps'; only the name where steps is 0."""
+    return f"{model(model_name)}, {count_steps(steps)}" if steps else model(model_name)
 
 
 def describe(sampler: Mapping[str, Any]) -> str:

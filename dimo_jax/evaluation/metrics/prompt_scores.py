@@ -1,12 +1,12 @@
-"""CLIP score and HPS v2 of a folder of images, as plain values for a result.
+"""CLIP score and HPS v2 of a folder of images.
 
 Axes: N images.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
@@ -18,6 +18,24 @@ from dimo_jax.evaluation.metrics import clip_score, hps
 CAPTIONS_FILE = "captions.txt"
 
 
+class Scores(NamedTuple):
+    """What one kind of score found.
+
+    Attributes:
+        name: of the score.
+        values: figure by name.
+        settings: what they were computed with, plain values.
+        hashes: of the network's parameters.
+        text: the figures in words.
+    """
+
+    name: str
+    values: Mapping[str, float]
+    settings: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    text: str
+
+
 def clip_of_folder(
     folder: Path,
     bundle: Path,
@@ -25,7 +43,7 @@ def clip_of_folder(
     form: str = "dimo",
     batch_size: int = 64,
     field: str = "",
-) -> dict[str, Any]:
+) -> Scores:
     """Return the CLIP score of a folder's images.
 
     Args:
@@ -36,10 +54,6 @@ def clip_of_folder(
         batch_size: examples in a call.
         field: of the captions' records; empty: the first that is known.
 
-    Returns:
-        {"clip_score", "clip_form", "clip_images", "clip_weights"}, the last the hash of the
-        network's parameters.
-
     Raises:
         InputError: images or captions are missing or damaged, or the bundle is another.
     """
@@ -48,12 +62,13 @@ def clip_of_folder(
     if form in clip_score.FORMS:
         _note(features.tokenizer.describe_cut(texts, clip_score.FORMS[form].prefix))
     scored = clip_score.score(features, files, texts, form)
-    return {
-        "clip_score": scored.value,
-        "clip_form": form,
-        "clip_images": len(files),
-        "clip_weights": found.params_hash,
-    }
+    return Scores(
+        "CLIP score",
+        {"clip_score": scored.value},
+        {"clip_form": form, "clip_images": len(files)},
+        {"clip_weights": found.params_hash},
+        f"CLIP score ({form}): {scored.value:.4f}",
+    )
 
 
 def _captions(path: Path, field: str) -> list[str]:
@@ -113,8 +128,8 @@ def hps_of_folder(
     version: str,
     antialias: bool = True,
     batch_size: int = 64,
-) -> tuple[list[hps.Row], dict[str, Any]]:
-    """Return the table of HPS v2's benchmark.
+) -> Scores:
+    """Return the scores of HPS v2's benchmark.
 
     Args:
         folder: <style>/00000.jpg and so on.
@@ -125,7 +140,7 @@ def hps_of_folder(
         batch_size: examples in a call.
 
     Returns:
-        (rows, {"hps", "hps_<style>", ..., "hps_version", "hps_antialias", "hps_weights"}).
+        "hps", the mean over the styles, and "hps_<style>" of each.
 
     Raises:
         InputError: an unknown version; prompts or images are missing or damaged.
@@ -142,53 +157,10 @@ def hps_of_folder(
     rows = hps.table(
         {style: hps.scores(features, images[style], x, antialias) for style, x in texts.items()}
     )
-    values = {f"hps_{row.style}": row.mean for row in rows[:-1]}
-    return rows, {
-        "hps": rows[-1].mean,
-        **values,
-        "hps_version": version,
-        "hps_antialias": antialias,
-        "hps_weights": found.params_hash,
-    }
-
-
-def scores_of(
-    folder: Path,
-    clip: Path | None,
-    hps_bundle: Path | None,
-    *,
-    captions: Path | None,
-    form: str,
-    benchmark: Path | None,
-    version: str | None,
-    antialias: bool,
-    batch_size: int,
-    field: str = "",
-) -> tuple[str, dict[str, Any], str]:
-    """Return one of the two scores.
-
-    Args:
-        folder: see the function of the score, as for all that follow.
-        clip: bundle for the CLIP score; None: HPS is asked for.
-        hps_bundle: bundle for HPS.
-        captions: of the CLIP score.
-        form: of the CLIP score.
-        benchmark: of HPS.
-        version: of HPS.
-        antialias: of HPS.
-        batch_size: examples in a call.
-        field: of the CLIP score.
-
-    Returns:
-        (the score's name, its values, what is printed).
-
-    Raises:
-        InputError: as those functions; HPS lacks version or prompts.
-    """
-    if clip is not None:
-        found = clip_of_folder(folder, clip, captions, form, batch_size, field)
-        return "CLIP score", found, f"CLIP score ({form}): {found['clip_score']:.4f}"
-    if not version or benchmark is None:
-        raise InputError("--hps needs --hps_version and --hps_prompts")
-    table, found = hps_of_folder(folder, hps_bundle, benchmark, version, antialias, batch_size)
-    return "HPS v2", found, hps.in_words(table)
+    return Scores(
+        "HPS v2",
+        {"hps": rows[-1].mean, **{f"hps_{row.style}": row.mean for row in rows[:-1]}},
+        {"hps_version": version, "hps_antialias": antialias},
+        {"hps_weights": found.params_hash},
+        hps.in_words(rows),
+    )

@@ -16,25 +16,31 @@ from dimo_jax.common import files
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath, write_file
 from dimo_jax.evaluation.metrics import names as metric_names
-from dimo_jax.evaluation.report import page, page_curves, page_data, page_pictures, page_tables
+from dimo_jax.evaluation.metrics.rows import Row
+from dimo_jax.evaluation.report import (
+    page,
+    page_curves,
+    page_pictures,
+    page_tables,
+    run_folders,
+    schema,
+)
 from dimo_jax.evaluation.report.page_charts import Chart, Series
-from dimo_jax.evaluation.report.page_data import Results, Row
 from dimo_jax.evaluation.report.page_tables import Cell, Heading, Line, Table
+from dimo_jax.evaluation.report.schema import Results
 
 MARKDOWN_NAME, HTML_NAME = "compare.md", "compare.html"
 KICKER = "Comparison of evaluations"  # above the page's heading, whatever that is
 MAX_RUNS = 8
 # What must agree, in words, and where a results.json has it.
 CONDITIONS: dict[str, Callable[[Results], Any]] = {
-    "protocol": lambda results: results.protocol,
+    "protocol": lambda results: results.protocol.get("name"),
     "number of samples": lambda results: results.num_samples,
     "reference": lambda results: _hash(results, "reference", "training_data"),
     "feature network": lambda results: _hash(results, "weights", "features", "classifier"),
     "k": lambda results: results.setting("num_neighbours", "k"),
     "metrics": lambda results: tuple(results.metric_names),
 }
-# Results name these too, but a run may differ in them: that is what is compared.
-OWN = ("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "markdown", "training")
 
 
 class Comparison(NamedTuple):
@@ -105,7 +111,7 @@ def load(paths: Sequence[AnyPath | str]) -> list[Run]:
             f"{len(paths)} runs were given to compare; give 2 to {MAX_RUNS}: workdirs, folders of "
             "evaluations or results.json files"
         )
-    found = [page_data.load(path) for path in paths]
+    found = [schema.read(path) for path in paths]
     names = _names(paths)
     runs = []
     for letter, name, results in zip(string.ascii_uppercase, names, found, strict=False):
@@ -141,8 +147,7 @@ def differences(first: Results, other: Results) -> list[str]:
 
 
 def _hash(results: Results, *names: str) -> Any:
-    hashes = results.part("hashes")
-    return next((hashes[name] for name in names if hashes.get(name)), None)
+    return next((results.hashes[name] for name in names if results.hashes.get(name)), None)
 
 
 def _short(value: Any) -> str:
@@ -152,15 +157,15 @@ def _short(value: Any) -> str:
 
 def markdown(runs: Sequence[Run], title: str) -> str:
     """Return the comparison as Markdown tables."""
-    sections = [f"# {_plain(title)}", _markdown_table(overview(runs))]
-    sections += [f"**{_plain(run.name)}** {_plain(not_comparable(run))}"
+    sections = [f"# {page_tables.plain(title)}", page_tables.markdown(overview(runs))]
+    sections += [f"**{page_tables.plain(run.name)}** {page_tables.plain(not_comparable(run))}"
                  for run in runs if run.differences]  # fmt: skip
     if trained := training_settings(runs):
-        rows = [_markdown_table(trained)] if trained.lines else ["None differs."]
+        rows = [page_tables.markdown(trained)] if trained.lines else ["None differs."]
         sections += ["## Training settings that differ", *rows]
-    sections += ["## Figures", _markdown_table(figures(runs))]
+    sections += ["## Figures", page_tables.markdown(figures(runs))]
     if (rest := settings(runs)).lines:
-        sections += ["## What else differs", _markdown_table(rest)]
+        sections += ["## What else differs", page_tables.markdown(rest)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -171,7 +176,7 @@ def not_comparable(run: Run) -> str:
 
 def html(runs: Sequence[Run], title: str) -> str:
     """Return the comparison as a page of its own, in the style of report.html."""
-    records = {run.name: page_data.records(run.results, None) for run in runs}
+    records = {run.name: run_folders.records(run.results.path.parent) for run in runs}
     training, _ = page_curves.over_training(records)
     return page.render(
         "compare.html",
@@ -197,8 +202,8 @@ def overview(runs: Sequence[Run]) -> Table:
         seeds = [] if seeds is None else seeds
         number = results.num_samples
         texts = [
-            str(results.raw.get("title") or ""),
-            results.protocol,
+            results.title,
+            str(results.protocol.get("name", "")),
             "" if number is None else f"{number:,}",
             ", ".join(map(str, seeds if isinstance(seeds, list) else [seeds])),
             "" if first else ("no" if run.differences else "yes"),
@@ -217,11 +222,11 @@ def figures(runs: Sequence[Run]) -> Table:
         times = Counter((row.model, row.steps) for row in run.results.rows)
         for row in run.results.rows:
             # The temperature belongs to the run, unless a run has several.
-            temperature = row.temperature if times[row.model, row.steps] > 1 else None
+            temperature = page_tables.temperature(row) if times[row.model, row.steps] > 1 else None
             groups.setdefault((row.model, row.steps, temperature), []).append((run, row))
     lines = []
     for key in sorted(groups, key=_rank):
-        title = page_data.title(key[0], key[1])
+        title = metric_names.title(key[0], key[1])
         title += "" if key[2] is None else f", temperature {key[2]:g}"
         here = groups[key]
         fair = [row for run, row in here if not run.differences]
@@ -289,12 +294,12 @@ def samples(runs: Sequence[Run]) -> list[dict[str, Any]]:
             if picture.kind == "samples" and picture.key[0]:
                 grids.setdefault(picture.key, []).append((run.name, picture))
     keys = sorted(grids, key=lambda key: _rank((*key, None)))
-    return [{"title": page_data.title(*key), "grids": grids[key]} for key in keys]
+    return [{"title": metric_names.title(*key), "grids": grids[key]} for key in keys]
 
 
 def training_settings(runs: Sequence[Run]) -> Table | None:
     """Fields of the configs in which the runs differ; None unless two of them have configs."""
-    configs = [page_data.training(run.results) for run in runs]
+    configs = [run.results.training or run_folders.trained(run.results.path.parent) for run in runs]
     known = [config for config in configs if config]
     if len(known) < 2:
         return None
@@ -312,7 +317,7 @@ def training_settings(runs: Sequence[Run]) -> Table | None:
 def settings(runs: Sequence[Run]) -> Table:
     """Return the settings and provenance in which the runs differ, a column for each run."""
     entries = [
-        dict(page_tables.flat({k: v for k, v in run.results.raw.items() if k not in OWN}))
+        {"title": run.results.title, **dict(page_tables.provenance_entries(run.results))}
         for run in runs
     ]
     names = dict.fromkeys(name for entry in entries for name in entry)
@@ -323,20 +328,3 @@ def settings(runs: Sequence[Run]) -> Table:
             lines.append(Line(name, [Cell(text) for text in texts]))
     headings = [Heading("entry"), *(Heading(run.name) for run in runs)]
     return Table("Settings and provenance that differ", headings, lines, numbers=False)
-
-
-def _markdown_table(table: Table) -> str:
-    """Return a Markdown table; a line's group stands before its header."""
-    head = [_plain(heading.text) for heading in table.headings]
-    lines = [head, ["---"] * len(head)]
-    for line in table.lines:
-        first = f"{line.group}: {line.header}" if line.group else line.header
-        cells = [f"**{_plain(c.text)}**" if c.best else _plain(c.text) for c in line.cells]
-        lines.append([_plain(first), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text that can stand in a Markdown cell: one line, no bar, no tag."""
-    text = " ".join(text.split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -15,8 +15,15 @@ import jinja2
 from dimo_jax.common.files import AnyPath, write_file
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.protocols import MIN_COMPARABLE
-from dimo_jax.evaluation.report import page_curves, page_data, page_pictures, page_tables
-from dimo_jax.evaluation.report.page_data import Results, Row
+from dimo_jax.evaluation.metrics.rows import Row
+from dimo_jax.evaluation.report import (
+    page_curves,
+    page_pictures,
+    page_tables,
+    run_folders,
+    schema,
+)
+from dimo_jax.evaluation.report.schema import Results, finite
 
 FILE_NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -37,7 +44,7 @@ def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = 
     What the folder does not hold is left out: pictures/*.png, and metrics.jsonl in the workdir.
 
     Args:
-        folder: holds results.json, see page_data.
+        folder: holds results.json, see schema.
         title: the page's heading.
         workdir: of the run; None looks for metrics.jsonl in the folder and one above.
 
@@ -45,12 +52,13 @@ def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = 
         The path of report.html; one that exists is replaced.
 
     Raises:
-        InputError: if results.json is missing or not as page_data has it, a picture or a line of
+        InputError: if results.json is missing or not as schema has it, a picture or a line of
             metrics.jsonl cannot be read, or the page cannot be written.
     """
-    results = page_data.load(folder)
-    text = html(results, title, page_data.records(results, workdir))
-    return write_file(results.folder / FILE_NAME, text.encode(errors="replace"))
+    results = schema.read(folder)
+    folder = results.path.parent
+    text = html(results, title, run_folders.records(folder, workdir))
+    return write_file(folder / FILE_NAME, text.encode(errors="replace"))
 
 
 def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -83,11 +91,14 @@ def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()
         overview=[picture for picture in pictures if picture.kind == "all"],
         neighbours=[picture for picture in pictures if picture.kind == "neighbours"],
         ends=ends(results, pictures),
-        order=str(results.part("extremes").get("by", "")),
+        order=results.extremes.by,
         class_charts=page_curves.over_classes(results),
         classes=page_tables.classes(results),
-        class_samples=page_data.finite(results.part("per_class").get("num_samples")),
-        class_metrics=class_metrics(results),
+        class_samples=results.per_class.num_samples,
+        class_metrics=[
+            (metric_names.metric(name).heading, text)
+            for name, text in results.per_class.metrics.items()
+        ],
         temperature_charts=page_curves.over_temperature(results),
         training=training,
         constant=constant,
@@ -183,8 +194,8 @@ def tiles(results: Results) -> list[Fact]:
 def facts(results: Results) -> list[Fact]:
     """Return what was measured and how: protocol, N, seeds, spread."""
     found = []
-    if results.protocol:
-        found.append(Fact("protocol", results.protocol, results.protocol_about))
+    if name := results.protocol.get("name"):
+        found.append(Fact("protocol", str(name), str(results.protocol.get("about", ""))))
     if results.num_samples is not None:
         found.append(Fact("samples in each measurement", f"{results.num_samples:,}"))
     seeds = results.setting("seeds", "seed")
@@ -195,7 +206,7 @@ def facts(results: Results) -> list[Fact]:
         found.append(Fact(name, ", ".join(map(str, seeds)), spread))
     if (neighbours := results.setting("num_neighbours", "k")) is not None:
         found.append(Fact("k of precision to coverage", str(neighbours)))
-    wall = page_data.finite(results.raw.get("wall_seconds"))
+    wall = finite(results.provenance.get("wall_seconds"))
     if wall is not None:
         found.append(Fact("took", f"{wall / 60:.1f} min" if wall >= 90 else f"{wall:.1f} s"))
     return found
@@ -215,8 +226,7 @@ def warnings(results: Results) -> list[str]:
             "50,000 and does not compare with it."
         )
     for row in results.rows:
-        own = row.rest.get("warnings")
-        found += [f"{row.title}: {text}" for text in own] if isinstance(own, list) else []
+        found += [f"{row.title}: {text}" for text in row.warnings]
     return found
 
 
@@ -228,16 +238,8 @@ def same_labels(pictures: Sequence[page_pictures.Picture]) -> str:
 
 def picture_seed(results: Results) -> int | None:
     """Return the sampling seed of the grids; None if it is not told, or not the same for all."""
-    seeds = {entry.get("seed") for entry in page_tables.entries(results.raw.get("pictures"))}
-    seeds = {seed for seed in seeds - {None} if isinstance(seed, int)}
+    seeds = {picture.seed for picture in results.pictures} - {None}
     return seeds.pop() if len(seeds) == 1 else None
-
-
-def class_metrics(results: Results) -> list[tuple[str, str]]:
-    """(heading, explanation) of the per-class metrics that are explained."""
-    own = results.part("per_class").get("metrics")
-    own = own if isinstance(own, dict) else {}
-    return [(metric_names.metric(name).heading, str(text)) for name, text in own.items()]
 
 
 def ends(results: Results, pictures: Sequence[page_pictures.Picture]) -> list[dict[str, Any]]:
@@ -248,12 +250,13 @@ def ends(results: Results, pictures: Sequence[page_pictures.Picture]) -> list[di
     found = []
     for kind in ("worst", "best"):
         for picture in (entry for entry in pictures if entry.kind == kind):
-            items = page_tables.entries(results.part("extremes").get(kind))
+            items = getattr(results.extremes, kind)
             names = {"label": "asked for", "predicted": "seen as", "value": "distance"}
+            columns = {x: [getattr(item, x) for item in items] for x in names}
             rows = [
-                (text, [_short(item[name]) for item in items])
-                for name, text in names.items()
-                if items and all(name in item for item in items)
+                (names[x], [_short(value) for value in values])
+                for x, values in columns.items()
+                if values and None not in values
             ]
             aligned = len(items) == picture.columns
             found.append({"kind": kind, "picture": picture, "rows": rows if aligned else []})
@@ -268,7 +271,7 @@ def _sample_order(picture: page_pictures.Picture) -> tuple[int, int]:
 
 
 def _short(value: Any) -> str:
-    number = page_data.finite(value)
+    number = finite(value)
     return str(value) if number is None or isinstance(value, int) else f"{number:.2g}"
 
 

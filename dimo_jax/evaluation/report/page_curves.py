@@ -5,11 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dimo_jax.evaluation.metrics import names as metric_names
-from dimo_jax.evaluation.report import page_charts, page_data, page_tables
+from dimo_jax.evaluation.metrics.rows import Row
+from dimo_jax.evaluation.report import page_charts, page_tables
 from dimo_jax.evaluation.report.page_charts import Chart, Level, Series
-from dimo_jax.evaluation.report.page_data import Results, Row
+from dimo_jax.evaluation.report.schema import Results, finite
 
 TEACHER, GENERATOR, REAL = 0, 1, 2
+# Of sampler fields, those that curves are drawn over.
+TEMPERATURES = ("temperature", "choice_temperature")
 # Of the columns of the headline table, so many have a chart.
 MAX_CHARTS = 6
 
@@ -66,25 +69,17 @@ def over_temperature(results: Results) -> list[Chart]:
     """Draw metrics over the sampler's temperature, where rows or swept samplers differ in it."""
     names = page_tables.headline_names(results)[:MAX_CHARTS]
     charts = _temperature_charts(results.rows, names, "")
-    compared = page_tables.entries(results.raw.get("sweep"))
-    names = page_tables.sweep_names(compared)
-    swept = [_swept_row(entry, names) for entry in compared]
+    swept = [candidate.row for candidate in results.sweep]
+    names = page_tables.sweep_names(results)
     return charts + _temperature_charts(swept, names, "of the samplers that were compared")
-
-
-def _swept_row(entry: Mapping[str, Any], names: Sequence[str]) -> Row:
-    values = {name: page_data.Value(page_data.finite(entry.get(name)), None) for name in names}
-    sampler = entry.get("sampler")
-    steps = int(page_data.finite(entry.get("steps")) or 0)
-    return Row("teacher", steps, values, sampler if isinstance(sampler, dict) else {})
 
 
 def _temperature_charts(rows: Sequence[Row], names: Sequence[str], note: str) -> list[Chart]:
     charts = []
-    for field in page_data.TEMPERATURES:
+    for field in TEMPERATURES:
         groups: dict[str, list[Row]] = {}
         for row in rows:
-            if page_data.finite(row.sampler.get(field)) is not None:
+            if finite(row.sampler.get(field)) is not None:
                 rest = {k: v for k, v in row.sampler.items() if k != field}
                 key = json.dumps([row.title, rest], sort_keys=True, default=str)
                 groups.setdefault(key, []).append(row)
@@ -130,26 +125,24 @@ def _group_titles(groups: Sequence[Sequence[Row]], field: str) -> list[str]:
 
 def over_classes(results: Results) -> list[Chart]:
     """Per-class metrics of the teacher's most steps, the generator and the test split."""
-    found = page_tables.class_rows(results)
-    teacher = max((row.steps for row, _ in found if row.model == "teacher"), default=None)
-    chosen = [
-        (row, means) for row, means in found if row.model != "teacher" or row.steps == teacher
-    ]
+    rows = results.per_class.rows
+    teacher = max((row.steps for row in rows if row.model == "teacher"), default=None)
+    chosen = [row for row in rows if row.model != "teacher" or row.steps == teacher]
     styles = {"teacher": TEACHER, "generator": GENERATOR, "test_split": REAL}
     charts = []
-    for name in metric_names.in_order(name for _, means in chosen for name in means):
-        number = max((len(means.get(name, ())) for _, means in chosen), default=0)
+    for name in metric_names.in_order(name for row in chosen for name in row.per_class):
+        number = max((len(row.per_class.get(name, ())) for row in chosen), default=0)
         if number > page_tables.MAX_CLASSES:
             continue
         names = page_tables.class_names(results, number)
         series = [
             Series(
                 row.title,
-                [(float(i), mean, None) for i, mean in enumerate(means.get(name, ()))],
+                [(float(i), x, None) for i, x in enumerate(page_tables.class_means(row, name))],
                 styles.get(row.model, 3),
                 lines=False,
             )
-            for row, means in chosen
+            for row in chosen
         ]
         shown = metric_names.metric(name)
         few = number <= 12
@@ -179,14 +172,14 @@ def over_training(
     stages: dict[str, dict[str, dict[str, list]]] = {}
     for run, records in runs.items():
         for record in records:
-            step, stage = page_data.finite(record.get("step")), str(record.get("stage", "run"))
+            step, stage = finite(record.get("step")), str(record.get("stage", "run"))
             if step is None:
                 continue
             for name, value in record.items():
                 if name in ("stage", "step") or name.startswith("time/"):
                     continue
                 of_run = stages.setdefault(stage, {}).setdefault(name, {})
-                of_run.setdefault(run, []).append((step, page_data.finite(value)))
+                of_run.setdefault(run, []).append((step, finite(value)))
     charts, constant = {}, []
     for stage, by_name in stages.items():
         charts[stage] = []

@@ -4,9 +4,7 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
@@ -14,8 +12,8 @@ from dimo_jax.common import files, pictures
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.evaluation.metrics import names as metric_names
-from dimo_jax.evaluation.report import page_data
-from dimo_jax.evaluation.report.page_data import Results
+from dimo_jax.evaluation.report import schema
+from dimo_jax.evaluation.report.schema import Results
 
 # On a narrow screen a tile is no narrower than this; a picture of many columns scrolls in its box.
 MIN_TILE, MIN_PHOTO, PHOTO_WIDTH = 30, 72, 64
@@ -63,35 +61,33 @@ def collect(results: Results) -> list[Picture]:
     What is no readable picture, or leads out of the folder, is left out with a line in the log: a
     page is sent to others, and holds nothing that is not of its evaluation.
     """
-    inside = files.resolved(results.folder)
-    named = results.raw.get("pictures")
+    folder = results.path.parent
+    inside = files.resolved(folder)
     found, seen = [], set()
-    for entry in named if isinstance(named, list) else []:
-        name = entry.get("file") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            continue
-        path = files.resolved(results.folder / name)
+    for entry in results.pictures:
+        path = files.resolved(folder / entry.file)
         if path.is_file() and path not in seen:
             seen.add(path)
             found.append((path, entry))
-    for path in sorted((results.folder / "pictures").glob("*.png")):
+    for path in sorted((folder / "pictures").glob("*.png")):
         if files.resolved(path) not in seen:
-            found.append((path, _guess(path.stem)))
+            found.append((path, _guess(path.name)))
     return [picture for path, entry in found if (picture := _picture(path, entry, inside))]
 
 
-def _guess(stem: str) -> dict[str, Any]:
-    """Return what a file is, by its name, as `report.write` names them."""
+def _guess(file: str) -> schema.Picture:
+    """Return what a file is, by its name, as the reports name them."""
+    stem = file.removesuffix(".png")
     if stem in ("all", "neighbours", "worst", "best"):
-        return {"kind": stem}
+        return schema.Picture(file, stem)
     if match := _TEACHER.fullmatch(stem):
-        return {"kind": "samples", "model": match[1], "steps": int(match[2])}
+        return schema.Picture(file, "samples", match[1], int(match[2]))
     if stem in metric_names.MODELS:
-        return {"kind": "samples", "model": stem, "steps": int(stem == "generator")}
-    return {"kind": "samples", "title": stem.replace("_", " ")}
+        return schema.Picture(file, "samples", stem, int(stem == "generator"))
+    return schema.Picture(file, "samples", title=stem.replace("_", " "))
 
 
-def _picture(path: AnyPath, entry: Mapping[str, Any], inside: AnyPath) -> Picture | None:
+def _picture(path: AnyPath, entry: schema.Picture, inside: AnyPath) -> Picture | None:
     """Return the picture of a file.
 
     None if it is none, or a name or link leads to other folders.
@@ -103,17 +99,13 @@ def _picture(path: AnyPath, entry: Mapping[str, Any], inside: AnyPath) -> Pictur
     except InputError as error:
         logging.warning("left out of the page: %s", error)
         return None
-    model, steps = str(entry.get("model", "")), int(page_data.finite(entry.get("steps")) or 0)
-    columns = int(page_data.finite(entry.get("columns")) or 0)
-    kind = str(entry.get("kind", "other"))
-    title = str(entry.get("title") or page_data.title(model or path.stem, steps))
-    labels = entry.get("labels")
-    labels = labels if isinstance(labels, list) else []
-    first = ", ".join(map(str, labels[:columns]))
+    title = entry.title or metric_names.title(entry.model or path.stem, entry.steps)
+    first = ", ".join(map(str, entry.labels[: entry.columns]))
     alt = f"Images: {title}"
     if first:
-        alt += f"; {len(labels)} in rows of {columns}, labels {first}"
-    return Picture(kind, title, alt, uri, width, height, columns, (model, steps), first)
+        alt += f"; {len(entry.labels)} in rows of {entry.columns}, labels {first}"
+    key = (entry.model, entry.steps)
+    return Picture(entry.kind, title, alt, uri, width, height, entry.columns, key, first)
 
 
 def _embed(path: AnyPath) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""The tables of a page: text in rows and columns, ready for the template, which escapes it."""
+"""The tables of an evaluation: text in rows and columns, for the template and for Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,14 +6,9 @@ from typing import Any
 
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.protocols import MIN_COMPARABLE
-from dimo_jax.evaluation.report import page_data
-from dimo_jax.evaluation.report.page_data import Results, Row
+from dimo_jax.evaluation.metrics.rows import Row, Value
+from dimo_jax.evaluation.report.schema import Results, finite, whole
 
-# Of a results.json, what the page shows elsewhere.
-SHOWN = (
-    *("rows", "sweep", "metrics", "per_class", "extremes", "pictures", "title", "markdown"),
-    "training",
-)
 # Of more classes than this, those with the largest distances are told.
 MAX_CLASSES = 40
 NO_SAMPLES = ("test_split", "real")
@@ -57,6 +52,28 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+def markdown(table: Table, mark_best: bool = True) -> str:
+    """Return a table as Markdown; a line's group stands before its header.
+
+    Args:
+        table: whose caption and notes are left out.
+        mark_best: whether the best values are bold.
+    """
+    head = [plain(heading.text) for heading in table.headings]
+    lines = [head, ["---"] * len(head)]
+    for line in table.lines:
+        first = f"{line.group}: {line.header}" if line.group else line.header
+        cells = [(plain(cell.text), cell.best and mark_best) for cell in line.cells]
+        lines.append([plain(first), *(f"**{text}**" if bold else text for text, bold in cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text that can stand in a Markdown cell: one line, no bar, no tag."""
+    text = " ".join(text.split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
 def headline(results: Results) -> Table:
     """Teacher at each step count against the generator, in the paper's columns."""
     names = headline_names(results)
@@ -69,7 +86,14 @@ def headline_names(results: Results) -> list[str]:
     All metrics where none of the usual ones is there.
     """
     found = results.metric_names
-    return [name for name in found if metric_names.is_headline(name)] or found
+    return [name for name in found if metric_names.metric(name).headline] or found
+
+
+def every_metric(results: Results) -> Table:
+    """Return all figures of all rows, in their own order, and every row's sampler."""
+    names = list(dict.fromkeys(name for row in results.rows for name in row.metrics))
+    with_number = any("num" in row.rest for row in results.rows)
+    return _metrics_table(results, names, "Results", True, with_number)
 
 
 def others(results: Results) -> Table | None:
@@ -112,7 +136,7 @@ def metric_cells(
     """
     cells = []
     for name in names:
-        value = row.metrics.get(name, page_data.Value(None, None))
+        value = row.metrics.get(name, Value(None, None))
         is_best = value.mean is not None and value.mean == best[name]
         is_best = is_best and row.model not in NO_SAMPLES
         cells.append(Cell(metric_names.value(name, value.mean, value.std, precise), is_best))
@@ -128,101 +152,87 @@ def metric_headings(names: Sequence[str]) -> list[Heading]:
 
 
 def _metrics_table(
-    results: Results, names: Sequence[str], caption: str, with_sampler: bool
+    results: Results,
+    names: Sequence[str],
+    caption: str,
+    with_sampler: bool,
+    with_number: bool = False,
 ) -> Table:
     rows = results.rows
     best = {name: best_mean(rows, name) for name in names}
-    show_temperature = len({row.temperature for row in rows if row.temperature is not None}) > 1
+    temperatures = [temperature(row) for row in rows]
+    show_temperature = len({x for x in temperatures if x is not None}) > 1
     lines = []
-    for row in rows:
+    for row, here in zip(rows, temperatures, strict=True):
         cells = [Cell(str(row.steps) if row.steps else "")]
         if show_temperature:
-            cells.append(Cell("" if row.temperature is None else f"{row.temperature:g}"))
+            cells.append(Cell("" if here is None else f"{here:g}"))
+        if with_number:
+            cells.append(Cell(f"{whole(row.rest.get('num')):,}"))
         cells += metric_cells(row, names, best, is_precise(results))
         if with_sampler:
-            cells.append(Cell(_sampler(row.sampler), words=True))
+            cells.append(Cell(metric_names.describe(row.sampler), words=True))
         lines.append(Line(metric_names.model(row.model), cells, strong=row.model == "generator"))
     headings = [Heading("model"), Heading("steps")]
     headings += [Heading("temperature")] if show_temperature else []
+    headings += [Heading("N")] if with_number else []
     headings += metric_headings(names) + ([Heading("sampler")] if with_sampler else [])
     return Table(caption, headings, lines)
 
 
-def _sampler(sampler: Mapping[str, Any]) -> str:
-    return metric_names.describe(sampler).replace("_", " ")
+def temperature(row: Row) -> float | None:
+    """Return the sampler's temperature of the tokens, None where there is none."""
+    return finite(row.sampler.get("temperature"))
 
 
-def explained(results: Results) -> list[tuple[str, str, str]]:
+def explained(results: Results, names: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
     """(heading, direction, explanation) of every metric; the results' own explanation first."""
-    own = results.part("metrics")
     found = []
-    for name in results.metric_names:
+    for name in names or results.metric_names:
         shown = metric_names.metric(name)
-        text = own[name] if isinstance(own.get(name), str) else shown.explanation
         direction = f"{shown.better} is better" if shown.better else "no end is the better one"
-        found.append((shown.heading, direction, text))
+        found.append((shown.heading, direction, results.metrics.get(name) or shown.explanation))
     return found
 
 
 def sweep(results: Results) -> Table | None:
     """Return the teacher's samplers that were compared before; None where none were."""
-    compared = [entry for entry in entries(results.raw.get("sweep")) if "steps" in entry]
-    if not compared:
+    if not results.sweep:
         return None
-    names = sweep_names(compared)
+    names = sweep_names(results)
     lines = []
-    for entry in compared:
-        numbers = [metric_names.value(name, page_data.finite(entry.get(name))) for name in names]
-        sampler = _sampler(entry["sampler"]) if isinstance(entry.get("sampler"), dict) else ""
-        chosen = bool(entry.get("chosen"))
-        cells = [Cell(sampler, words=True), *map(Cell, numbers), Cell("chosen" if chosen else "")]
-        lines.append(Line(str(entry["steps"]), cells, strong=chosen))
+    for candidate in results.sweep:
+        row, chosen = candidate.row, candidate.chosen
+        numbers = [Cell(metric_names.value(name, row.mean(name))) for name in names]
+        sampler = Cell(metric_names.describe(row.sampler), words=True)
+        cells = [sampler, *numbers, Cell("chosen" if chosen else "")]
+        lines.append(Line(str(row.steps), cells, strong=chosen))
     headings = [Heading("steps"), Heading("sampler"), *metric_headings(names), Heading("choice")]
     return Table("The teacher's samplers that were compared", headings, lines)
 
 
-def sweep_names(compared: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics of a sweep's entries."""
-    other = ("steps", "sampler", "chosen", "model", "seed")
-    names = (name for entry in compared for name in entry if name not in other)
-    return metric_names.in_order(names)
+def sweep_names(results: Results) -> list[str]:
+    """Return the metrics that the swept samplers were compared by."""
+    return metric_names.in_order(name for x in results.sweep for name in x.row.metrics)
 
 
-def class_rows(results: Results) -> list[tuple[Row, dict[str, list[float | None]]]]:
-    """(model and steps, metric -> mean for each class) of the results' "per_class"."""
-    found = []
-    for entry in entries(results.part("per_class").get("rows")):
-        values = entry.get("metrics")
-        if isinstance(values, dict):
-            means = {
-                name: [_mean(value) for value in of_class]
-                for name, of_class in values.items()
-                if isinstance(of_class, list)
-            }
-            steps = int(page_data.finite(entry.get("steps")) or 0)
-            found.append((Row(str(entry.get("model", "samples")), steps, {}, {}), means))
-    return found
-
-
-def _mean(value: Any) -> float | None:
-    return page_data.finite(value.get("mean") if isinstance(value, dict) else value)
+def class_means(row: Row, name: str) -> list[float | None]:
+    """Return the mean of a metric for each class."""
+    return [value and value.mean for value in row.per_class.get(name, ())]
 
 
 def class_names(results: Results, number: int) -> list[str]:
     """Names of the classes, their numbers where the results have no names."""
-    names = results.part("per_class").get("names")
-    if isinstance(names, list) and len(names) >= number:
-        return [str(name) for name in names[:number]]
-    return [str(label) for label in range(number)]
+    names = results.per_class.names
+    return list(names[:number]) if len(names) >= number else [str(x) for x in range(number)]
 
 
 def classes(results: Results) -> list[Table]:
     """For each per-class metric a table: a row for each class, a column for each model."""
-    found = class_rows(results)
-    metrics = metric_names.in_order(name for _, means in found for name in means)
+    rows = results.per_class.rows
     tables = []
-    for metric in metrics:
-        having = [(row, means[metric]) for row, means in found if metric in means]
+    for metric in metric_names.in_order(name for row in rows for name in row.per_class):
+        having = [(row, class_means(row, metric)) for row in rows if metric in row.per_class]
         number = max(len(means) for _, means in having)
         names, shown = class_names(results, number), metric_names.metric(metric)
         chosen = _worst_classes(having, number, shown.better)
@@ -249,10 +259,15 @@ def _worst_classes(having: list, number: int, better: str) -> list[int]:
 
 
 def provenance(results: Results) -> Table:
-    """Everything else that results.json says, one entry a row."""
-    rest = {name: value for name, value in results.raw.items() if name not in SHOWN}
-    lines = [Line(name, [Cell(text)]) for name, text in flat(rest)]
+    """Return everything that results.json says of where its figures come from, one entry a row."""
+    lines = [Line(name, [Cell(text)]) for name, text in provenance_entries(results)]
     return Table("Provenance", [Heading("entry"), Heading("value")], lines, numbers=False)
+
+
+def provenance_entries(results: Results) -> list[tuple[str, str]]:
+    """Return protocol, settings and provenance as (name, text) pairs."""
+    found = {"protocol": results.protocol, "settings": results.settings}
+    return flat({**found, **results.provenance})
 
 
 def of_each_row(results: Results) -> Table | None:
@@ -275,11 +290,6 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             for name, entry in value.items()
         ]
         return [pair for pairs in inside for pair in pairs]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         value = ", ".join(str(entry) for entry in value)
     return [(prefix, metric_names.MISSING if value is None else str(value))]
-
-
-def entries(value: Any) -> list[dict]:
-    """Return the objects of a list; [] for what is no list."""
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

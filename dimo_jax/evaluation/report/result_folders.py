@@ -10,7 +10,7 @@ from pathlib import Path
 from dimo_jax.common import files, overlaps
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
-from dimo_jax.evaluation.report import compare, page, page_data, results
+from dimo_jax.evaluation.report import compare, page, samples_report, schema
 
 
 def check(folder: AnyPath, inputs: Iterable[str | None] = ()) -> None:
@@ -25,8 +25,8 @@ def check(folder: AnyPath, inputs: Iterable[str | None] = ()) -> None:
             an input or lies in one, or it cannot be written.
     """
     if not _has_results(folder):
-        _refuse(folder, (results.RESULTS_FILE, results.TABLE_FILE, page.FILE_NAME))
-    files.check_writable(folder / results.RESULTS_FILE)
+        _refuse(folder, (schema.FILE_NAME, samples_report.TABLE_FILE, page.FILE_NAME))
+    files.check_writable(folder / schema.FILE_NAME)
     given = [x for x in inputs if x and not x.startswith("tfds:")]
     overlaps.refuse(folder, given, may_hold=True)
 
@@ -43,10 +43,18 @@ def check_comparison(folder: Path) -> None:
     files.check_writable(page_file)
 
 
-def _has_results(folder: AnyPath) -> bool:
-    path = folder / results.RESULTS_FILE
+def hashes_of(folder: AnyPath) -> dict[str, str]:
+    """Return what a report that is there already was made of; empty if none can be read."""
     try:
-        return path.is_file() and bool(page_data.load(path).rows)
+        return dict(schema.read(folder).hashes)
+    except InputError:
+        return {}
+
+
+def _has_results(folder: AnyPath) -> bool:
+    path = folder / schema.FILE_NAME
+    try:
+        return path.is_file() and bool(schema.read(path).rows)
     except InputError:
         return False
 

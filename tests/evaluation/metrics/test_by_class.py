@@ -32,52 +32,11 @@ def test_accuracy_is_of_each_class_alone():
     assert by_class.accuracies(predicted, labels, 3) == [0.75, 0.5, None]
 
 
-def test_seeds_give_mean_and_spread():
-    assert by_class.over_seeds([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
-    assert by_class.over_seeds([4.0]) == {"mean": 4.0, "std": 0.0}
-    assert by_class.over_seeds([1.0, None]) is None
-    assert by_class.over_seeds([]) is None
-
-
-def extremes(number):
+def test_the_nearest_is_of_the_own_class():
     # One feature; class 0 has real images at 0 and 10, class 1 at 100; class 2 has none.
     features = np.array([[1.0], [10.0], [97.0], [100.5], [20.0], [0.0]], np.float32)
     labels = np.array([0, 0, 1, 1, 0, 2])
-    train = np.array([[0.0], [10.0], [100.0]], np.float32)
-    return by_class.extremes(
-        images=np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1),
-        features=features,
-        labels=labels,
-        predicted=np.array([0, 0, 1, 0, 1, 1]),
-        train_images=np.array([0.25, 0.5, 0.75], np.float32).reshape(3, 1, 1, 1),
-        train_features=train,
-        train_labels=np.array([0, 0, 1]),
-        number=number,
-    )
-
-
-def test_the_ends_are_by_the_distance_to_the_own_class():
-    found = extremes(2)
-    # Distances: 1, 0, 3, 0.5, 10 and, of a class without real images, none.
-    assert [item.distance for item in found.worst] == [10.0, 3.0]
-    assert [item.distance for item in found.best] == [0.0, 0.5]
-    first = found.worst[0]
-    assert (first.label, first.predicted) == (0, 1)
-    assert first.image.item() == 4.0 and first.nearest.item() == 0.5
-    assert found.best[1].nearest.item() == 0.75
-
-
-def test_no_sample_is_at_both_ends():
-    found = extremes(10)
-    assert len(found.worst) == len(found.best) == 2
-    same = by_class.extremes(
-        images=np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1),
-        features=np.ones((4, 1), np.float32),
-        labels=np.zeros(4, np.int32),
-        predicted=np.zeros(4, np.int32),
-        train_images=np.zeros((1, 1, 1, 1), np.float32),
-        train_features=np.zeros((1, 1), np.float32),
-        train_labels=np.zeros(1, np.int32),
-    )
-    images = [item.image.item() for item in [*same.best, *same.worst]]
-    assert sorted(images) == [0.0, 1.0, 2.0, 3.0]
+    train, train_labels = np.array([[0.0], [10.0], [100.0]], np.float32), np.array([0, 0, 1])
+    index, distance = by_class.nearest_of_class(features, labels, train, train_labels)
+    assert index[:5].tolist() == [0, 1, 2, 2, 1]
+    np.testing.assert_array_equal(distance, [1, 0, 3, 0.5, 10, np.nan])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dimo_jax.common.errors import InputError
-from dimo_jax.evaluation.report import page, page_data
+from dimo_jax.evaluation.report import page, run_folders
 from tests.helpers import evaluated_folders as folders
 from tests.helpers.evaluated_folders import Page, Tables, row
 
@@ -309,16 +309,16 @@ def test_bad_results_are_refused(tmp_path, content, message):
 
 def test_results_are_found_where_they_are_kept(tmp_path):
     path = folders.write(tmp_path / "run" / "report", {"rows": []}) / "results.json"
-    assert {page_data.find(p) for p in (path, path.parent, path.parent.parent)} == {path}
+    assert {run_folders.find(p) for p in (path, path.parent, path.parent.parent)} == {path}
     folders.write(tmp_path / "run" / "another", {"rows": []})
-    assert page_data.find(tmp_path / "run") == path, "the one that is called report"
+    assert run_folders.find(tmp_path / "run") == path, "the one that is called report"
     folders.write(tmp_path / "two" / "a", {"rows": []})
-    assert page_data.find(tmp_path / "two") == tmp_path / "two" / "a" / "results.json"
+    assert run_folders.find(tmp_path / "two") == tmp_path / "two" / "a" / "results.json"
     folders.write(tmp_path / "two" / "b", {"rows": []})
     with pytest.raises(InputError, match="several evaluations.*two/a.*two/b"):
-        page_data.find(tmp_path / "two")
+        run_folders.find(tmp_path / "two")
     with pytest.raises(InputError, match="nothing has no results.json"):
-        page_data.find(tmp_path / "nothing")
+        run_folders.find(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("shift", range(5))

@@ -6,12 +6,13 @@ from prdc import compute_prdc
 from sklearn.datasets import load_digits
 
 from dimo_jax.common.errors import InputError
-from dimo_jax.evaluation import protocol
+from dimo_jax.common.images import to_uint8
+from dimo_jax.evaluation import evaluate_images, evaluate_models, shown
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
-from dimo_jax.evaluation.metrics import by_class, frechet
+from dimo_jax.evaluation.metrics import frechet, of_outputs
 
 BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
-SETTINGS = protocol.ProtocolSettings(
+SETTINGS = evaluate_models.ProtocolSettings(
     num_samples=40,
     seeds=(1, 2, 3),
     teacher_steps=(1, 2, 4, 8, 16),
@@ -22,7 +23,7 @@ SETTINGS = protocol.ProtocolSettings(
     num_pictures=20,
 )
 SMALL = dataclasses.replace(SETTINGS, teacher_steps=(2,), sweep_steps=(1,))
-SAMPLERS = protocol.candidates((1.0, 2.0), (0.0, 9.0), random_order=True)
+SAMPLERS = evaluate_models.candidates((1.0, 2.0), (0.0, 9.0), random_order=True)
 
 
 class FakeNetwork(FeatureNetwork):
@@ -71,7 +72,7 @@ def data():
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     labels = labels.astype(np.int32)
-    return protocol.Data(
+    return evaluate_models.Data(
         train_images=images[:300],
         train_labels=labels[:300],
         test_images=images[300:400],
@@ -84,7 +85,7 @@ def data():
 
 def run(data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS):
     fake = FakeModels(data)
-    evaluation = protocol.evaluate(
+    evaluation = evaluate_models.evaluate(
         fake.teacher,
         fake.generator,
         data=data,
@@ -105,21 +106,17 @@ def outcome(data):
 def test_rows_are_the_models_in_order_with_every_metric(outcome):
     rows = outcome[0].rows
     expected = [("teacher", n) for n in (1, 2, 4, 8, 16)] + [("generator", 1), ("test_split", 0)]
-    assert [(row["model"], row["steps"]) for row in rows] == expected
+    assert [(row.model, row.steps) for row in rows] == expected
     names = (
         "frechet_features frechet_pixels accuracy precision recall density coverage duplicates "
         "copies entropy"
     ).split()
     for row in rows:
-        assert list(row) == ["model", "steps", "metrics", "sampler"]
-        assert list(row["metrics"]) == names
-        assert all(list(value) == ["mean", "std"] for value in row["metrics"].values())
+        assert list(row.metrics) == names and not row.rest
 
 
 def test_the_sweep_finds_the_best_sampler_and_neighbouring_steps_take_it(outcome):
-    samplers = {
-        row["steps"]: row["sampler"] for row in outcome[0].rows if row["model"] == "teacher"
-    }
+    samplers = {row.steps: row.sampler for row in outcome[0].rows if row.model == "teacher"}
     best = {"guidance": 2.0, "randomize": "linear"}
     assert samplers[1]["guidance"] == 2.0
     assert samplers[2] == samplers[4] == best | {"choice_temperature": 0.0}
@@ -130,80 +127,81 @@ def test_every_candidate_was_compared_with_the_sweeps_seed_and_size(outcome):
     evaluation, fake = outcome
     sweep_calls = [call for call in fake.calls if call[2] == SETTINGS.sweep_seed]
     assert {call[3] for call in sweep_calls} == {30}
-    assert [call[:2] for call in sweep_calls] == [
-        (r["steps"], r["sampler"]) for r in evaluation.sweep
-    ]
+    rows = [row for row, _ in evaluation.sweep]
+    assert [call[:2] for call in sweep_calls] == [(row.steps, row.sampler) for row in rows]
     # Two guidances in one step, where no order exists; 2 x (2 + random) at 4 and 16 steps.
-    assert [row["steps"] for row in evaluation.sweep] == [1] * 2 + [4] * 6 + [16] * 6
-    assert sum(row["chosen"] for row in evaluation.sweep) == 3
+    assert [row.steps for row in rows] == [1] * 2 + [4] * 6 + [16] * 6
+    assert sum(chosen for _, chosen in evaluation.sweep) == 3
 
 
 def test_the_least_sum_of_both_distances_is_chosen(outcome):
     for steps in SETTINGS.sweep_steps:
-        here = [row for row in outcome[0].sweep if row["steps"] == steps]
-        sums = [row["frechet_features"] + row["frechet_pixels"] for row in here]
-        assert here[int(np.argmin(sums))]["chosen"]
+        here = [(row, chosen) for row, chosen in outcome[0].sweep if row.steps == steps]
+        sums = [row.mean("frechet_features") + row.mean("frechet_pixels") for row, _ in here]
+        assert here[int(np.argmin(sums))][1]
 
 
 def test_mean_and_spread_are_over_the_seeds(data):
     together = run(data, SMALL)[0].rows
     single = [run(data, dataclasses.replace(SMALL, seeds=(seed,)))[0].rows for seed in SMALL.seeds]
     for index, row in enumerate(together[:-1]):
-        for name, value in row["metrics"].items():
-            values = [rows[index]["metrics"][name]["mean"] for rows in single]
-            assert value["mean"] == pytest.approx(np.mean(values))
-            assert value["std"] == pytest.approx(np.std(values, ddof=1))
-            assert all(rows[index]["metrics"][name]["std"] == 0 for rows in single)
-    assert together[0]["metrics"]["frechet_pixels"]["std"] > 0
+        for name, value in row.metrics.items():
+            values = [rows[index].mean(name) for rows in single]
+            assert value.mean == pytest.approx(np.mean(values))
+            assert value.std == pytest.approx(np.std(values, ddof=1))
+            assert all(rows[index].metrics[name].std == 0 for rows in single)
+    assert together[0].metrics["frechet_pixels"].std > 0
 
 
 def test_the_test_split_is_the_floor_without_spread(outcome):
-    floor = outcome[0].rows[-1]["metrics"]
-    assert all(value["std"] == 0 for value in floor.values())
-    assert floor["frechet_pixels"]["mean"] < outcome[0].rows[0]["metrics"]["frechet_pixels"]["mean"]
-    assert floor["copies"]["mean"] == floor["duplicates"]["mean"] == 0
+    floor = outcome[0].rows[-1]
+    assert all(value.std == 0 for value in floor.metrics.values())
+    assert floor.mean("frechet_pixels") < outcome[0].rows[0].mean("frechet_pixels")
+    assert floor.mean("copies") == floor.mean("duplicates") == 0
+
+
+def measured(data, images, labels, num_neighbours=5, metrics=None):
+    """The row of some images."""
+    network = FakeNetwork(data.train_images, data.train_labels)
+    samples = data.outputs(network, images, labels)
+    real = data.outputs(network, data.train_images, data.train_labels)
+    metrics = metrics or of_outputs.of_classifier(10, 17, num_neighbours)
+    return evaluate_images.evaluate(samples, real, metrics)
 
 
 def test_metrics_of_training_images_themselves(data):
-    network = FakeNetwork(data.train_images, data.train_labels)
-    reference = protocol.Reference(data, network, num_neighbours=5)
     images = np.concatenate([data.train_images, data.train_images[:100]])
-    found = reference.measure(images[:300], data.train_labels).metrics
-    assert found["frechet_features"] == pytest.approx(0, abs=1e-6)
-    assert found["frechet_pixels"] == pytest.approx(0, abs=1e-6)
+    found = measured(data, images[:300], data.train_labels)
+    assert found.mean("frechet_features") == pytest.approx(0, abs=1e-6)
+    assert found.mean("frechet_pixels") == pytest.approx(0, abs=1e-6)
     # Percent of the variance: halved contrast loses the mean's half and a quarter of the variance.
     pixels = data.train_images.reshape(300, -1).astype(np.float64)
-    halved = reference.distances(data.train_images / 2)
+    distances = of_outputs.FRECHET_PERCENTS
+    halved = measured(data, data.train_images / 2, data.train_labels, metrics=distances)
     for name, rows in (("frechet_pixels", pixels), ("frechet_features", pixels[:, ::2])):
         variance = rows.var(0, ddof=1).sum()
         expected = 100 * (np.sum((rows.mean(0) / 2) ** 2) + variance / 4) / variance
-        assert halved[name] == pytest.approx(expected)
+        assert halved.mean(name) == pytest.approx(expected)
     labels = np.concatenate([data.train_labels, data.train_labels[:100]])
-    found = reference.measure(images, labels).metrics
-    assert found["accuracy"] == found["copies"] == 1
-    assert found["duplicates"] == pytest.approx(100 / 400)
-    wrong = (data.train_labels + 1) % 10
-    measured = reference.measure(data.train_images, wrong)
-    assert measured.metrics["accuracy"] == 0
-    assert measured.per_class["accuracy"] == [0] * 10
+    found = measured(data, images, labels)
+    assert found.mean("accuracy") == found.mean("copies") == 1
+    assert found.mean("duplicates") == pytest.approx(100 / 400)
+    wrong = measured(data, data.train_images, (data.train_labels + 1) % 10)
+    assert wrong.mean("accuracy") == 0
+    assert [value.mean for value in wrong.per_class["accuracy"]] == [0] * 10
 
 
 def test_precision_and_recall_are_of_samples_among_real_images(data):
-    network = FakeNetwork(data.train_images, data.train_labels)
     samples, labels = data.test_images[:60] * np.float32(0.875), data.test_labels[:60]
-    found = protocol.Reference(data, network, num_neighbours=3).measure(samples, labels).metrics
+    found = measured(data, samples, labels, num_neighbours=3)
     expected = compute_prdc(data.train_images.reshape(300, -1), samples.reshape(60, -1), 3)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert {name: found.mean(name) for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_classes_are_measured_apart_in_percent_of_the_whole_variance(data, outcome):
     evaluation, fake = outcome
-    rows = evaluation.per_class
-    assert [(r["model"], r["steps"]) for r in rows] == [
-        (r["model"], r["steps"]) for r in evaluation.rows
-    ]
-    generator = next(r for r in rows if r["model"] == "generator")["metrics"]
-    labels = protocol.balanced_labels(40, 10)
+    generator = next(row for row in evaluation.rows if row.model == "generator")
+    labels = evaluate_models.balanced_labels(40, 10)
     real = data.train_images.reshape(300, -1)[:, ::2].astype(np.float64)
     variance = real.var(0, ddof=1).sum()
     for label in (0, 7):
@@ -212,68 +210,70 @@ def test_classes_are_measured_apart_in_percent_of_the_whole_variance(data, outco
             samples = fake.generator(seed, labels)[labels == label].reshape(4, -1)[:, ::2]
             distance = frechet.frechet_distance(real[data.train_labels == label], samples)
             values.append(100 * distance / variance)
-        found = generator["frechet_features"][label]
-        assert found["mean"] == pytest.approx(np.mean(values), rel=1e-4)
-        assert found["std"] == pytest.approx(np.std(values, ddof=1), rel=1e-3)
-    shares = [value["mean"] for value in generator["accuracy"]]
-    assert np.mean(shares) == pytest.approx(
-        next(r for r in evaluation.rows if r["model"] == "generator")["metrics"]["accuracy"]["mean"]
-    )
+        found = generator.per_class["frechet_features"][label]
+        assert found.mean == pytest.approx(np.mean(values), rel=1e-4)
+        assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+    shares = [value.mean for value in generator.per_class["accuracy"]]
+    assert np.mean(shares) == pytest.approx(generator.mean("accuracy"))
+
+
+def pictures_of(evaluation, model):
+    return next(one for one in evaluation.shown if one.model == model)
 
 
 def test_the_ends_are_of_the_generators_first_seed(data, outcome):
     evaluation, fake = outcome
-    samples = fake.generator(SETTINGS.seeds[0], protocol.balanced_labels(40, 10))
-    ends = evaluation.extremes
-    assert len(ends.worst) == len(ends.best) == by_class.NUM_EXTREMES
+    samples = fake.generator(SETTINGS.seeds[0], evaluate_models.balanced_labels(40, 10))
+    ends = pictures_of(evaluation, "generator")
+    assert len(ends.worst) == len(ends.best) == shown.NUM_EXTREMES
     for item in (*ends.worst, *ends.best):
-        place = int(np.flatnonzero((samples == item.image).all(axis=(1, 2, 3)))[0])
+        place = int(np.flatnonzero((to_uint8(samples) == item.image).all(axis=(1, 2, 3)))[0])
         assert item.label == place % 10
         of_class = data.train_images[data.train_labels == item.label].reshape(-1, 64)[:, ::2]
-        squares = ((of_class - item.image.reshape(1, 64)[:, ::2]) ** 2).sum(1)
+        squares = ((of_class - samples[place].reshape(1, 64)[:, ::2]) ** 2).sum(1)
         assert item.distance == pytest.approx(np.sqrt(squares.min()), abs=1e-5)
     assert ends.worst[0].distance > ends.worst[-1].distance > ends.best[-1].distance
 
 
-def test_copies_are_told_by_tokens(data):
+def test_copies_are_found_by_tokens(data):
     coarse = dataclasses.replace(data, encode=lambda x: (data.encode(x) > 8).astype(np.int32))
-    network = FakeNetwork(data.train_images, data.train_labels)
     images = np.clip(data.train_images[:50] * 0.99, 0, 1)
-    changed = protocol.Reference(data, network, 5).measure(data.test_images, data.test_labels)
-    assert changed.metrics["copies"] == 0
-    same = protocol.Reference(coarse, network, 5).measure(images, data.train_labels[:50])
-    assert same.metrics["copies"] == 1
+    assert measured(data, data.test_images, data.test_labels).mean("copies") == 0
+    assert measured(coarse, images, data.train_labels[:50]).mean("copies") == 1
 
 
 def test_candidates_are_every_guidance_with_every_order():
-    assert protocol.candidates([1, 2], [4.5], random_order=True) == [
+    assert evaluate_models.candidates([1, 2], [4.5], random_order=True) == [
         {"guidance": 1.0, "randomize": "linear", "choice_temperature": 4.5},
         {"guidance": 1.0, "randomize": "random", "choice_temperature": 0.0},
         {"guidance": 2.0, "randomize": "linear", "choice_temperature": 4.5},
         {"guidance": 2.0, "randomize": "random", "choice_temperature": 0.0},
     ]
-    assert len(protocol.candidates([1, 2, 3], [4.5, 9.0], random_order=False)) == 6
+    assert len(evaluate_models.candidates([1, 2, 3], [4.5, 9.0], random_order=False)) == 6
 
 
 def test_labels_are_balanced_and_the_same_for_all(outcome):
-    labels = protocol.balanced_labels(40, 10)
-    assert protocol.balanced_labels(12, 5).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
-    np.testing.assert_array_equal(outcome[0].picture_labels, labels[:20])
+    labels = evaluate_models.balanced_labels(40, 10)
+    assert evaluate_models.balanced_labels(12, 5).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert all(one.labels.tolist() == labels[:20].tolist() for one in outcome[0].shown)
 
 
 def test_pictures_are_of_the_first_seed_and_the_right_labels(data, outcome):
     evaluation, fake = outcome
-    labels = protocol.balanced_labels(40, 10)
-    assert list(evaluation.pictures) == [(row["model"], row["steps"]) for row in evaluation.rows]
+    labels = evaluate_models.balanced_labels(40, 10)
+    keys = [(row.model, row.steps) for row in evaluation.rows]
+    assert [(one.model, one.steps) for one in evaluation.shown] == [keys[-1], *keys[:-1]]
     expected = fake.generator(SETTINGS.seeds[0], labels)[:20]
-    np.testing.assert_array_equal(evaluation.pictures["generator", 1], expected)
-    real = evaluation.pictures["test_split", 0].reshape(20, -1)
-    tests = data.test_images.reshape(100, -1)
+    generated = pictures_of(evaluation, "generator")
+    np.testing.assert_array_equal(generated.first, to_uint8(expected))
+    real = pictures_of(evaluation, "test_split").first.reshape(20, -1)
+    tests = to_uint8(data.test_images).reshape(100, -1)
     found = [int(np.flatnonzero((tests == image).all(axis=1))[0]) for image in real]
     np.testing.assert_array_equal(data.test_labels[found], labels[:20])
     assert len(set(found)) == 20
     squares = ((expected.reshape(20, 1, -1) - data.train_images.reshape(1, 300, -1)) ** 2).sum(-1)
-    np.testing.assert_array_equal(evaluation.neighbours, data.train_images[squares.argmin(1)])
+    nearest = to_uint8(data.train_images[squares.argmin(1)])
+    np.testing.assert_array_equal(generated.neighbours, nearest)
 
 
 def test_the_outcome_is_a_function_of_the_seeds(data):
@@ -301,7 +301,7 @@ def test_progress_counts_up_to_the_end(data):
     "samplers",
     [
         [{"guidance": 2.0, "randomize": "none", "choice_temperature": 0.0}],
-        protocol.candidates((1.0, 2.0), (4.5,), True),
+        evaluate_models.candidates((1.0, 2.0), (4.5,), True),
     ],
 )
 def test_progress_counts_two_calls_a_step_where_the_sweep_chose_guidance(data, samplers):

@@ -1,15 +1,16 @@
+import dataclasses
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dimo_jax.common.errors import InputError
-from dimo_jax.evaluation import protocol
-from dimo_jax.evaluation.metrics import by_class
-from dimo_jax.evaluation.report import digits_report, page
+from dimo_jax.common import versions
+from dimo_jax.evaluation.evaluate_models import Evaluation, ProtocolSettings
+from dimo_jax.evaluation.metrics.rows import Row, Value
+from dimo_jax.evaluation.report import digits_report, page, schema
+from dimo_jax.evaluation.shown import Shown, Tile
 from tests.helpers.evaluated_folders import Page
 
 PROVENANCE = {
@@ -20,60 +21,49 @@ PROVENANCE = {
     "hashes": {"teacher": "abc", "generator": "def"},
     "command": "python -m something",
 }
-KEYS = [("teacher", 1), ("teacher", 16), ("generator", 1), ("test_split", 0)]
+KEYS = [("test_split", 0), ("teacher", 1), ("teacher", 16), ("generator", 1)]
+NAMES = """frechet_features frechet_pixels accuracy precision recall density coverage
+    duplicates copies entropy""".split()
 
 
 def row(model, steps, features, std=0.1):
-    values = dict.fromkeys(protocol.METRICS, 0.25) | {"frechet_features": features}
-    metrics = {name: {"mean": value, "std": std} for name, value in values.items()}
-    return {"model": model, "steps": steps, "metrics": metrics, "sampler": {"guidance": 1.5}}
+    values = dict.fromkeys(NAMES, 0.25) | {"frechet_features": features}
+    metrics = {name: Value(value, std) for name, value in values.items()}
+    per_class = {
+        "frechet_features": [Value(1.5, 0.25), None],
+        "accuracy": [Value(1.0), Value(0.5)],
+    }
+    return Row(model, steps, metrics, {"guidance": 1.5}, per_class)
 
 
-def extreme(gray, label, predicted, distance):
-    image = np.full((8, 8, 1), gray, np.float32)
-    return by_class.Extreme(image, image * 0, label, predicted, distance)
+def tile(gray, label, predicted, distance):
+    image = np.full((8, 8, 1), gray, np.uint8)
+    return Tile(image, image * 0, distance, label, predicted)
 
 
 @pytest.fixture
 def evaluation():
     draw = np.random.default_rng(0)
-    images = {key: draw.random((20, 8, 8, 1)).astype(np.float32) for key in KEYS}
-    return protocol.Evaluation(
+    labels = np.arange(20, dtype=np.int32) % 10
+    pixels = draw.integers(0, 256, (5, 20, 8, 8, 1), np.uint8)
+    shown = [Shown(*key, 1, labels, images) for key, images in zip(KEYS, pixels, strict=False)]
+    shown[-1] = shown[-1]._replace(
+        neighbours=pixels[4],
+        worst=[tile(64, 3, 8, 4.0), tile(128, 1, 1, 2.0)],
+        best=[tile(191, 2, 2, 0.5), tile(255, 7, 7, 1.0)],
+    )
+    metrics = {"frechet_features": Value(1.25), "frechet_pixels": Value(2.5)}
+    candidate = Row("teacher", 4, metrics, {"guidance": 1.5})
+    return Evaluation(
         rows=[
             row("teacher", 1, 6.5),
             row("teacher", 16, 0.8),
             row("generator", 1, 0.6),
             row("test_split", 0, 0.7, std=0.0),
         ],
-        sweep=[
-            {
-                "steps": 4,
-                "sampler": {"guidance": 1.5},
-                "frechet_features": 1.25,
-                "frechet_pixels": 2.5,
-                "chosen": chosen,
-            }
-            for chosen in (True, False)
-        ],
-        pictures=images,
-        picture_labels=np.arange(20, dtype=np.int32) % 10,
-        neighbours=draw.random((20, 8, 8, 1)).astype(np.float32),
-        per_class=[
-            {
-                "model": model,
-                "steps": steps,
-                "metrics": {
-                    "frechet_features": [{"mean": 1.5, "std": 0.25}, None],
-                    "accuracy": [{"mean": 1.0, "std": 0.0}, {"mean": 0.5, "std": 0.0}],
-                },
-            }
-            for model, steps in KEYS
-        ],
-        extremes=by_class.Extremes(
-            worst=[extreme(0.25, 3, 8, 4.0), extreme(0.5, 1, 1, 2.0)],
-            best=[extreme(0.75, 2, 2, 0.5), extreme(1.0, 7, 7, 1.0)],
-        ),
-        settings=protocol.ProtocolSettings(
+        sweep=[(candidate, True), (candidate, False)],
+        shown=shown,
+        settings=ProtocolSettings(
             num_samples=40,
             seeds=(1, 2),
             teacher_steps=(1, 16),
@@ -94,11 +84,20 @@ def written(evaluation, tmp_path):
 
 def test_results_json_has_the_rows_and_the_provenance(written, evaluation):
     results = json.loads((written[0] / "results.json").read_text())
-    assert results["rows"] == evaluation.rows
-    assert results["sweep"] == evaluation.sweep
+    assert list(results["rows"][0]) == ["model", "steps", "metrics", "sampler"]
+    assert results["rows"][2]["metrics"]["frechet_features"] == {"mean": 0.6, "std": 0.1}
+    assert results["sweep"][0] == {
+        **{"steps": 4, "sampler": {"guidance": 1.5}, "chosen": True},
+        **{"frechet_features": 1.25, "frechet_pixels": 2.5},
+    }
+    assert results["metrics"]["recall"].endswith("samples' manifold, in pixels")
     assert {name: results[name] for name in PROVENANCE} == PROVENANCE
     assert results["settings"]["seeds"] == [1, 2]
-    assert digits_report.read_rows(written[0] / "results.json") == evaluation.rows
+    found = schema.read(written[0])
+    assert [(x.model, x.metrics) for x in found.rows] == [
+        (x.model, x.metrics) for x in evaluation.rows
+    ]
+    assert [x.per_class for x in found.per_class.rows] == [x.per_class for x in evaluation.rows]
 
 
 def test_every_picture_of_the_report_exists_and_no_other_file(written):
@@ -122,7 +121,7 @@ def test_every_picture_of_the_report_exists_and_no_other_file(written):
 
 def test_results_json_describes_pictures_classes_and_ends(written):
     results = json.loads((written[0] / "results.json").read_text())
-    assert results["protocol"] == "digits" and results["title"] == "Digits"
+    assert results["protocol"] == {"name": "digits"} and results["title"] == "Digits"
     files = {str(path.relative_to(written[0])) for path in (written[0] / "pictures").iterdir()}
     assert {entry["file"] for entry in results["pictures"]} == files
     first = results["pictures"][0]
@@ -149,7 +148,7 @@ def test_a_page_can_be_made_of_what_is_written(written):
 
 def test_pictures_hold_the_samples_in_columns_by_label(written, evaluation):
     found = np.asarray(Image.open(written[0] / "pictures" / "generator.png"))
-    pixels = np.round(evaluation.pictures["generator", 1] * 255)
+    pixels = evaluation.shown[-1].first.astype(int)
     assert found.shape[0] < found.shape[1]
     # Two rows of ten: the centre of the first pixel of the twelfth image lies in the second row.
     step_y, step_x = (found.shape[0] - 2) / 2, (found.shape[1] - 2) / 10
@@ -157,11 +156,16 @@ def test_pictures_hold_the_samples_in_columns_by_label(written, evaluation):
     assert abs(int(at.flat[0]) - pixels[11, 0, 0, 0]) <= 1
 
 
-def test_neighbours_stand_below_their_samples(evaluation):
-    pairs = digits_report._alternate(evaluation.pictures["generator", 1], evaluation.neighbours, 10)
-    np.testing.assert_array_equal(pairs[:10], evaluation.pictures["generator", 1][:10])
-    np.testing.assert_array_equal(pairs[10:20], evaluation.neighbours[:10])
-    np.testing.assert_array_equal(pairs[20:30], evaluation.pictures["generator", 1][10:])
+def test_neighbours_stand_below_their_samples(written, evaluation):
+    found = np.asarray(Image.open(written[0] / "pictures" / "neighbours.png"))
+    generator = evaluation.shown[-1]
+    # Four rows of ten; a tile is 40 pixels and a gap of 2, behind the rows' names.
+    left = found.shape[1] - 10 * 42
+    rows = [found[42 * i + 4, left + 2 :: 42, 0] for i in range(4)]
+    first, nearest = generator.first[:, 0, 0, 0], generator.neighbours[:, 0, 0, 0]
+    expected = [first[:10], nearest[:10], first[10:], nearest[10:]]
+    for values, right in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(values, right)
 
 
 def table_after(text, heading):
@@ -170,11 +174,11 @@ def table_after(text, heading):
     return rows[0], rows[2:]
 
 
-def test_the_table_says_what_was_measured(evaluation):
-    text = digits_report.markdown(evaluation, "Digits", PROVENANCE)
+def test_the_table_says_what_was_measured(written):
+    text = (written[0] / "report.md").read_text()
     head, rows = table_after(text, "Results")
     assert head[:3] == ["model", "steps", "Fréchet, features"]
-    assert all(len(row) == len(head) == len(protocol.METRICS) + 3 for row in rows)
+    assert all(len(row) == len(head) == len(NAMES) + 3 for row in rows)
     assert [row[0] for row in rows] == ["teacher", "teacher", "generator", "test split"]
     assert rows[1][1:3] == ["16", "0.80 ± 0.10"]
     assert rows[1][head.index("copies, %")] == "25.00 ± 10.00"
@@ -186,34 +190,30 @@ def test_the_table_says_what_was_measured(evaluation):
     assert "0.80 ± 0.10 (16 steps): 0.75 times" in text
 
 
-def test_the_sweep_and_the_provenance_are_told(evaluation):
-    text = digits_report.markdown(evaluation, "Digits", PROVENANCE)
+def test_the_sweep_and_the_provenance_are_in_the_report(written):
+    text = (written[0] / "report.md").read_text()
     _, sweep = table_after(text, "The teacher's samplers")
     assert sweep == [["4", "guidance 1.5", "1.25", "2.50", mark] for mark in ("chosen", "")]
     _, provenance = table_after(text, "Provenance")
-    assert ["hashes: generator", "`def`"] in provenance
-    assert ["wall seconds", "`12.3`"] in provenance
-    assert ["versions: jax", "`1.2.3`"] in provenance
+    assert ["hashes: generator", "def"] in provenance
+    assert ["wall seconds", "12.34"] in provenance
+    assert ["versions: jax", "1.2.3"] in provenance
 
 
 def test_incomplete_provenance_and_numbers_that_are_none_write_nothing(evaluation, tmp_path):
     missing = {name: value for name, value in PROVENANCE.items() if name != "hashes"}
     with pytest.raises(ValueError, match="lacks hashes"):
         digits_report.write(tmp_path, evaluation, title="Digits", provenance=missing)
-    evaluation.rows[0]["metrics"]["density"]["mean"] = float("nan")
+    first, *others = evaluation.rows
+    first = dataclasses.replace(first, metrics={**first.metrics, "density": Value(float("nan"))})
+    evaluation = dataclasses.replace(evaluation, rows=[first, *others])
     with pytest.raises(ValueError):
         digits_report.write(tmp_path, evaluation, title="Digits", provenance=PROVENANCE)
     assert not list(tmp_path.iterdir())
 
 
 def test_environment_names_versions_and_the_device():
-    found = digits_report.environment()
-    assert found["versions"]["jax"] == jax.__version__
+    found = versions.environment(code="abc")
+    assert found["versions"]["code"] == "abc" and "jax" in found["versions"]
     assert found["device"]["platform"] == "cpu"
     json.dumps(found)
-
-
-def test_unreadable_results_are_explained(tmp_path):
-    (tmp_path / "results.json").write_text('{"rows": [')
-    with pytest.raises(InputError, match="results.json is not JSON"):
-        digits_report.read_rows(tmp_path / "results.json")

@@ -1,8 +1,8 @@
-"""What is measured, in which order: the teacher's sweep, then every model with every seed.
+"""A teacher and its generator against their data: the teacher's sweep, then every model and seed.
 
-Samples come from functions, so the protocol knows neither networks nor samplers; its result is a
-function of the seeds in the settings. Each distance is between the samples and the whole training
-split, each in percent of that split's total variance.
+Samples come from functions, so nothing here knows networks or samplers; the result is a function of
+the seeds in the settings. Each distance is between the samples and the training split, in percent
+of that split's total variance.
 """
 
 import functools
@@ -14,11 +14,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dimo_jax.common.errors import InputError
+from dimo_jax.common.images import to_uint8
+from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
-from dimo_jax.evaluation.measurements import METRICS, Data, Images, Labels, Measured, Reference
-from dimo_jax.evaluation.metrics import by_class, frechet
+from dimo_jax.evaluation.features.outputs import InMemory
+from dimo_jax.evaluation.metrics import by_class, frechet, of_outputs
 from dimo_jax.evaluation.metrics import names as metric_names
-from dimo_jax.evaluation.metrics.by_class import Extremes
+from dimo_jax.evaluation.metrics.rows import Row, over_seeds
+from dimo_jax.evaluation.shown import Shown, Tile, ends
+
+Images = Float[np.ndarray, "N H W C"]
+Labels = Int[np.ndarray, "N"]
 
 Sampler = dict[str, Any]
 # (work done, work in all, what is being done); work is in images times network calls.
@@ -36,7 +42,7 @@ class ProtocolSettings:
         sweep_steps: step counts at which its samplers are compared; any other step count takes the
             choice of the nearest of these, by ratio, of two the larger.
         sweep_num_samples: images for each candidate.
-        sweep_seed: sampling seed of the sweep; none of `seeds`, or the choice would be judged on
+        sweep_seed: sampling seed of the sweep; none of `seeds`, or the choice would be measured on
             the samples it was made with.
         num_neighbours: k of precision, recall, density and coverage.
         num_pictures: images of each model kept for the report, of the first seed.
@@ -75,31 +81,52 @@ SETTINGS = tuple(field.name for field in fields(ProtocolSettings))
 
 
 @dataclass(frozen=True)
+class Data:
+    """What samples are compared with.
+
+    Attributes:
+        train_images: float32 [N, H, W, C] in [0, 1]; the reference.
+        train_labels: int [N].
+        test_images: float32 [M, H, W, C]; the floor.
+        test_labels: int [M].
+        num_classes: number of classes.
+        encode: images -> tokens int [N, L].
+        codebook_size: number of codes.
+    """
+
+    train_images: Float[np.ndarray, "N H W C"]
+    train_labels: Int[np.ndarray, "N"]
+    test_images: Float[np.ndarray, "M H W C"]
+    test_labels: Int[np.ndarray, "M"]
+    num_classes: int
+    encode: Callable[[Images], Int[np.ndarray, "N L"]]
+    codebook_size: int
+
+    def outputs(self, network: FeatureNetwork, images: Images, labels: Labels) -> InMemory:
+        """Return what metrics.of_outputs.of_classifier reads of some images."""
+        functions = {
+            "features": network.features,
+            "predicted": network.predict,
+            "tokens": lambda x: np.asarray(self.encode(x), np.int32),
+        }
+        return InMemory(images, functions, pixels=images, labels=labels)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The outcome.
 
     Attributes:
-        rows: {"model", "steps", "metrics": {name: {"mean", "std"}}, "sampler"}: the teacher at each
-            step count, the generator, the test split. std is over the seeds with ddof 1, and 0
-            for a single one; steps is 0 for the test split.
-        sweep: {"steps", "sampler", "frechet_features", "frechet_pixels", "chosen"} per candidate.
-        pictures: (model, steps) -> images of the first seed, with the labels `picture_labels`; the
-            keys are those of the rows.
-        picture_labels: int [num_pictures].
-        neighbours: the training image nearest to each of the generator's pictures, in pixels.
-        per_class: {"model", "steps", "metrics": {name: [{"mean", "std"} or None per class]}} for
-            each row, with the metrics of by_class.METRICS; None where a class has too few images.
-        extremes: the generator's worst and best samples of the first seed.
+        rows: the teacher at each step count, the generator, the test split, over all seeds.
+        sweep: (row, whether it was chosen) of each candidate.
+        shown: of each row the first seed's first images, real images first; of the generator the
+            training images nearest to them, in pixels, and its worst and best samples too.
         settings: what was run.
     """
 
-    rows: list[dict]
-    sweep: list[dict]
-    pictures: dict[tuple[str, int], Images]
-    picture_labels: Labels
-    neighbours: Images
-    per_class: list[dict]
-    extremes: Extremes
+    rows: list[Row]
+    sweep: list[tuple[Row, bool]]
+    shown: list[Shown]
     settings: ProtocolSettings
 
 
@@ -150,49 +177,68 @@ def evaluate(
     Returns:
         Rows, sweep and pictures.
     """
-    reference = Reference(data, network, settings.num_neighbours)
+    real = data.outputs(network, data.train_images, data.train_labels)
+    metrics = of_outputs.of_classifier(
+        data.num_classes, data.codebook_size, settings.num_neighbours
+    )
     labels = balanced_labels(settings.num_samples, data.num_classes)
+    outputs = functools.partial(data.outputs, network, labels=labels)
     work = _Work(samplers, settings, progress)
-    sweep = _sweep(sample_teacher, reference, samplers, settings, work)
+    sweep = _sweep(sample_teacher, data, network, real, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
-    rows, per_class, pictures = [], [], {}
-
-    def add_rows(model: str, steps: int, sampler: Sampler, results: Sequence[Measured]) -> None:
-        rows.append(_row(model, steps, sampler, [result.metrics for result in results]))
-        per_class.append(_class_row(model, steps, [result.per_class for result in results]))
+    rows, shown = [], []
 
     def measure(
         model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
-    ) -> Images:
-        """Add the rows of every seed; gives the first seed's images."""
-        results, first = [], None
+    ) -> InMemory:
+        """Add the row of all seeds; gives the first seed's outputs."""
+        of_seeds, first = [], None
         for seed in settings.seeds:
-            work.start(f"{model}, {metric_names.count_steps(steps)}, seed {seed}")
-            images = np.asarray(sample(seed, labels), np.float32)
-            first = images if first is None else first
-            results.append(reference.measure(images, labels))
+            work.start(f"{metric_names.title(model, steps)}, seed {seed}")
+            samples = outputs(np.asarray(sample(seed, labels), np.float32))
+            first = samples if first is None else first
+            of_seeds.append(
+                evaluate_images.evaluate(
+                    samples, real, metrics, model=model, steps=steps, sampler=sampler
+                )
+            )
             work.finish(settings.num_samples * _calls(steps, sampler))
-        add_rows(model, steps, sampler, results)
-        pictures[model, steps] = first[: settings.num_pictures]
+        rows.append(over_seeds(of_seeds))
+        shown.append(show(model, steps, first.images))
         return first
+
+    def show(model: str, steps: int, images: Images) -> Shown:
+        first = to_uint8(images[: settings.num_pictures])
+        return Shown(model, steps, settings.seeds[0], labels[: len(first)], first)
 
     for steps in settings.teacher_steps:
         best = chosen_sampler(sweep, steps)
         measure("teacher", steps, best, functools.partial(sample_teacher, steps, best))
     generated = measure("generator", 1, generator_sampler, sample_generator)
-    add_rows("test_split", 0, {}, [reference.measure(data.test_images, data.test_labels)])
+    test = data.outputs(network, data.test_images, data.test_labels)
+    rows.append(over_seeds([evaluate_images.evaluate(test, real, metrics, model="test_split")]))
     work.start("done")
+    pictured = labels[: settings.num_pictures]
+    test_images = images_with_labels(data.test_images, data.test_labels, pictured)
+    shown[-1] = _with_neighbours(shown[-1], generated, real)
+    shown.insert(0, show("test_split", 0, test_images))
+    return Evaluation(rows, sweep, shown, settings)
 
-    picture_labels = labels[: settings.num_pictures]
-    pictures["test_split", 0] = images_with_labels(
-        data.test_images, data.test_labels, picture_labels
+
+def _with_neighbours(shown: Shown, samples: InMemory, real: InMemory) -> Shown:
+    """Add the training images nearest in pixels, and the worst and best samples of their class."""
+    index, _ = frechet.nearest(samples.images[: len(shown.first)], real.images)
+    labels, predicted = samples.load("labels"), samples.load("predicted")
+    nearest, distances = by_class.nearest_of_class(
+        samples.load("features"), labels, real.load("features"), real.load("labels")
     )
-    index, _ = frechet.nearest(pictures["generator", 1], data.train_images)
-    neighbours = data.train_images[index]
-    extremes = reference.extremes(generated, labels)
-    return Evaluation(
-        rows, sweep, pictures, picture_labels, neighbours, per_class, extremes, settings
-    )
+
+    def tile(i: int) -> Tile:
+        pair = (to_uint8(samples.images[i]), to_uint8(real.images[nearest[i]]))
+        return Tile(*pair, float(distances[i]), int(labels[i]), int(predicted[i]))
+
+    worst, best = ends(distances, tile)
+    return shown._replace(neighbours=to_uint8(real.images[index]), worst=worst, best=best)
 
 
 def balanced_labels(num_samples: int, num_classes: int) -> Labels:
@@ -200,12 +246,12 @@ def balanced_labels(num_samples: int, num_classes: int) -> Labels:
     return np.arange(num_samples, dtype=np.int32) % num_classes
 
 
-def chosen_sampler(sweep: Sequence[Mapping], steps: int) -> Sampler:
+def chosen_sampler(sweep: Sequence[tuple[Row, bool]], steps: int) -> Sampler:
     """Return the sampler that the sweep chose at the swept step count nearest to `steps`."""
-    chosen = [row for row in sweep if row["chosen"]]
+    chosen = [row for row, is_chosen in sweep if is_chosen]
     # Of two equally near ones the larger.
-    chosen.sort(key=lambda row: (max(row["steps"] / steps, steps / row["steps"]), -row["steps"]))
-    return chosen[0]["sampler"]
+    best = min(chosen, key=lambda row: (max(row.steps / steps, steps / row.steps), -row.steps))
+    return best.sampler
 
 
 def images_with_labels(
@@ -250,16 +296,19 @@ class _Work:
 
 def _sweep(
     sample_teacher: Callable[[int, Sampler, int, Labels], Images],
-    reference: Reference,
+    data: Data,
+    network: FeatureNetwork,
+    real: InMemory,
     samplers: Sequence[Sampler],
     settings: ProtocolSettings,
     work: _Work,
-) -> list[dict]:
+) -> list[tuple[Row, bool]]:
     """Measure every candidate at every swept step count.
 
     The least sum of the two distances is chosen.
     """
-    labels = balanced_labels(settings.sweep_num_samples, reference.data.num_classes)
+    labels = balanced_labels(settings.sweep_num_samples, data.num_classes)
+    metrics = of_outputs.FRECHET_PERCENTS
     rows = []
     for steps in settings.sweep_steps:
         here = []
@@ -268,10 +317,15 @@ def _sweep(
                 f"sweep, {metric_names.count_steps(steps)}, {metric_names.describe(sampler)}"
             )
             images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
-            here.append({"steps": steps, "sampler": sampler, **reference.distances(images)})
+            samples = data.outputs(network, images, labels)
+            here.append(
+                evaluate_images.evaluate(
+                    samples, real, metrics, model="teacher", steps=steps, sampler=sampler
+                )
+            )
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))
-        best = min(here, key=lambda row: row["frechet_features"] + row["frechet_pixels"])
-        rows += [{**row, "chosen": row is best} for row in here]
+        best = min(here, key=lambda row: row.mean("frechet_features") + row.mean("frechet_pixels"))
+        rows += [(row, row is best) for row in here]
     return rows
 
 
@@ -288,23 +342,3 @@ def _distinct(samplers: Sequence[Sampler], steps: int) -> list[Sampler]:
 def _calls(steps: int, sampler: Mapping) -> int:
     """Network calls of a sampler; guidance needs two in each step, unless it is 1."""
     return max(steps, 1) * (1 if sampler.get("guidance", 1.0) == 1.0 else 2)
-
-
-def _row(model: str, steps: int, sampler: Mapping, results: Sequence[Mapping]) -> dict:
-    metrics = {}
-    for name in METRICS:
-        values = np.array([result[name] for result in results])
-        std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        metrics[name] = {"mean": float(values.mean()), "std": std}
-    return {"model": model, "steps": steps, "metrics": metrics, "sampler": dict(sampler)}
-
-
-def _class_row(model: str, steps: int, results: Sequence[Mapping]) -> dict:
-    metrics = {
-        name: [
-            by_class.over_seeds(values)
-            for values in zip(*(result[name] for result in results), strict=True)
-        ]
-        for name in by_class.METRICS
-    }
-    return {"model": model, "steps": steps, "metrics": metrics}
