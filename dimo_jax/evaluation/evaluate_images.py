@@ -4,13 +4,12 @@ N samples, D features.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from dimo_jax import bundles
 from dimo_jax.common.errors import InputError
@@ -238,30 +237,22 @@ class Evaluator:
         return found
 
 
-class _Known(NamedTuple):
+class _Known(Outputs):
     """The outputs of a reference: what its file holds, else those of its images."""
 
-    reference: Reference
-    real: FeatureStore | None
-    protocol: Protocol
+    def __init__(self, reference: Reference, real: FeatureStore | None, protocol: Protocol):
+        self._features, self._real = reference.features, real
+        known = {"2048": reference.fid_moments, "spatial": reference.sfid_moments}
+        self._stored = {name: moments(protocol) for name, moments in known.items()}
 
-    def load(self, name: str) -> Float[np.ndarray, "N D"]:
-        known = self.reference.features
-        return self.real.load(name) if known is None else known
-
-    def parts(self, name: str) -> Iterator[Float[np.ndarray, "N D"]]:
-        yield self.load(name)
+    def load(self, name: str) -> np.ndarray:
+        return self._real.load(name) if self._features is None else self._features
 
     def moments(self, name: str) -> Moments:
-        return self._stored(name) or self.real.moments(name)
+        return self._stored[name] or self._real.moments(name)
 
     def num(self, name: str) -> int | None:
-        return None if self._stored(name) else self.real.num(name)
-
-    def _stored(self, name: str) -> Moments | None:
-        of_spatial = name == "spatial"
-        known = self.reference.sfid_moments if of_spatial else self.reference.fid_moments
-        return known(self.protocol)
+        return None if self._stored[name] else self._real.num(name)
 
 
 def _balance(samples: ImageSet) -> dict[str, int] | None:

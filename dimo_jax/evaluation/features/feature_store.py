@@ -21,6 +21,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.common.resumable import Range
 from dimo_jax.evaluation.features.moments import Accumulator, Moments
+from dimo_jax.evaluation.features.outputs import Outputs
 from dimo_jax.evaluation.images.image_set import Batch, ImageSet, listed
 from dimo_jax.parallel import distributed, locks
 
@@ -49,7 +50,7 @@ class Extractor(NamedTuple):
     batch_size: int = 1
 
 
-class FeatureStore:
+class FeatureStore(Outputs):
     """The features of one set.
 
     Args:

@@ -1,11 +1,9 @@
 """What metrics see of a set of images: the outputs of a feature network, one row for each image.
 
-Those of images on disk are a feature_store.FeatureStore, those of images in memory an InMemory.
 Axes: N images, D features.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -15,24 +13,27 @@ from dimo_jax.evaluation.features.moments import Moments, sums
 Images = Shaped[np.ndarray, "N ..."]
 
 
-@runtime_checkable
-class Outputs(Protocol):
-    """The outputs of one set, by name."""
+class Outputs:
+    """The outputs of one set, by name; of images on disk they are a feature_store.FeatureStore."""
 
-    def load(self, name: str) -> Shaped[np.ndarray, "N ..."]:
+    def load(self, name: str) -> np.ndarray:
         """Return one output of all images."""
+        raise NotImplementedError
 
-    def parts(self, name: str) -> Iterator[Shaped[np.ndarray, "n ..."]]:
+    def parts(self, name: str) -> Iterator[np.ndarray]:
         """Yield the same in consecutive parts."""
+        yield self.load(name)
 
     def moments(self, name: str) -> Moments:
         """Mean and covariance in float64."""
+        return sums(self.load(name)).moments()
 
     def num(self, name: str) -> int | None:
         """Return of how many images the moments are; None where that is unknown."""
+        return len(self.load(name))
 
 
-class InMemory:
+class InMemory(Outputs):
     """Outputs of images in memory, each computed when it is first read.
 
     Args:
@@ -56,16 +57,8 @@ class InMemory:
             self._known[name] = self._network[name](self.images)
         return self._known[name]
 
-    def parts(self, name: str) -> Iterator[np.ndarray]:
-        """Yield the same, in one part."""
-        yield self.load(name)
-
     def moments(self, name: str) -> Moments:
         """Mean and covariance in float64."""
         if name not in self._moments:
-            self._moments[name] = sums(self.load(name)).moments()
+            self._moments[name] = super().moments(name)
         return self._moments[name]
-
-    def num(self, name: str) -> int:
-        """Return of how many images the moments are."""
-        return len(self.load(name))

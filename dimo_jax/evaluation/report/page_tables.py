@@ -1,7 +1,7 @@
 """The tables of an evaluation: text in rows and columns, for the template and for Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dimo_jax.evaluation.metrics import names as metric_names
@@ -49,7 +49,6 @@ class Table:
     headings: list[Heading]
     lines: list[Line]
     numbers: bool = True
-    notes: list[str] = field(default_factory=list)
 
 
 def markdown(table: Table, mark_best: bool = True) -> str:

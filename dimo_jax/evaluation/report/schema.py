@@ -45,7 +45,7 @@ class Classes:
 
     rows: Sequence[Row] = ()
     names: Sequence[str] = ()
-    num_samples: float | None = None
+    num_samples: int | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -304,7 +304,7 @@ def _classes(entry: Mapping[str, Any]) -> Classes:
     return Classes(
         rows,
         [str(label) for label in labels] if isinstance(labels, list) else [],
-        finite(entry.get("num_samples")),
+        whole(entry.get("num_samples")) or None,
         _texts(entry.get("metrics")),
     )
 
