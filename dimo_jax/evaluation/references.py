@@ -87,12 +87,12 @@ class Reference:
 
 
 def choose_metrics(
-    asked: tuple[str, ...] | None, reference: Reference, protocol: Protocol
+    requested: tuple[str, ...] | None, reference: Reference, protocol: Protocol
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return what is computed.
 
     Args:
-        asked: the metrics that must be; None for as many of the protocol's as can be, but FID.
+        requested: the metrics that must be; None for as many of the protocol's as can be, but FID.
         reference: what they are compared with.
         protocol: whose metrics.
 
@@ -100,15 +100,15 @@ def choose_metrics(
         The metrics in order, and why each of the others was left out.
 
     Raises:
-        InputError: a metric is unknown, or the reference cannot serve one that is asked.
+        InputError: a metric is unknown, or the reference cannot serve one that is requested.
     """
-    unknown = [name for name in asked or () if name not in METRICS]
+    unknown = [name for name in requested or () if name not in METRICS]
     if unknown:
         raise InputError(f"there is no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
-    wanted = protocol.metrics if asked is None else asked
+    wanted = protocol.metrics if requested is None else requested
     lacking = {name: reference.lacks(name, protocol) for name in wanted}
     for name, why in lacking.items():
-        if why and (asked is not None or name == "fid"):
+        if why and (requested is not None or name == "fid"):
             raise InputError(why)
     chosen = tuple(name for name in METRICS if name in wanted and not lacking[name])
     return chosen, [f"no {name}: {why}" for name, why in lacking.items() if why]

@@ -58,7 +58,7 @@ class JointRun:
     def run(self, metrics: Metrics, began: float) -> str:
         """Distil from the exact posterior and compares the generator's joint with the true one.
 
-        Generator and auxiliary cannot start as copies of such a teacher. What stands for that is a
+        Generator and auxiliary cannot start as copies of such a teacher. In their place is a
         masked predictor of samples from the joint, as a learned teacher would be.
 
         Args:

@@ -25,7 +25,7 @@ from dimo_jax.evaluation.features.outputs import Outputs
 from dimo_jax.evaluation.images.image_set import Batch, ImageSet, listed
 from dimo_jax.parallel import distributed, locks
 
-# All that any metric needs, whatever is asked for today: they come out of one pass.
+# All that any metric needs, whatever is requested today: they come out of one pass.
 OUTPUTS = ("2048", "logits_unbiased", "spatial")
 _SAVED = (*OUTPUTS, "digests", "kinds", "constant")
 RANGE_SIZE = 256  # images of a range: what a kill may cost, and 5 MB of features

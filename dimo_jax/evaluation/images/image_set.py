@@ -61,7 +61,7 @@ class ImageSet:
         return False
 
     def identity(self, start: int, stop: int) -> str:
-        """Change when these images do, as far as can be told without decoding them."""
+        """Change when these images do, as far as can be known without decoding them."""
         raise NotImplementedError
 
     def read(self, start: int, stop: int) -> Batch:

@@ -33,7 +33,7 @@ def frechet_percents(
     Args:
         real: of the training images, class by class.
         samples: of the samples.
-        variance: total variance of all training images; 100 stands for it. One measure for all
+        variance: total variance of all training images, which is 100. One measure for all
             classes, so that they compare.
     """
     return [

@@ -48,7 +48,7 @@ def precision_recall_density_coverage(
 
     Args:
         real: the reference.
-        samples: what is judged; another number of rows is allowed.
+        samples: what is measured; another number of rows is allowed.
         num_neighbours: k; smaller than either number of rows.
         closed: count an example on the edge of a ball as inside, as ADM's evaluator and
             torch-fidelity do; the package prdc does not.
@@ -141,7 +141,7 @@ def nearest(
     """Index of and Euclidean distance to each row's nearest neighbour among `others`.
 
     Args:
-        rows: features of what is judged.
+        rows: features of what is measured.
         others: features of real images.
 
     Returns:

@@ -1,6 +1,6 @@
 """Named protocols: what a figure of a set of samples was computed with, as plain data.
 
-The same name (FID, precision) stands for different computations in different papers; each result
+The same name (FID, precision) means different computations in different papers; each result
 carries the protocol that it belongs to.
 """
 
@@ -19,7 +19,7 @@ SHUFFLE_SEED = 2020  # torch-fidelity's
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to judge samples.
+    """One way to measure samples.
 
     Attributes:
         name: as on the command line.

@@ -237,7 +237,7 @@ def same_labels(pictures: Sequence[page_pictures.Picture]) -> str:
 
 
 def picture_seed(results: Results) -> int | None:
-    """Return the sampling seed of the grids; None if it is not told, or not the same for all."""
+    """Return the sampling seed of the grids; None if it is unknown, or not the same for all."""
     seeds = {picture.seed for picture in results.pictures} - {None}
     return seeds.pop() if len(seeds) == 1 else None
 

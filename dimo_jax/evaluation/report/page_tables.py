@@ -9,7 +9,7 @@ from dimo_jax.evaluation.metrics.protocols import MIN_COMPARABLE
 from dimo_jax.evaluation.metrics.rows import Row, Value
 from dimo_jax.evaluation.report.schema import Results, finite, whole
 
-# Of more classes than this, those with the largest distances are told.
+# Of more classes than this, those with the largest distances are shown.
 MAX_CLASSES = 40
 NO_SAMPLES = ("test_split", "real")
 
