@@ -60,12 +60,7 @@ class Extreme:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The samples at both ends: the worst first, and the best first.
-
-    Attributes:
-        by: what they are ordered by, in words.
-        model: whose samples.
-    """
+    """Samples of a model at both ends, worst and best first; `by` is their order in words."""
 
     by: str = ""
     model: str = ""
@@ -188,9 +183,8 @@ def as_json(results: Results) -> dict[str, Any]:
             for x in results.sweep
         ],
         "metrics": results.metrics,
-        "per_class": _filled(classes) | {"rows": [_class_row_json(row) for row in classes.rows]}
-        if classes.rows
-        else {},
+        "per_class": classes.rows
+        and _filled(classes) | {"rows": [_class_row_json(row) for row in classes.rows]},
         "extremes": _filled(results.extremes)
         | {
             kind: [_filled(item) for item in getattr(results.extremes, kind)]
@@ -339,7 +333,7 @@ def finite(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int:
-    """Return a number without its fraction, 0 for anything else."""
+    """Return a number's integer part, 0 for anything else."""
     return int(finite(value) or 0)
 
 
