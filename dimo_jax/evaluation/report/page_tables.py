@@ -91,8 +91,9 @@ def headline_names(results: Results) -> list[str]:
 def every_metric(results: Results) -> Table:
     """Return all figures of all rows, in their own order, and every row's sampler."""
     names = list(dict.fromkeys(name for row in results.rows for name in row.metrics))
+    with_sampler = any(row.sampler for row in results.rows)
     with_number = any("num" in row.rest for row in results.rows)
-    return _metrics_table(results, names, "Results", True, with_number)
+    return _metrics_table(results, names, "Results", with_sampler, with_number)
 
 
 def others(results: Results) -> Table | None:
