@@ -99,6 +99,6 @@ def test_the_fid_needs_moments(tmp_path, monkeypatch):
     path = tmp_path / "images.npz"
     np.savez(path, arr_0=np.zeros((3, 4, 4, 3), np.uint8))
     monkeypatch.setattr(train_fid.bundles, "load", lambda *_, **__: None)
-    monkeypatch.setattr(train_fid.measure, "open_network", lambda *_: None)
+    monkeypatch.setattr(train_fid.evaluate_images, "open_network", lambda *_: None)
     with pytest.raises(InputError, match="images.npz has no moments"):
         train_fid.judge_of(section(features="there", reference=str(path)), 3, False)
