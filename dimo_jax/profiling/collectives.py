@@ -62,20 +62,6 @@ def bytes_by_kind(text: str) -> dict[str, int]:
     return {kind: total for kind, total in totals.items() if total}
 
 
-def fsdp_minimum_bytes(
-    sizes_bytes: Mapping[str, int], gathers: Mapping[str, int], parts: int
-) -> int:
-    """Bytes that one device must receive if parameters are divided and each use gathers them.
-
-    Args:
-        sizes_bytes: {name: bytes of a whole set of divided parameters, as they are sent}.
-        gathers: {name: how often it is gathered, or its gradient scattered}.
-        parts: devices that the parameters are divided over.
-    """
-    whole = sum(sizes_bytes[name] * times for name, times in gathers.items())
-    return round(whole * (parts - 1) / parts)
-
-
 def _trips(line: str, computations: Mapping[str, list[str]]) -> int:
     """Return how often an instruction runs what it calls: once, unless it is a loop."""
     known, condition = _TRIPS.search(line), _CONDITION.search(line)
