@@ -177,14 +177,15 @@ def evaluate(
     Returns:
         Rows, sweep and pictures.
     """
-    real = data.outputs(network, data.train_images, data.train_labels)
+    outputs = functools.partial(data.outputs, network)
+    real = outputs(data.train_images, data.train_labels)
     metrics = of_outputs.of_classifier(
         data.num_classes, data.codebook_size, settings.num_neighbours
     )
     labels = balanced_labels(settings.num_samples, data.num_classes)
-    outputs = functools.partial(data.outputs, network, labels=labels)
     work = _Work(samplers, settings, progress)
-    sweep = _sweep(sample_teacher, data, network, real, samplers, settings, work)
+    few = balanced_labels(settings.sweep_num_samples, data.num_classes)
+    sweep = _sweep(sample_teacher, outputs, real, few, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, shown = [], []
 
@@ -193,15 +194,12 @@ def evaluate(
     ) -> InMemory:
         """Add the row of all seeds; gives the first seed's outputs."""
         of_seeds, first = [], None
+        about = {"model": model, "steps": steps, "sampler": sampler}
         for seed in settings.seeds:
             work.start(f"{metric_names.title(model, steps)}, seed {seed}")
-            samples = outputs(np.asarray(sample(seed, labels), np.float32))
+            samples = outputs(np.asarray(sample(seed, labels), np.float32), labels)
             first = samples if first is None else first
-            of_seeds.append(
-                evaluate_images.evaluate(
-                    samples, real, metrics, model=model, steps=steps, sampler=sampler
-                )
-            )
+            of_seeds.append(evaluate_images.evaluate(samples, real, metrics, **about))
             work.finish(settings.num_samples * _calls(steps, sampler))
         rows.append(over_seeds(of_seeds))
         shown.append(show(model, steps, first.images))
@@ -215,7 +213,7 @@ def evaluate(
         best = chosen_sampler(sweep, steps)
         measure("teacher", steps, best, functools.partial(sample_teacher, steps, best))
     generated = measure("generator", 1, generator_sampler, sample_generator)
-    test = data.outputs(network, data.test_images, data.test_labels)
+    test = outputs(data.test_images, data.test_labels)
     rows.append(over_seeds([evaluate_images.evaluate(test, real, metrics, model="test_split")]))
     work.start("done")
     pictured = labels[: settings.num_pictures]
@@ -296,9 +294,9 @@ class _Work:
 
 def _sweep(
     sample_teacher: Callable[[int, Sampler, int, Labels], Images],
-    data: Data,
-    network: FeatureNetwork,
+    outputs: Callable[[Images, Labels], InMemory],
     real: InMemory,
+    labels: Labels,
     samplers: Sequence[Sampler],
     settings: ProtocolSettings,
     work: _Work,
@@ -307,8 +305,7 @@ def _sweep(
 
     The least sum of the two distances is chosen.
     """
-    labels = balanced_labels(settings.sweep_num_samples, data.num_classes)
-    metrics = of_outputs.FRECHET_PERCENTS
+    measure = functools.partial(evaluate_images.evaluate, metrics=of_outputs.FRECHET_PERCENTS)
     rows = []
     for steps in settings.sweep_steps:
         here = []
@@ -317,12 +314,8 @@ def _sweep(
                 f"sweep, {metric_names.count_steps(steps)}, {metric_names.describe(sampler)}"
             )
             images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
-            samples = data.outputs(network, images, labels)
-            here.append(
-                evaluate_images.evaluate(
-                    samples, real, metrics, model="teacher", steps=steps, sampler=sampler
-                )
-            )
+            about = {"model": "teacher", "steps": steps, "sampler": sampler}
+            here.append(measure(outputs(images, labels), real, **about))
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))
         best = min(here, key=lambda row: row.mean("frechet_features") + row.mean("frechet_pixels"))
         rows += [(row, row is best) for row in here]

@@ -79,7 +79,8 @@ def ends(
     known = np.flatnonzero(np.isfinite(distances))
     number = min(NUM_EXTREMES, len(known) // 2)
     rising = known[np.argsort(distances[known], kind="stable")]
-    return tuple([tile(int(i)) for i in order[:number]] for order in (rising[::-1], rising))
+    worst, best = ([tile(int(i)) for i in order[:number]] for order in (rising[::-1], rising))
+    return worst, best
 
 
 def of_set(evaluator: Evaluator, images: ImageSet, row: Row, role: str = "samples") -> Shown:
