@@ -88,13 +88,14 @@ def _parts(path: Path, given: Mapping[str, str | None]) -> tuple[dict[str, Path]
         return places, []
     left_out = []
     for name, flag in _FLAGS.items():
-        if given.get(name) == LEFT_OUT:
+        chosen = given.get(name)
+        if chosen == LEFT_OUT:
             places.pop(name, None)
             left_out.append(name)
-        elif given.get(name):
-            places[name] = files.local(given[name])
+        elif chosen:
+            places[name] = files.local(chosen)
             if (found := _name_back(places[name])) != name:
-                raise InputError(f"--{flag}={given[name]} is one for {found}/, not for {name}/")
+                raise InputError(f"--{flag}={chosen} is one for {found}/, not for {name}/")
         elif name not in places:
             # A conversion leaves them side by side, and runs of before beside their export.
             beside = places["transformer"].parent / name

@@ -175,7 +175,9 @@ def config_from(
             told nowhere.
     """
     text, image, projection = _sizes(state)
-    told = clip_json.told(described) if described else {"text": {}, "image": {}}
+    told: dict[str, Any] = {"text": {}, "image": {}}
+    if described:
+        told = clip_json.told(described)
     activation = _activation(activation, told.get("activation"))
     widths = {"text": _TEXT_HEADS, "image": _IMAGE_HEADS}
     for name, tower in (("text", text), ("image", image)):
@@ -192,13 +194,14 @@ def config_from(
             raise InputError(
                 f"the JSON beside the weights tells {', '.join(wrong)}; give the one of this file"
             )
-        tower["heads"] = told[name].get("heads") or widths[name].get(tower["width"])
-        if not tower["heads"]:
+        heads = told[name].get("heads") or widths[name].get(tower["width"])
+        if not heads:
             raise InputError(
                 f"no published {name} tower has the width {tower['width']} (there are "
                 f"{', '.join(map(str, widths[name]))}) and no shape tells the heads; put its "
                 "config.json or open_clip_config.json beside the weights"
             )
+        tower["heads"] = heads
     return {
         "name": "clip",
         "activation": activation,
@@ -251,7 +254,8 @@ def _sizes(state: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int] | N
 
 
 def _activation(given: str | None, told: str | None) -> str:
-    if given is None and told is None:
+    found = told if given is None else given
+    if found is None:
         raise InputError(
             "neither the weights nor a JSON beside them tell the activation; give "
             "--activation=quick_gelu for OpenAI's weights (and DFN's, MetaCLIP's), "
@@ -259,4 +263,4 @@ def _activation(given: str | None, told: str | None) -> str:
         )
     if given is not None and told is not None and given != told:
         raise InputError(f"--activation={given}, but the JSON beside the weights says {told}")
-    return given or told
+    return found

@@ -12,7 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 # In points, which are the units of the SVG's view box; the legend's rows come below HEIGHT.
@@ -69,6 +69,7 @@ SETTINGS = {
 }
 
 Point = tuple[float, float | None, float | None]
+Drawn = tuple[float, float, float | None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Chart:
     note: str = ""
 
     @property
-    def curves(self) -> list[tuple[Series, list[Point]]]:
+    def curves(self) -> list[tuple[Series, list[Drawn]]]:
         """Series that have a point to draw, with these points."""
         found = [(entry, list(filter(self.is_drawn, entry.points))) for entry in self.series]
         return [(entry, points) for entry, points in found if points]
@@ -137,11 +138,12 @@ class Chart:
         """The horizontal lines that can be drawn."""
         return [level for level in self.levels if self.is_drawn((1.0, level.y, level.spread))]
 
-    def is_drawn(self, point: Point) -> bool:
+    def is_drawn(self, point: Point) -> TypeGuard[Drawn]:
         """Return whether a point has a place in the chart."""
         x, y, spread = point
-        fits = y is not None and all(abs(value) < MAX_VALUE for value in (x, y, spread or 0))
-        return fits and (x > 0 or not self.x_log)
+        if y is None or not all(abs(value) < MAX_VALUE for value in (x, y, spread or 0)):
+            return False
+        return x > 0 or not self.x_log
 
     def at(self, x: float, y: float) -> str:
         """Return a point in words."""
