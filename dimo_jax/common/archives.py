@@ -157,10 +157,9 @@ def open_npz(place: Any, where: str | None = None) -> Iterator[Arrays]:
 
 
 def save_npz(place: Any, **arrays: Any) -> None:
-    """Write an .npz, which appears whole; see files.write_file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    files.write_file(place, buffer.getvalue())
+    """Write an .npz, which appears whole; see files.writing."""
+    with files.writing(place) as file:
+        np.savez(file, **arrays)
 
 
 def write_npy(file: BinaryIO, array: np.ndarray) -> None:

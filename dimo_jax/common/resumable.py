@@ -9,7 +9,7 @@ end, is the caller's.
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from dimo_jax.common import files, readers
 from dimo_jax.common.errors import InputError
@@ -21,13 +21,6 @@ from dimo_jax.common.temporaries import is_temporary
 SETTINGS_FILE = "settings.json"
 
 Range = tuple[int, int]  # [start, stop)
-
-
-class Filled(NamedTuple):
-    """Units of one process: those that were there before, and those that are there now."""
-
-    before: int
-    done: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +49,16 @@ class Store:
         make: Callable[[list[Range]], Iterator[int]],
         progress: Progress,
         process: tuple[int, int],
-    ) -> Filled:
+    ) -> tuple[int, int]:
         """Make what is missing of a process's share.
 
         Args:
             make: missing ranges -> how many units were done, whenever some are.
             progress: says how much is there already, and how far it is.
             process: (index, processes).
+
+        Returns:
+            Units of this process that were there before, and that are there now.
         """
         whole = self.is_whole or (lambda part: self.paths[part].exists())
         mine = self.share(process)
@@ -77,7 +73,7 @@ class Store:
         for some in make(left):
             done += some
             progress.update(done, total, self.units)
-        return Filled(before, done)
+        return before, done
 
 
 def ranges(num: int, size: int) -> list[Range]:
@@ -91,15 +87,10 @@ def as_text(settings: Mapping[str, Any]) -> str:
 
 
 def compare(place: AnyPath, settings: Mapping[str, Any], what: str) -> bool:
-    """Return whether settings were recorded, which must be these.
-
-    Args:
-        place: of the file with the recorded ones.
-        settings: plain values that decide the content.
-        what: the work, for the message.
+    """Return whether settings were recorded at a place, which must be these.
 
     Raises:
-        InputError: other settings were recorded, or the file is damaged.
+        InputError: others were recorded, for `what` as the message calls it, or it is damaged.
     """
     if not place.exists():
         return False

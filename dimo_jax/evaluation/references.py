@@ -241,6 +241,5 @@ def write(path: Path, store: FeatureStore, settings: Mapping[str, Any]) -> dict[
         **dict(zip(SPATIAL_MOMENTS[0], spatial, strict=True)),
         **{FEATURES: store.load("2048"), SETTINGS: np.array(json.dumps(about))},
     }
-    with files.writing(path) as file:
-        np.savez(file, **arrays)
+    archives.save_npz(path, **arrays)
     return about

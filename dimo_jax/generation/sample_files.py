@@ -24,9 +24,8 @@ from dimo_jax.parallel import distributed, locks
 # Images of a range: what a kill may cost. 50 MB at 256 x 256.
 RANGE_SIZE = 256
 _OWN = re.compile(r"settings\.json|\d{8,}\.npz")
+_PICTURES = re.compile(r"settings\.json|\d+_(label|prompt)\d+\.png")
 
-# [start, stop) -> pixels and tokens of these images.
-Draw = Callable[[int, int], tuple[UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]]
 Drawn = Iterator[tuple[Range, UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]]
 
 
@@ -61,7 +60,7 @@ def write_samples(
     output: AnyPath,
     labels: Int[ndarray, "N"],
     settings: Mapping[str, Any],
-    draw: Draw,
+    draw: Callable[[int, int], tuple[UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]],
     named: str = "labels",
 ) -> int:
     """Draw what is missing of a file or folder, range by range, then join; by every process.
@@ -71,7 +70,7 @@ def write_samples(
         labels: [N] int32, the label of each image, or the number of its prompt.
         settings: plain values that decide the images. They go into the output: `settings` of an
             .npz, settings.json in a folder.
-        draw: draws a range.
+        draw: [start, stop) -> pixels and tokens of these images.
         named: "labels" or "prompts": what those numbers are.
 
     Returns:
@@ -111,7 +110,13 @@ def write_samples(
                             list(made([part]))
                             yield part, *_read(path, part)
 
-                _join(output, labels, resumable.as_text(settings), named, drawn)
+                text = resumable.as_text(settings)
+                if output.suffix == ".npz":
+                    arrays = {named: labels, "settings": np.array(text)}
+                    _write_npz(output, len(labels), drawn, arrays)
+                else:
+                    pictures = _pictures(drawn(), labels, text, named.rstrip("s"))
+                    files.write_folder(output, pictures, _foreign_output)
                 if _foreign(output) is None:
                     files.remove_folder(folder)
         # No process may look for the output before it is there.
@@ -128,44 +133,29 @@ def _read(path: AnyPath, part: Range) -> tuple[ndarray, ndarray]:
     return pixels, tokens
 
 
-def _join(
-    output: AnyPath,
-    labels: Int[ndarray, "N"],
-    settings: str,
-    named: str,
-    drawn: Callable[[], Drawn],
-) -> None:
-    """Write the output; `drawn` begins with the first range at every call."""
-    if output.suffix == ".npz":
-        return _write_npz(output, labels, settings, named, drawn)
-    one = named.rstrip("s")
-    own = re.compile(rf"settings\.json|\d+_{one}\d+\.png")
+def _foreign_output(folder: AnyPath) -> str | None:
+    """Name what may not be replaced: in a store, but for pictures of a join that broke off."""
+    if not files.is_remote(folder):  # a folder on a disk appears whole
+        return files.anything(folder)
+    return resumable.foreign(folder, lambda name: bool(_PICTURES.fullmatch(name)))
 
-    def pictures() -> Iterator[tuple[str, bytes]]:
-        yield SETTINGS_FILE, settings.encode()
-        digits = len(str(len(labels) - 1))
-        for (start, stop), pixels, _ in drawn():
-            for i, image in zip(range(start, stop), pixels, strict=True):
-                yield f"{i:0{digits}d}_{one}{labels[i]}.png", images.encode_png(image)
 
-    def foreign(folder: AnyPath) -> str | None:
-        """Name what may not be replaced: in a store, but for pictures of a join that broke off."""
-        if not files.is_remote(folder):  # there a folder appears whole
-            return files.anything(folder)
-        return resumable.foreign(folder, lambda name: bool(own.fullmatch(name)))
-
-    files.write_folder(output, pictures(), foreign)
+def _pictures(
+    drawn: Drawn, labels: Int[ndarray, "N"], settings: str, one: str
+) -> Iterator[tuple[str, bytes]]:
+    yield SETTINGS_FILE, settings.encode()
+    digits = len(str(len(labels) - 1))
+    for (start, _), pixels, _ in drawn:
+        for i, image in enumerate(pixels, start):
+            yield f"{i:0{digits}d}_{one}{labels[i]}.png", images.encode_png(image)
 
 
 def _write_npz(
-    output: AnyPath,
-    labels: Int[ndarray, "N"],
-    settings: str,
-    named: str,
-    drawn: Callable[[], Drawn],
+    output: AnyPath, num: int, drawn: Callable[[], Drawn], others: dict[str, ndarray]
 ) -> None:
+    """Write the pixels range by range; `drawn` begins with the first at every call."""
     _, first, _ = next(drawn())
-    head = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *first.shape[1:3], 3)}
+    head = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape[1:3], 3)}
     tokens = []
     with files.writing(output) as file, zipfile.ZipFile(file, "w") as archive:
         # Without the size in advance zipfile refuses to pass 4 GB.
@@ -176,7 +166,6 @@ def _write_npz(
                 rgb = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
                 member.write(np.ascontiguousarray(rgb).data)
                 tokens.append(some)
-        others = {named: labels, "tokens": np.concatenate(tokens), "settings": np.array(settings)}
-        for name, array in others.items():
+        for name, array in {**others, "tokens": np.concatenate(tokens)}.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, array)

@@ -35,16 +35,10 @@ def held(lock: AnyPath, what: str) -> Iterator[None]:
 
 
 def check_shared(name: str, paths: Iterable[AnyPath], folder: AnyPath, what: str) -> None:
-    """Wait for all processes, then refuse a folder in which not all of them see all files.
-
-    Args:
-        name: of the barrier.
-        paths: the files.
-        folder: where they are.
-        what: the flag or field that names the folder.
+    """Wait for all processes, then refuse a folder in which one of them lacks some of the files.
 
     Raises:
-        InputError: on every process, if one of them lacks a file.
+        InputError: on every process, with `what` as the flag or field that names the folder.
     """
     distributed.barrier(name)
     if not distributed.agree(all(path.exists() for path in paths)):
