@@ -193,11 +193,12 @@ def main(arguments: list[str]) -> None:
     if named:
         _refuse_foreign(command)
     _check(command, rest)
-    if not named:
-        print(f"hint: write python -m dimo_jax.evaluate {command} ...", file=sys.stderr)
     from dimo_jax.commands import evaluate
 
     evaluate.run(FLAGS, command, rest)
+    # At the end: what is refused is said in one line.
+    if not named and not FLAGS.process_id:
+        print(f"hint: write python -m dimo_jax.evaluate {command} ...", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def total_variations(tmp_path, joint, *arguments):
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "report" / "results.json").read_text())["rows"]
+    assert all(list(row) == ["model", "steps", "metrics", "sampler"] for row in rows)
     return {row["model"]: row["metrics"]["total_variation"]["mean"] for row in rows}
 
 

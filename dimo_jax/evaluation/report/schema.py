@@ -214,7 +214,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "steps": row.steps,
         "metrics": {name: _value_json(value) for name, value in row.metrics.items()},
         "sampler": dict(row.sampler),
-        **row.rest,
+        **{name: value for name, value in row.rest.items() if value != {}},
         **({"warnings": list(row.warnings)} if row.warnings else {}),
     }
 
