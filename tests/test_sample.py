@@ -13,7 +13,7 @@ from PIL import Image
 from dimo_jax import bundles, models, samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.generation import drawing
-from dimo_jax.samplers import maskgit, one_step, solvers
+from dimo_jax.samplers import maskgit, one_step
 from tests.helpers.command_line import SAMPLER, built_once, save_tiny, tiny_network, tiny_params
 from tests.helpers.sample_command import generator, run
 
@@ -102,18 +102,15 @@ def test_images_depend_on_seed_index_and_label_alone(arrays, generator):
 def settings_of(run, tmp_path, monkeypatch):
     """The settings that a command samples with, without sampling."""
 
-    def settings_of(module, bundle, *arguments):
+    def settings_of(bundle, *arguments):
         seen = []
 
-        def record(*args):
-            seen.extend(x for x in args if dataclasses.is_dataclass(x))
+        def record(network, params, key, condition, null, settings, *_):
+            seen.append(settings)
             return np.zeros((4, 64), np.int32)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "sample", record)
-            for name, sampler in samplers.SAMPLERS.items():
-                recording = dataclasses.replace(sampler, sample=record)
-                patch.setitem(samplers.SAMPLERS, name, recording)
+            patch.setattr(samplers, "sample", record)
             output = tmp_path / "x.npz"
             run(f"--generator={bundle}", f"--output={output}", "--num=4", *arguments)
         return seen[0]
@@ -123,15 +120,15 @@ def settings_of(run, tmp_path, monkeypatch):
 
 def test_flags_override_a_generators_own_settings(settings_of, generator):
     own = one_step.settings_from(SAMPLER, tiny_network())
-    assert settings_of(one_step, generator) == own
+    assert settings_of(generator) == own
     for name, value in {"temperature": 3.0, "top_k": 2, "top_p": 0.2}.items():
-        changed = settings_of(one_step, generator, f"--{name}={value}")
+        changed = settings_of(generator, f"--{name}={value}")
         assert changed == dataclasses.replace(own, **{name: value})
 
 
 def test_flags_set_a_teachers_decoding(settings_of, teacher):
     plain = maskgit.MaskGitSettings(num_steps=3)
-    assert settings_of(maskgit, teacher, "--steps=3") == plain
+    assert settings_of(teacher, "--steps=3") == plain
     options = {
         "schedule": "cosine",
         "randomize": "warm_up",
@@ -143,7 +140,7 @@ def test_flags_set_a_teachers_decoding(settings_of, teacher):
         "top_p": 0.95,
     }
     for name, value in options.items():
-        changed = settings_of(maskgit, teacher, "--steps=3", f"--{name}={value}")
+        changed = settings_of(teacher, "--steps=3", f"--{name}={value}")
         assert changed == dataclasses.replace(plain, **{name: value})
 
 
@@ -151,23 +148,21 @@ def test_a_teachers_own_sampler_is_the_default_and_flags_come_first(settings_of,
     own = {"num_steps": 3, "guidance": 2.0}
     bundle = save_tiny(tmp_path / "t", kind="teacher", sampler=own)
     expected = maskgit.MaskGitSettings(num_steps=3, guidance=2.0)
-    assert settings_of(maskgit, bundle) == expected
-    changed = settings_of(maskgit, bundle, "--steps=2")
+    assert settings_of(bundle) == expected
+    changed = settings_of(bundle, "--steps=2")
     assert changed == dataclasses.replace(expected, num_steps=2)
 
 
 def test_a_teacher_is_decoded_with_its_labels_and_the_null_label(arrays, teacher):
     labels = np.arange(4, dtype=np.int32)
     settings = maskgit.MaskGitSettings(num_steps=2, guidance=3.0)
-    expected = maskgit.sample(
-        tiny_network().apply,
+    expected = samplers.sample(
+        tiny_network(),
         tiny_params(),
         jax.random.key(5),
         labels,
         np.full_like(labels, 10),
         settings,
-        64,
-        17,
         4,
     )
     data = arrays(teacher, "--num=4", "--steps=2", "--guidance=3", "--seed=5")
@@ -298,7 +293,6 @@ def test_every_sampler_decodes_a_teacher(arrays, teacher, options):
 
 def test_options_reach_the_sampler(settings_of, teacher):
     changed = settings_of(
-        solvers,
         teacher,
         "--sampler=solver",
         "--steps=3",
@@ -309,5 +303,5 @@ def test_options_reach_the_sampler(settings_of, teacher):
 
 
 def test_a_generator_starts_as_the_flags_say(settings_of, generator):
-    changed = settings_of(one_step, generator, "--ratio=0.25", "--sigma=0.5")
+    changed = settings_of(generator, "--ratio=0.25", "--sigma=0.5")
     assert (changed.ratio_low, changed.ratio_high, changed.sigma) == (0.25, 0.25, 0.5)

@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dimo_jax import sample
+from dimo_jax import sample, samplers
 from dimo_jax.common import archives
 from dimo_jax.generation import drawing, sample_files
-from dimo_jax.samplers import one_step
 from tests.helpers.command_line import built_once, run_command
 from tests.helpers.sample_command import generator, run
 
@@ -161,11 +160,11 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
 def test_all_ranges_are_drawn_by_one_compiled_program(generator, tmp_path, monkeypatch, capsys):
     # Without built_once, which would hide a network that is built for each range.
     monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
-    before = one_step._generate._cache_size()
+    before = samplers.compiled._cache_size()
     flags = [f"--generator={generator}", "--num=24", "--batch_size=8"]
     status, _, err = run_command(
         sample, [*flags, f"--output={tmp_path / 'x.npz'}"], monkeypatch, capsys
     )
     assert status == 0, err
     assert "\nsample 0/24  0 %  images\n" in err
-    assert one_step._generate._cache_size() == before + 1
+    assert samplers.compiled._cache_size() == before + 1

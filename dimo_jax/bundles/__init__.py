@@ -77,7 +77,7 @@ class Bundle:
 
         Always the same one.
 
-        Functions compiled for a network are kept by its `apply`: another one compiles anew.
+        Functions compiled for a network are kept by it: another one compiles anew.
         """
         return self._built
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from safetensors import deserialize
 from safetensors import numpy as safetensors_numpy
 
-from dimo_jax import bundles
+from dimo_jax import bundles, samplers
 from dimo_jax.bundles import ownership, places
 from dimo_jax.common import files, overlaps, rng, trees
 from dimo_jax.common.errors import InputError
@@ -25,7 +25,6 @@ from dimo_jax.convert import sources
 from dimo_jax.convert.formats import torch_files, torch_writer
 from dimo_jax.convert.networks import layouts
 from dimo_jax.generation import drawing
-from dimo_jax.method.dimo.generate import generate
 from dimo_jax.parallel import backend
 from dimo_jax.runs import snapshots
 from dimo_jax.samplers import one_step
@@ -94,7 +93,7 @@ def image_function(
         # The generator of random numbers is part of the file: the caller's default must not matter.
         key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         keys = rng.example_keys(key, jnp.arange(labels.shape[0], dtype=jnp.int32))
-        tokens = generate(network.apply, params, keys, labels, settings)
+        tokens = samplers.sample_batch(network, params, keys, labels, None, settings, None)
         return decoder.decode(decoder_params, tokens)
 
     return images_of

@@ -98,39 +98,31 @@ def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -
     return spread if given is None else min(given, spread)
 
 
-def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return what a bundle is sampled with.
+def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> Any:
+    """Return the settings that a bundle is sampled with.
 
     Args:
         model: a bundle of kind "generator" or "teacher".
         overrides: settings to use in place of the bundle's; "name" is the sampler's.
 
     Returns:
-        (name, settings): "one_step" for a generator, else a key of samplers.SAMPLERS.
+        Settings of a sampler in samplers.SAMPLERS: of "one_step" for a generator.
 
     Raises:
         InputError: a setting is unknown, missing or out of range.
     """
-    sampler = {**(model.sampler or {}), **overrides}
+    entry = {**(model.sampler or {}), **overrides}
     if model.kind == "generator":
-        return "one_step", one_step.settings_from(sampler, model.build())
-    name = sampler.pop("name", samplers.DEFAULTS.get(model.model["name"], "maskgit"))
-    if "num_steps" not in sampler:
+        return one_step.settings_from(entry, model.build())
+    if "num_steps" not in entry:
         raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
-    known = [field.name for field in dataclasses.fields(samplers.SAMPLERS[name].settings)]
-    if unknown := sorted(set(sampler) - set(known)):
-        raise InputError(
-            f"the sampler {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-    try:
-        return name, samplers.SAMPLERS[name].settings(**sampler)
-    except TypeError as error:  # a value of another type, compared with a number
-        raise InputError(f"the sampler {name!r} does not take these: {error}") from error
+    return samplers.settings_for(model.build(), entry)
 
 
 def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return as plain values all settings that a bundle is sampled with, "name" among them."""
-    name, settings = sampler_of(model, overrides)
+    settings = sampler_of(model, overrides)
+    name = samplers.name_of(settings)
     if name == "one_step":
         # The settings hold sizes of the network too.
         return {"name": name, **(model.sampler or {}), **overrides}
@@ -192,21 +184,14 @@ def draw_conditions(
     Raises:
         InputError: as `sampler_of`.
     """
-    network = model.build()
-    name, settings = sampler_of(model, overrides)
-    if name == "one_step":
-        return one_step.sample(
-            network.apply, model.params, key, condition, settings, batch_size, first_index
-        )
-    return samplers.SAMPLERS[name].sample(
-        network.apply,
+    settings = sampler_of(model, overrides)
+    return samplers.sample(
+        model.build(),
         model.params,
         key,
         condition,
         null_condition,
         settings,
-        network.num_tokens,
-        network.mask_id,
         batch_size,
         first_index,
     )

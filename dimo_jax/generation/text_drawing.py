@@ -48,16 +48,16 @@ class TextImages:
     ):
         self._model, self._tokenizer = model, tokenizer
         self._seed, self._batch_size, self._overrides = seed, batch_size, overrides
+        sampler, is_generator = drawing.described(model, overrides), model.kind == "generator"
         self._conditions = encoder.conditions(model.build(), batch_size)
         # The one step of a generator has no guidance.
-        one_step = drawing.sampler_of(model, overrides)[0] == "one_step"
-        self._negative = None if one_step else self._conditions([negative_prompt])
+        self._negative = None if is_generator else self._conditions([negative_prompt])
         # What decides the images, as plain values.
         self.settings = {
             "model": model.params_hash,
             "tokenizer": tokenizer.params_hash,
             **self._conditions.identity,
-            "sampler": drawing.described(model, overrides),
+            "sampler": sampler,
             "negative_prompt": negative_prompt,
         }
 

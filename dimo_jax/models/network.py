@@ -36,7 +36,8 @@ class Compute:
     gather: Callable[[Any], Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared and hashed by identity, as a tokenizer: a static argument of jax.jit.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A token predictor p(x_0 | x_t, condition) as two pure functions.
 

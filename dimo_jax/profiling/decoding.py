@@ -9,10 +9,6 @@ from jaxtyping import Array, Int
 from dimo_jax import samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import Network
-from dimo_jax.samplers import google, halton, maskgit, meissonic
-
-# The samplers of the networks' authors (samplers.DEFAULTS).
-_DECODINGS = {"google": google, "halton": halton, "maskgit": maskgit, "meissonic": meissonic}
 
 
 class Decoding(NamedTuple):
@@ -46,7 +42,6 @@ def teacher_decoding(
     Raises:
         InputError: guidance without a null class, or steps that the sampler does not take.
     """
-    name = samplers.DEFAULTS.get(network.config["name"], "maskgit")
     if guidance is None:
         guidance = config["distill"]["guidance"] if network.has_null else 1.0
     if guidance != 1 and not network.has_null:
@@ -54,24 +49,15 @@ def teacher_decoding(
             f"the network {network.config['name']} has no null class, which guidance needs; give "
             "--guidance=1"
         )
-    takes_null = name != "google"
-    extra = {"guidance": float(guidance)} if takes_null else {}
-    every = [samplers.SAMPLERS[name].settings(num_steps=number, **extra) for number in steps]
-    plans = [_DECODINGS[name].make_plan(chosen, network.num_tokens) for chosen in every]
+    more = {"guidance": float(guidance)} if network.has_null else {}
+    every = [samplers.settings_for(network, {"num_steps": number, **more}) for number in steps]
+    prepared = [samplers.prepare(chosen, network.num_tokens) for chosen in every]
+    fixed, plans = prepared[0][0], [plan for _, plan in prepared]
     # As leaves: where types are checked, what the compiler puts in their place makes no Plan.
     form = jax.tree.structure(plans[0])
 
     def tokens(params: Any, keys: Any, condition: Any, null: Any, *leaves: Any) -> Any:
-        conditions = (condition, null) if takes_null else (condition,)
-        return _DECODINGS[name].decode(
-            network.apply,
-            params,
-            keys,
-            *conditions,
-            every[0],
-            network.num_tokens,
-            network.mask_id,
-            jax.tree.unflatten(form, leaves),
-        )
+        plan = jax.tree.unflatten(form, leaves)
+        return samplers.sample_batch(network, params, keys, condition, null, fixed, plan)
 
-    return Decoding(name, float(guidance), plans, tokens)
+    return Decoding(samplers.name_of(fixed), float(guidance), plans, tokens)

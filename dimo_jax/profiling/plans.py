@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dimo_jax import models
+from dimo_jax import models, samplers
 from dimo_jax.common import rng
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import text_encoder
-from dimo_jax.method.dimo import generate
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
@@ -171,11 +170,12 @@ def _sample(
     network, params, index, condition = _sampler_inputs(
         config, network, layout, sampling.batch_size
     )
-    sampler = one_step.settings_from(settings.sampler_of(config), network)
+    chosen = one_step.settings_from(settings.sampler_of(config), network)
+    sampler = samplers.prepare(chosen, network.num_tokens)
 
     def draw(network: Network, given: Any, number: jax.Array, condition: Any) -> jax.Array:
         keys = rng.example_keys(jax.random.key(0), number)
-        return generate.generate(network.apply, given, keys, condition, sampler)
+        return samplers.sample_batch(network, given, keys, condition, None, *sampler)
 
     jitted = jax.jit(functools.partial(draw, network), out_shardings=layout.batch)
     plain, shapes = flops.counted(network)

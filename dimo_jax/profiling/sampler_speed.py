@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dimo_jax import samplers
 from dimo_jax.common import rng
 from dimo_jax.method.dimo import generate
 from dimo_jax.models import Network
@@ -156,7 +157,7 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         return generate.sample_tokens(keys, z, chosen.temperature, chosen.top_k, chosen.top_p)
 
     def tokens(params: Any, keys: Any, condition: Any) -> Any:
-        return generate.generate(network.apply, params, keys, condition, chosen)
+        return samplers.sample_batch(network, params, keys, condition, None, chosen, None)
 
     for size in sizes:
         batch = _Batch(config, models, clock, size)

@@ -207,16 +207,13 @@ class ImageRun:
     def _sample_teacher(
         self, params: Any, num_steps: int, sampler: Mapping, seed: int, condition: Any, null: Any
     ) -> np.ndarray:
-        name = samplers.DEFAULTS.get(self.network.config["name"], "maskgit")
-        tokens = samplers.SAMPLERS[name].sample(
-            self.network.apply,
+        tokens = samplers.sample(
+            self.network,
             params,
             jax.random.key(seed),
             condition,
             null,
-            samplers.SAMPLERS[name].settings(num_steps=num_steps, **sampler),
-            self.network.num_tokens,
-            self.network.mask_id,
+            samplers.settings_for(self.network, {"num_steps": num_steps, **sampler}),
             self._batch_size(condition),
         )
         return self._decode(tokens)
@@ -224,11 +221,12 @@ class ImageRun:
     def _sample_generator(
         self, params: Any, seed: int, condition: Any, first_index: int = 0
     ) -> np.ndarray:
-        tokens = one_step.sample(
-            self.network.apply,
+        tokens = samplers.sample(
+            self.network,
             params,
             jax.random.key(seed),
             condition,
+            None,
             one_step.settings_from(settings.sampler_of(self.config), self.network),
             self._batch_size(condition),
             first_index,

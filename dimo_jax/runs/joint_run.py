@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dimo_jax import bundles
+from dimo_jax import bundles, samplers
 from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import about
 from dimo_jax.common.files import AnyPath
@@ -105,11 +105,12 @@ class JointRun:
             ),
         )
         section = self.config["evaluation"]
-        tokens = one_step.sample(
-            self.network.apply,
+        tokens = samplers.sample(
+            self.network,
             generator,
             jax.random.key(section["seeds"][0]),
             np.zeros(section["num_samples"], np.int32),
+            None,
             one_step.settings_from(sampler, self.network),
             section["batch_size"],
         )

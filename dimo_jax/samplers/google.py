@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
-from dimo_jax.method.masked.denoise import Apply
-from dimo_jax.samplers.batches import sampler
+from dimo_jax.models import Network
+from dimo_jax.samplers import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +46,7 @@ class GoogleSettings:
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
-        for name, holds, range_ in (
-            ("num_steps", self.num_steps >= 1, "at least 1"),
-            ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}")
+        ranges.check(vars(self))
 
 
 def mask_lengths(num_steps: int, num_tokens: int) -> tuple[int, ...]:
@@ -75,6 +67,10 @@ def mask_lengths(num_steps: int, num_tokens: int) -> tuple[int, ...]:
     # float64's cosine, rounded: NumPy's own in float32 differs in the last bit between machines.
     share = np.clip(np.cos(angle.astype(np.float64)).astype(np.float32), np.float32(1e-6), 1)
     return tuple(int(n) for n in np.floor(np.float32(num_tokens) * share))
+
+
+# What the plan says, with what stands in its place where the rest is compiled in.
+PLANNED = {"num_steps": 1, "choice_temperature": 0.0}
 
 
 class Plan(flax.struct.PyTreeNode):
@@ -163,13 +159,12 @@ def decode_step(
 
 
 def decode(
-    apply: Apply,
+    network: Network,
     params: Any,
     keys: Key[Array, "B"],
     condition: Any,
+    null_condition: Any,
     settings: GoogleSettings,
-    num_tokens: int,
-    mask_id: int,
     plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens in `settings.num_steps` network calls.
@@ -178,13 +173,12 @@ def decode(
     its tokens (argmax of logits + noise), the second gumbel [L] for the order.
 
     Args:
-        apply: the network. What it predicts from mask_id on, [MASK] above all, is never drawn.
+        network: what it predicts from mask_id on, [MASK] above all, is never drawn.
         params: its parameters.
         keys: [B], one for each image.
         condition: pytree with leading axis B.
+        null_condition: of any kind; there is no guidance.
         settings: static under jit.
-        num_tokens: L, at least 2.
-        mask_id: the id of [MASK], the first after the codes.
         plan: that of the settings; given, it stands for num_steps and choice_temperature.
 
     Returns:
@@ -195,19 +189,13 @@ def decode(
 
     Source: google-research/maskgit, libml/parallel_decode.py; Chang et al. 2022, section 3.2.
     """
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
+    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    mask_id = network.mask_id
 
     def logits_at(tokens: Int[Array, "B L"], _: Any) -> Float[Array, "B L V"]:
-        return apply(params, tokens, condition)[..., :mask_id]
+        return network.apply(params, tokens, condition)[..., :mask_id]
 
-    start = jnp.full((keys.shape[0], num_tokens), mask_id, jnp.int32)
+    start = jnp.full((keys.shape[0], network.num_tokens), mask_id, jnp.int32)
     step = functools.partial(decode_step, logits_at, settings, plan, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
-
-
-def _static(settings: GoogleSettings) -> GoogleSettings:
-    return dataclasses.replace(settings, num_steps=1, choice_temperature=0.0)
-
-
-sample = sampler(decode, make_plan, _static, needs_null=False)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
-from dimo_jax.method.masked.denoise import Apply
-from dimo_jax.samplers.batches import sampler
+from dimo_jax.models import Network
+from dimo_jax.samplers import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +50,7 @@ class HaltonSettings:
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
-        for name, least, above in (
-            ("num_steps", 1, False),
-            ("inverse_temperature_first", 0, True),
-            ("inverse_temperature_last", 0, True),
-            ("warmup_steps", 0, False),
-            ("top_k", 0, False),
-        ):
-            value = getattr(self, name)
-            if value < least or (above and value == least):
-                raise InputError(
-                    f"{name} is {value}; it must be {'above' if above else 'at least'} {least}"
-                )
+        ranges.check(vars(self))
 
 
 def _radical_inverse(index: Int[np.ndarray, "P"], base: int) -> tuple[Int[np.ndarray, "P"], int]:
@@ -122,6 +111,16 @@ def reveal_counts(num_steps: int, num_tokens: int) -> tuple[int, ...]:
     return tuple(int(c) for c in counts if c)
 
 
+# What the plan says, with what stands in its place where the rest is compiled in.
+PLANNED = {
+    "num_steps": 1,
+    "inverse_temperature_first": 1.0,
+    "inverse_temperature_last": 1.0,
+    "inverse_temperature_power": 1.0,
+    "warmup_steps": 0,
+}
+
+
 class Plan(flax.struct.PyTreeNode):
     """The numbers of each step, and how many steps there are: traced, so that no other S compiles.
 
@@ -163,14 +162,12 @@ def make_plan(settings: HaltonSettings, num_tokens: int) -> Plan:
 
 
 def decode(
-    apply: Apply,
+    network: Network,
     params: Any,
     keys: Key[Array, "B"],
     condition: Any,
     null_condition: Any,
     settings: HaltonSettings,
-    num_tokens: int,
-    mask_id: int,
     plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens in `settings.num_steps` network calls, each of 2 B grids where there is guidance.
@@ -180,14 +177,12 @@ def decode(
     logits + noise). A drawn token that is written stays, also where it is the id of [MASK].
 
     Args:
-        apply: the network.
+        network: its apply, num_tokens and mask_id are used.
         params: its parameters.
         keys: [B], one for each image.
         condition: pytree with leading axis B.
         null_condition: the same structure and shapes; looked at only where guidance is not 1.
         settings: static under jit.
-        num_tokens: L, a square number.
-        mask_id: the id of [MASK].
         plan: that of the settings; given, it stands for num_steps, warmup_steps and the inverse
             temperatures, and for all of guidance but whether it is 1.
 
@@ -197,8 +192,9 @@ def decode(
     Source: Halton-MaskGIT, Sampler/halton_sampler.py, as of July 2025. Before, each step drew all
     cells written so far anew.
     """
-    batch = keys.shape[0]
+    num_tokens, mask_id = network.num_tokens, network.mask_id
     plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
+    null = None if settings.guidance == 1 else null_condition
     pairs = jax.vmap(jax.random.split)(keys)
     start_keys, draw_keys = pairs[:, 0], pairs[:, 1]
     place = jnp.asarray(np.argsort(cell_order(num_tokens)), jnp.int32)[None]  # of each cell
@@ -207,10 +203,7 @@ def decode(
         place = (place + start[:, None]) % num_tokens
 
     def logits_at(tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        if settings.guidance == 1:
-            return apply(params, tokens, condition)
-        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
-        return guidance.guided(*branches, jnp.broadcast_to(plan.guidance, (batch,)))
+        return guidance.guided_logits(network.apply, params, tokens, condition, null, plan.guidance)
 
     def step(index: Int[Array, ""] | int, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
         logits = plan.inverse_temperature[index] * logits_at(tokens)
@@ -222,17 +215,5 @@ def decode(
         return jnp.where(write, drawn, tokens)
 
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    tokens = jnp.full((batch, num_tokens), mask_id, jnp.int32)
+    tokens = jnp.full((len(keys), num_tokens), mask_id, jnp.int32)
     return jnp.minimum(jax.lax.fori_loop(0, plan.num_steps, step, tokens), mask_id - 1)
-
-
-def _static(settings: HaltonSettings) -> HaltonSettings:
-    return HaltonSettings(
-        num_steps=1,
-        guidance=1.0 if settings.guidance == 1 else 2.0,
-        top_k=settings.top_k,
-        randomize=settings.randomize,
-    )
-
-
-sample = sampler(decode, make_plan, _static)

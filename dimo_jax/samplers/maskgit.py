@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
-from dimo_jax.method.masked.denoise import Apply
-from dimo_jax.samplers.batches import sampler
+from dimo_jax.models import Network
+from dimo_jax.samplers import ranges
 
 # Share of the tokens written at r, where r runs from 1 to 0. Not method.schedules: those are mask
 # ratios of training, these weights of the steps ("root" and the sense of r are only here).
@@ -65,24 +64,12 @@ class MaskGitSettings:
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
-        for name, choices in (
-            ("schedule", UNMASK_SCHEDULES),
-            ("randomize", RANDOMIZE),
-            ("guidance_schedule", GUIDANCE_SCHEDULES),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
-                )
-        for name, holds, range_ in (
-            ("num_steps", self.num_steps >= 1, "at least 1"),
-            ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}")
+        ranges.check(
+            vars(self),
+            schedule=UNMASK_SCHEDULES,
+            randomize=RANDOMIZE,
+            guidance_schedule=GUIDANCE_SCHEDULES,
+        )
 
 
 def unmask_counts(schedule: str, num_steps: int, num_tokens: int) -> tuple[int, ...]:
@@ -129,6 +116,15 @@ def most_confident(
     order = jnp.argsort(jnp.where(mask, -confidence, jnp.inf), axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
     return mask & (rank < count)
+
+
+# What the plan says, with what stands in its place where the rest is compiled in.
+PLANNED = {
+    "num_steps": 1,
+    "schedule": "arccos",
+    "choice_temperature": 0.0,
+    "guidance_schedule": "constant",
+}
 
 
 class Plan(flax.struct.PyTreeNode):
@@ -206,14 +202,12 @@ def _decode_step(
 
 
 def decode(
-    apply: Apply,
+    network: Network,
     params: Any,
     keys: Key[Array, "B"],
     condition: Any,
     null_condition: Any,
     settings: MaskGitSettings,
-    num_tokens: int,
-    mask_id: int,
     plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens in `settings.num_steps` network calls, each of 2 B grids where there is guidance.
@@ -224,14 +218,12 @@ def decode(
     divides by zero, the only step counts as the last: full guidance, no noise.
 
     Args:
-        apply: the network.
+        network: its apply, num_tokens and mask_id are used.
         params: its parameters.
         keys: [B], one for each image.
         condition: pytree with leading axis B.
         null_condition: the same structure and shapes; looked at only where guidance is not 1.
         settings: static under jit.
-        num_tokens: L.
-        mask_id: the id of [MASK].
         plan: that of the settings; given, it stands for num_steps, schedule, choice_temperature
             and guidance_schedule, and for all of guidance but whether it is 1.
 
@@ -241,33 +233,14 @@ def decode(
 
     Source: MaskGit-PyTorch v1.0 `sample`.
     """
-    batch = keys.shape[0]
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
+    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
-        if settings.guidance == 1:
-            return apply(params, tokens, condition)
-        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
-        return guidance.guided(*branches, jnp.broadcast_to(scale, (batch,)))
+        return guidance.guided_logits(network.apply, params, tokens, condition, null, scale)
 
-    grid = (
-        jnp.full((batch, num_tokens), mask_id, jnp.int32),
-        jnp.ones((batch, num_tokens), bool),
-    )
+    shape = (len(keys), network.num_tokens)
+    grid = (jnp.full(shape, network.mask_id, jnp.int32), jnp.ones(shape, bool))
     step = functools.partial(_decode_step, logits_at, settings, plan, keys)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     return jax.lax.fori_loop(0, plan.num_steps, step, grid)[0]
-
-
-def _static(settings: MaskGitSettings) -> MaskGitSettings:
-    return dataclasses.replace(
-        settings,
-        num_steps=1,
-        schedule="arccos",
-        choice_temperature=0.0,
-        guidance=1.0 if settings.guidance == 1 else 2.0,
-        guidance_schedule="constant",
-    )
-
-
-sample = sampler(decode, make_plan, _static)

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
-from dimo_jax.method.masked.denoise import Apply
-from dimo_jax.samplers import google
-from dimo_jax.samplers.batches import sampler
+from dimo_jax.models import Network
+from dimo_jax.samplers import google, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +49,11 @@ class MeissonicSettings:
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
-        for name, holds, range_ in (
-            ("num_steps", self.num_steps >= 1, "at least 1"),
-            ("choice_temperature", self.choice_temperature >= 0, "at least 0"),
-            ("last_choice_temperature", self.last_choice_temperature >= 0, "at least 0"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}")
+        ranges.check(vars(self))
+
+
+# What the plan says, with what stands in its place where the rest is compiled in.
+PLANNED = {"num_steps": 1, "choice_temperature": 0.0, "last_choice_temperature": 0.0}
 
 
 class Plan(flax.struct.PyTreeNode):
@@ -104,14 +97,12 @@ def make_plan(settings: MeissonicSettings, num_tokens: int) -> Plan:
 
 
 def decode(
-    apply: Apply,
+    network: Network,
     params: Any,
     keys: Key[Array, "B"],
     condition: Any,
     null_condition: Any,
     settings: MeissonicSettings,
-    num_tokens: int,
-    mask_id: int,
     plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens in `settings.num_steps` network calls, each of 2 B grids where there is guidance.
@@ -120,7 +111,7 @@ def decode(
     tokens (argmax of logits + noise), the second gumbel [L] for the order.
 
     Args:
-        apply: the network. What it predicts from mask_id on is never drawn.
+        network: what it predicts from mask_id on is never drawn.
         params: its parameters.
         keys: [B], one for each image.
         condition: pytree with leading axis B; a dict is given the entry "timestep" [B] besides,
@@ -128,8 +119,6 @@ def decode(
         null_condition: the same structure and shapes, usually of the negative prompt; looked at
             only where guidance is not 1.
         settings: static under jit.
-        num_tokens: L, at least 2.
-        mask_id: the id of [MASK].
         plan: that of the settings; given, it stands for num_steps and the noise, and for all of
             guidance but whether it is 1.
 
@@ -141,8 +130,9 @@ def decode(
 
     Source: viiika/Meissonic, src/pipeline.py and src/scheduler.py, which is aMUSEd's.
     """
-    batch = keys.shape[0]
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
+    batch, mask_id = keys.shape[0], network.mask_id
+    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], index: Int[Array, ""] | int) -> Float[Array, "B L V"]:
         time = jnp.full((batch,), plan.num_steps - 1 - index, jnp.float32)
@@ -150,28 +140,12 @@ def decode(
         def timed(condition: Any) -> Any:
             return {**condition, "timestep": time} if isinstance(condition, Mapping) else condition
 
-        if settings.guidance == 1:
-            return apply(params, tokens, timed(condition))[..., :mask_id]
-        branches = guidance.both_branches(
-            apply, params, tokens, timed(condition), timed(null_condition)
+        logits = guidance.guided_logits(
+            network.apply, params, tokens, timed(condition), timed(null), plan.guidance
         )
-        scale = jnp.broadcast_to(plan.guidance, (batch,))
-        return guidance.guided(*branches, scale)[..., :mask_id]
+        return logits[..., :mask_id]
 
-    start = jnp.full((batch, num_tokens), mask_id, jnp.int32)
+    start = jnp.full((batch, network.num_tokens), mask_id, jnp.int32)
     step = functools.partial(google.decode_step, logits_at, settings, plan, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
-
-
-def _static(settings: MeissonicSettings) -> MeissonicSettings:
-    return MeissonicSettings(
-        num_steps=1,
-        guidance=1.0 if settings.guidance == 1 else 2.0,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
-
-
-sample = sampler(decode, make_plan, _static)

@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
-from dimo_jax.method.masked.denoise import Apply
-from dimo_jax.samplers.batches import sampler
+from dimo_jax.models import Network
+from dimo_jax.samplers import ranges
 
 METHODS = ("tau_leaping", "theta_rk2", "theta_trapezoidal")
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -56,22 +55,8 @@ class SolverSettings:
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
-        for name, choices in (("method", METHODS), ("guidance_schedule", GUIDANCE_SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
-                )
-        below_one = self.method == "theta_trapezoidal"
-        theta_holds = 0 < self.theta < 1 or (self.theta == 1 and not below_one)
-        theta_range = "above 0 and " + ("below 1" if below_one else "at most 1")
-        for name, holds, range_ in (
-            ("num_steps", self.num_steps >= 1, "at least 1"),
-            ("theta", theta_holds, theta_range),
-            ("end_time", 0 < self.end_time < 1, "above 0 and below 1"),
-            ("temperature", self.temperature > 0, "above 0"),
-        ):
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {range_}")
+        theta = ranges.INSIDE if self.method == "theta_trapezoidal" else ranges.SHARE
+        ranges.check(vars(self), method=METHODS, guidance_schedule=GUIDANCE_SCHEDULES, theta=theta)
 
 
 def network_calls(settings: SolverSettings) -> int:
@@ -188,6 +173,10 @@ def tau_leap(
     return jnp.where(jumps, drawn, tokens)
 
 
+# What the plan says, with what stands in its place where the rest is compiled in.
+PLANNED = {"num_steps": 1, "end_time": 0.5}
+
+
 class Plan(flax.struct.PyTreeNode):
     """What of the settings is traced, so that other values compile nothing.
 
@@ -202,8 +191,9 @@ class Plan(flax.struct.PyTreeNode):
     guidance: Float[Array | np.ndarray, ""]
 
 
-def make_plan(settings: SolverSettings) -> Plan:
-    """Return the plan of the settings, as NumPy arrays."""
+def make_plan(settings: SolverSettings, num_tokens: int) -> Plan:
+    """Return the plan of the settings, whatever the number of tokens, as NumPy arrays."""
+    del num_tokens
     return Plan(
         num_steps=np.asarray(settings.num_steps, np.int32),
         end_time=np.asarray(settings.end_time, np.float32),
@@ -236,14 +226,12 @@ def _solver_step(
 
 
 def decode(
-    apply: Apply,
+    network: Network,
     params: Any,
     keys: Key[Array, "B"],
     condition: Any,
     null_condition: Any,
     settings: SolverSettings,
-    num_tokens: int,
-    mask_id: int,
     plan: Plan | None = None,
 ) -> Int[Array, "B L"]:
     """Tokens by one of the solvers; network calls have 2 B grids where there is guidance.
@@ -251,14 +239,12 @@ def decode(
     At step i an image's key gives split(fold_in(key, i)), one half for each leap (see `tau_leap`).
 
     Args:
-        apply: the network.
+        network: its apply, num_tokens and mask_id are used.
         params: its parameters.
         keys: [B], one for each image.
         condition: pytree with leading axis B.
         null_condition: the same structure and shapes; looked at only where guidance is not 1.
         settings: static under jit.
-        num_tokens: L.
-        mask_id: the id of [MASK], the first after the codes.
         plan: that of the settings; given, it stands for num_steps and end_time, and for all of
             guidance but whether it is 1.
 
@@ -267,32 +253,21 @@ def decode(
 
     Source: arXiv 2502.00234, its image experiments on MaskGit.
     """
-    batch = keys.shape[0]
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings))
+    mask_id = network.mask_id
+    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L V"]:
-        if settings.guidance == 1:
-            return apply(params, tokens, condition)
-        branches = guidance.both_branches(apply, params, tokens, condition, null_condition)
         grown = 1 - time if settings.guidance_schedule == "linear" else 1.0
         scale = 1 + (plan.guidance - 1) * grown
-        return guidance.guided(*branches, jnp.broadcast_to(scale, (batch,)))
+        return guidance.guided_logits(network.apply, params, tokens, condition, null, scale)
 
     def rates_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L K"]:
         return rates(logits_at(tokens, time), tokens, time, mask_id, settings.temperature)
 
-    tokens = jnp.full((batch, num_tokens), mask_id, jnp.int32)
+    tokens = jnp.full((len(keys), network.num_tokens), mask_id, jnp.int32)
     step = functools.partial(_solver_step, rates_at, settings, plan, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     tokens = jax.lax.fori_loop(0, plan.num_steps, step, tokens)
     best = jnp.argmax(logits_at(tokens, plan.end_time)[..., :mask_id], axis=-1)
     return jnp.where(tokens == mask_id, best.astype(tokens.dtype), tokens)
-
-
-def _static(settings: SolverSettings) -> SolverSettings:
-    return dataclasses.replace(
-        settings, num_steps=1, end_time=0.5, guidance=1.0 if settings.guidance == 1 else 2.0
-    )
-
-
-sample = sampler(decode, lambda settings, num_tokens: make_plan(settings), _static)

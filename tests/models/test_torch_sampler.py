@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dimo_jax import models
+from dimo_jax import models, samplers
 from dimo_jax.convert.networks import layouts, maskgit
 from dimo_jax.method.dimo import generate
 from dimo_jax.samplers import maskgit as confidence_decoding
@@ -160,9 +160,7 @@ def decode(params, S, schedule, randomize, w=0.0, sm_temp=1.0, r_temp=4.5):
         guidance=1 + w,
     )
     null, key = np.full_like(LABELS, NULL), jax.random.key(SEED)
-    return confidence_decoding.sample(
-        NETWORK.apply, params, key, LABELS, null, settings, L, MASK_ID, B
-    )
+    return samplers.sample(NETWORK, params, key, LABELS, null, settings, B)
 
 
 @pytest.mark.parametrize("name", DECODINGS)
@@ -215,5 +213,5 @@ def test_one_step_sampling_is_the_pytorch_call(name, params, network):
     expected, gap = torch_one_step(network, settings)
     print(f"\n{name}: smallest gap {gap:.1e}")
     assert gap > 1e-4, "two candidates almost tie: take another seed"
-    found = one_step.sample(NETWORK.apply, params, jax.random.key(SEED), LABELS, settings, B)
+    found = samplers.sample(NETWORK, params, jax.random.key(SEED), LABELS, None, settings, B)
     np.testing.assert_array_equal(found, expected)

@@ -67,10 +67,10 @@ def clock():
     return found
 
 
-def drawn(network, sampler, *args):
+def drawn(network, null, chosen):
     """Tokens of 8 images by a sampler of the package, seed and labels as the benchmark's."""
-    labels = np.arange(8, dtype=np.int32)
-    return sampler(network.apply, params_of_a_table(), jax.random.key(SEED), labels, *args)
+    labels, params = np.arange(8, dtype=np.int32), params_of_a_table()
+    return samplers.sample(network, params, jax.random.key(SEED), labels, null, chosen, 8)
 
 
 def test_sample_times_the_one_step_generator_and_its_parts(clock):
@@ -78,7 +78,7 @@ def test_sample_times_the_one_step_generator_and_its_parts(clock):
     (result,) = sampler_speed.sample(config, found, clock, [8])
     whole, logits, tokens, _ = clock.seen
     chosen = one_step.settings_from(settings.sampler_of(config), found.network)
-    expected = drawn(found.network, one_step.sample, chosen, 8)
+    expected = drawn(found.network, None, chosen)
     np.testing.assert_array_equal(np.round(CODES * whole).reshape(8, L), expected)
     assert logits.shape == (8, L, CODES) and tokens.shape == (8, L)
     assert list(result["latency_seconds"]) == ["whole", "network", "token_sampling", "decoder"]
@@ -103,7 +103,7 @@ def test_teacher_sample_times_the_familys_sampler_at_each_number_of_steps(
     for result, tokens_, steps in zip(found, tokens, (2, 5), strict=True):
         extra = {} if name == "google" else {"guidance": guidance}
         chosen, null = sampler.settings(num_steps=steps, **extra), np.full(8, CLASSES, np.int32)
-        expected = drawn(models_.network, sampler.sample, null, chosen, L, CODES, 8)
+        expected = drawn(models_.network, null, chosen)
         np.testing.assert_array_equal(tokens_, expected)
         assert (result["sampler"], result["num_steps"]) == (name, steps)
         assert result["guidance"] == (guidance or 1.0)
@@ -140,7 +140,7 @@ def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
         np.testing.assert_allclose(features[name], want, rtol=1e-4, atol=1e-4)
     chosen = one_step.settings_from(settings.sampler_of(config), found.network)
     key = jax.random.key(config["seed"])
-    tokens = one_step.sample(found.network.apply, found.params, key, expected, chosen, 8)
+    tokens = samplers.sample(found.network, found.params, key, expected, None, chosen, 8)
     np.testing.assert_array_equal(np.round(CODES * whole).reshape(8, L), tokens)
     results = sampler_speed.teacher_sample(config, found, clock, [4], [2, 3])
     assert [x["sampler"] for x in results] == ["meissonic"] * 2 and results[0]["guidance"] == 4

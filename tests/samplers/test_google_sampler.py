@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import scipy.special
 
+from dimo_jax import samplers
 from dimo_jax.common.errors import InputError
+from dimo_jax.models import Network
 from dimo_jax.samplers import google
 from dimo_jax.samplers.google import GoogleSettings
 
@@ -37,13 +39,17 @@ def fake_apply(params, tokens, condition):
     return 2 * (params["place"][None] + params["label"][condition][:, None] + 2 * seen)
 
 
+def network(apply=fake_apply):
+    return Network({}, L, CODES, CLASSES, network_weights, apply)
+
+
 def decode(settings, labels=LABELS, apply=fake_apply):
     """Not compiled as a whole: XLA would take seconds for each settings, the loop takes none."""
     params = jax.tree.map(jnp.asarray, network_weights())
     keys = jax.random.split(jax.random.key(0), len(labels))
     with jax.disable_jit():
         labels = jnp.asarray(labels, jnp.int32)
-        return np.asarray(google.decode(apply, params, keys, labels, settings, L, MASK_ID))
+        return np.asarray(google.decode(network(apply), params, keys, labels, None, settings))
 
 
 def numpy_decode(settings, labels, keys=None):
@@ -158,16 +164,16 @@ def test_a_compiled_sample_in_batches_is_the_numpy_loop_on_the_documented_keys()
         traces.append(tokens.shape)
         return fake_apply(params, tokens, condition)
 
+    net = network(apply)
+
     def sample(labels, settings, first_index=0, seed=1):
-        return google.sample(
-            apply,
+        return samplers.sample(
+            net,
             jax.tree.map(jnp.asarray, network_weights()),
             jax.random.key(seed),
             labels,
             labels,
             settings,
-            L,
-            MASK_ID,
             3,
             first_index,
         )

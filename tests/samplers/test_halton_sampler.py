@@ -13,7 +13,9 @@ import pytest
 import torch
 from scipy.stats import qmc
 
+from dimo_jax import samplers
 from dimo_jax.common.errors import InputError
+from dimo_jax.models import Network
 from dimo_jax.samplers import halton
 from dimo_jax.samplers.halton import HaltonSettings
 
@@ -131,6 +133,10 @@ def numpy_decode(settings, keys, labels):
     return np.stack(images)
 
 
+def network(apply=fake_apply):
+    return Network({}, L, CODES, CLASSES, weights, apply)
+
+
 def decode(settings, apply=fake_apply):
     """Not compiled as a whole: XLA would take seconds for each settings, the loop takes none."""
     params = jax.tree.map(jnp.asarray, weights())
@@ -138,7 +144,7 @@ def decode(settings, apply=fake_apply):
     keys = jax.random.split(jax.random.key(0), B)
     with jax.disable_jit():
         tokens = halton.decode(
-            apply, params, keys, labels, jnp.full_like(labels, NULL), settings, L, MASK_ID
+            network(apply), params, keys, labels, jnp.full_like(labels, NULL), settings
         )
     return np.asarray(tokens)
 
@@ -201,17 +207,16 @@ def test_a_drawn_mask_id_stays_in_the_grid_and_becomes_the_last_code_at_the_end(
 def test_an_image_depends_on_its_key_and_index_not_on_its_batch():
     labels = np.arange(7, dtype=np.int32) % CLASSES
     settings = dataclasses.replace(BASE, guidance=2.0, randomize=True)
+    net = network()
 
     def sample(labels, batch_size=3, first_index=0, seed=1):
-        return halton.sample(
-            fake_apply,
+        return samplers.sample(
+            net,
             jax.tree.map(jnp.asarray, weights()),
             jax.random.key(seed),
             labels,
             np.full_like(labels, NULL),
             settings,
-            L,
-            MASK_ID,
             batch_size,
             first_index,
         )
@@ -231,6 +236,8 @@ def test_a_sweep_over_steps_temperatures_and_guidance_traces_the_network_once():
         traces.append(tokens.shape)
         return fake_apply(params, tokens, condition)
 
+    net = network(apply)
+
     params, key = jax.tree.map(jnp.asarray, weights()), jax.random.key(0)
     labels = np.zeros(3, np.int32)
     for change in (
@@ -240,7 +247,7 @@ def test_a_sweep_over_steps_temperatures_and_guidance_traces_the_network_once():
     ):
         settings = dataclasses.replace(BASE, **change)
         null = np.full_like(labels, NULL)
-        found = halton.sample(apply, params, key, labels, null, settings, L, MASK_ID, 3)
+        found = samplers.sample(net, params, key, labels, null, settings, 3)
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         np.testing.assert_array_equal(found, numpy_decode(settings, keys, labels))
     assert len(traces) == 1

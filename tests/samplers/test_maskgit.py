@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import scipy.special
 
-from dimo_jax import models
+from dimo_jax import models, samplers
 from dimo_jax.common.errors import InputError
+from dimo_jax.models import Network
 from dimo_jax.samplers import maskgit
 from dimo_jax.samplers.maskgit import MaskGitSettings
 
@@ -62,6 +63,10 @@ def fake_apply(params, tokens, condition):
     return 2 * (params["place"][None] + params["label"][condition][:, None] + 2 * seen)
 
 
+def network(apply=fake_apply):
+    return Network({}, L, CODES, CLASSES, network_weights, apply)
+
+
 def decode(settings, labels, apply=fake_apply):
     """Not compiled as a whole: XLA would take seconds for each settings, the loop takes none."""
     params = jax.tree.map(jnp.asarray, network_weights())
@@ -69,7 +74,7 @@ def decode(settings, labels, apply=fake_apply):
     labels = jnp.asarray(labels, jnp.int32)
     with jax.disable_jit():
         tokens = maskgit.decode(
-            apply, params, keys, labels, jnp.full_like(labels, NULL), settings, L, MASK_ID
+            network(apply), params, keys, labels, jnp.full_like(labels, NULL), settings
         )
     return np.asarray(tokens)
 
@@ -243,15 +248,13 @@ def test_steps_of_one_token_give_the_joint_that_independent_tokens_cannot():
     joint = np.diag([0.4, 0.3, 0.2, 0.1]) * 0.96 + 0.04 / 16
     network = models.build({"name": "exact_posterior", "num_tokens": 2, "codebook_size": 4})
     labels = np.zeros(4000, np.int32)
-    tokens = maskgit.sample(
-        network.apply,
+    tokens = samplers.sample(
+        network,
         {"log_joint": jnp.asarray(np.log(joint), jnp.float32)},
         jax.random.key(0),
         labels,
         labels,
         MaskGitSettings(num_steps=2, randomize="random"),
-        num_tokens=2,
-        mask_id=4,
         batch_size=4000,
     )
     found = np.histogram2d(*tokens.T, bins=np.arange(5))[0] / len(tokens)
@@ -263,17 +266,16 @@ def test_steps_of_one_token_give_the_joint_that_independent_tokens_cannot():
 def test_a_compiled_sample_in_batches_is_the_numpy_loop_on_the_documented_keys():
     labels = np.arange(7, dtype=np.int32) % CLASSES
     settings = dataclasses.replace(BASE, guidance=2.0)
+    net = network()
 
     def sample(labels, first_index=0, seed=1):
-        return maskgit.sample(
-            fake_apply,
+        return samplers.sample(
+            net,
             jax.tree.map(jnp.asarray, network_weights()),
             jax.random.key(seed),
             labels,
             np.full_like(labels, NULL),
             settings,
-            L,
-            MASK_ID,
             3,
             first_index,
         )
@@ -292,6 +294,8 @@ def test_a_sweep_over_steps_noise_and_guidance_traces_the_network_once():
         traces.append(tokens.shape)
         return fake_apply(params, tokens, condition)
 
+    net = network(apply)
+
     labels = np.zeros(3, np.int32)
     weights = jax.tree.map(jnp.asarray, network_weights())
     for change in (
@@ -301,7 +305,7 @@ def test_a_sweep_over_steps_noise_and_guidance_traces_the_network_once():
     ):
         settings = dataclasses.replace(BASE, **change)
         key, null = jax.random.key(0), np.full_like(labels, NULL)
-        found = maskgit.sample(apply, weights, key, labels, null, settings, L, MASK_ID, 3)
+        found = samplers.sample(net, weights, key, labels, null, settings, 3)
         keys = [jax.random.fold_in(key, i) for i in range(3)]
         np.testing.assert_array_equal(found, numpy_decode(settings, labels, keys))
     assert len(traces) == 1

@@ -16,8 +16,10 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_amused
 
+from dimo_jax import samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.method.masked import guidance
+from dimo_jax.models import Network
 from dimo_jax.samplers import meissonic
 from dimo_jax.samplers.meissonic import MeissonicSettings
 
@@ -54,13 +56,15 @@ def keys():
     return jax.random.split(jax.random.key(0), B)
 
 
+def network(apply=fake_apply):
+    return Network({}, L, CODES, 0, network_weights, apply)
+
+
 def decode(settings, apply=fake_apply):
     """Not compiled as a whole: XLA would take seconds for each settings, the loop takes none."""
     params = jax.tree.map(jnp.asarray, network_weights())
     with jax.disable_jit():
-        return np.asarray(
-            meissonic.decode(apply, params, keys(), *conditions(), settings, L, MASK_ID)
-        )
+        return np.asarray(meissonic.decode(network(apply), params, keys(), *conditions(), settings))
 
 
 def reference(settings, monkeypatch):
@@ -148,9 +152,11 @@ def test_sampling_in_batches_is_decoding_and_compiles_once():
         traced.append(tokens.shape)
         return fake_apply(params, tokens, condition)
 
+    net = network(apply)
+
     def sample(settings, batch_size):
-        return meissonic.sample(
-            apply, params, jax.random.key(3), condition, null, settings, L, MASK_ID, batch_size
+        return samplers.sample(
+            net, params, jax.random.key(3), condition, null, settings, batch_size
         )
 
     together = sample(BASE, B)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dimo_jax import samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models.network import Network
@@ -40,11 +41,12 @@ def params():
 
 def sample(labels, batch_size, *, seed=0, first_index=0, **changes):
     settings = one_step.settings_from({**SAMPLER, **changes}, NETWORK)
-    return one_step.sample(
-        fake_apply,
+    return samplers.sample(
+        NETWORK,
         params(),
         jax.random.key(seed),
         np.asarray(labels, np.int32),
+        None,
         settings,
         batch_size,
         first_index,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import scipy.special
 
-from dimo_jax import models
+from dimo_jax import models, samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.report import joint_report
+from dimo_jax.models import Network
 from dimo_jax.samplers import solvers
 from dimo_jax.samplers.solvers import SolverSettings
 
@@ -108,6 +109,10 @@ def fake_apply(params, tokens, condition):
     return 2 * (params["place"][None] + params["label"][condition][:, None] + 2 * seen)
 
 
+def network(apply=fake_apply):
+    return Network({}, L, CODES, CLASSES, network_weights, apply)
+
+
 def decode(settings, apply=fake_apply):
     """Not compiled as a whole: XLA would take seconds for each settings, the loop takes none."""
     params = jax.tree.map(jnp.asarray, network_weights())
@@ -115,7 +120,7 @@ def decode(settings, apply=fake_apply):
     labels = jnp.asarray(LABELS, jnp.int32)
     with jax.disable_jit():
         tokens = solvers.decode(
-            apply, params, keys, labels, jnp.full_like(labels, NULL), settings, L, MASK_ID
+            network(apply), params, keys, labels, jnp.full_like(labels, NULL), settings
         )
     return np.asarray(tokens)
 
@@ -226,15 +231,13 @@ def test_with_exact_conditionals_more_steps_come_to_the_joint(method):
     labels = np.zeros(6000, np.int32)
     distances = []
     for num_steps in (1, 4, 16, 64):
-        tokens = solvers.sample(
-            network.apply,
+        tokens = samplers.sample(
+            network,
             {"log_joint": jnp.asarray(np.log(joint), jnp.float32)},
             jax.random.key(0),
             labels,
             labels,
             SolverSettings(num_steps=num_steps, method=method),
-            num_tokens=2,
-            mask_id=4,
             batch_size=len(labels),
         )
         distances.append(0.5 * np.abs(joint_report.histogram(tokens, 4) - joint).sum())
@@ -250,12 +253,12 @@ def test_a_compiled_sample_in_batches_is_the_numpy_loop_on_the_documented_keys()
         traces.append(tokens.shape)
         return fake_apply(params, tokens, condition)
 
+    net = network(apply)
+
     def sample(labels, settings, first_index=0, seed=1):
         weights, key = jax.tree.map(jnp.asarray, network_weights()), jax.random.key(seed)
         null = np.full_like(labels, NULL)
-        return solvers.sample(
-            apply, weights, key, labels, null, settings, L, MASK_ID, 3, first_index
-        )
+        return samplers.sample(net, weights, key, labels, null, settings, 3, first_index)
 
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(7)]
     # A sweep over steps, end and guidance compiles once: two calls in a step, one at the end.

@@ -50,7 +50,7 @@ def both_branches(
 def guided(
     conditional: Float[Array, "B L V"],
     unconditional: Float[Array, "B L V"],
-    scale: Float[Array, "B"] | float,
+    scale: Float[Array, "B"] | Float[Array, ""] | float,
 ) -> Float[Array, "B L V"]:
     """Guided logits u + s (c - u): s = 1 is the conditional model, s = 0 the unconditional one.
 
@@ -58,6 +58,31 @@ def guided(
     """
     scale = jnp.broadcast_to(jnp.asarray(scale, conditional.dtype), conditional.shape[:1])
     return unconditional + scale[:, None, None] * (conditional - unconditional)
+
+
+def guided_logits(
+    apply: Callable[..., Array],
+    params: Any,
+    tokens: Int[Array, "B L"],
+    condition: Any,
+    null_condition: Any,
+    scale: Float[Array, "B"] | Float[Array, ""] | float,
+) -> Float[Array, "B L V"]:
+    """Guided logits of a network, by one call.
+
+    Args:
+        apply: the network.
+        params: its parameters.
+        tokens: [B, L].
+        condition: pytree with leading axis B.
+        null_condition: the same structure and shapes; None: there is no guidance, whatever the
+            scale.
+        scale: of all or of each.
+    """
+    if null_condition is None:
+        return apply(params, tokens, condition)
+    branches = both_branches(apply, params, tokens, condition, null_condition)
+    return guided(*branches, scale)
 
 
 def adaptive_scale(scale: float, mask_ratio: Float[Array, "B"]) -> Float[Array, "B"]:
