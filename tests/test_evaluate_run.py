@@ -77,10 +77,8 @@ def run(monkeypatch, capsys, built_once, places, tmp_path):
 
 
 def test_a_row_for_each_temperature_and_for_the_teacher(run, workdir, places, monkeypatch):
-    drawn, decode = [], drawing.decode_images
-    monkeypatch.setattr(
-        drawing, "decode_images", lambda *given: drawn.append(given) or decode(*given)
-    )
+    drawn, draw = [], drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda *given: drawn.append(given) or draw(*given))
     flags = ["run", f"--workdir={workdir}", f"--reference={places / 'real.npz'}", "--num=20"]
     flags += ["--steps=1,3", "--temperatures=0.5,1", "--batch_size=8", "--guidance=1.5"]
     out = run(*flags)

@@ -260,7 +260,7 @@ def test_other_kinds_and_other_sizes_are_refused(run, generator, tmp_path):
 def test_a_sampler_for_another_program_is_refused(tmp_path):
     path = save_tiny(tmp_path / "t", kind="teacher", sampler={"num_steps": 2, "halton": True})
     with pytest.raises(InputError, match="halton"):
-        drawing.draw_tokens(bundles.load(path), np.zeros(1, np.int32), 0, 1, {})
+        drawing.sampler_of(bundles.load(path), {})
 
 
 def test_the_command_itself_ends_with_status_2_and_no_traceback(tmp_path):

@@ -42,11 +42,11 @@ def test_a_batch_is_no_larger_than_needed(monkeypatch, devices, num_tokens, give
 def test_few_images_are_a_small_batch(run, generator, tmp_path, monkeypatch, flags, expected):
     sizes = []
 
-    def record(model, labels, seed, batch_size, *_):
+    def record(network, params, key, condition, null, settings, batch_size, first_index):
         sizes.append(batch_size)
-        return np.zeros((len(labels), model.build().num_tokens), np.int32)
+        return np.zeros((len(condition), network.num_tokens), np.int32)
 
-    monkeypatch.setattr(drawing, "draw_tokens", record)
+    monkeypatch.setattr(samplers, "sample", record)
     for name in ("x.png", "x.npz"):
         run(f"--generator={generator}", f"--output={tmp_path / name}", *flags)
     assert set(sizes) == {expected}
@@ -75,7 +75,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setattr(sample_files, "RANGE_SIZE", 8)
     flags = [f"--generator={generator}", "--num=20", "--batch_size=8"]
     run(*flags, f"--output={tmp_path / 'whole' / name}")
-    drawn, draw = [], drawing.draw_tokens
+    drawn, draw = [], drawing.draw
 
     def killed_at_the_third(*args):
         drawn.append(args[-1])
@@ -84,7 +84,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
         return draw(*args)
 
     output = tmp_path / "again" / name
-    monkeypatch.setattr(drawing, "draw_tokens", killed_at_the_third)
+    monkeypatch.setattr(drawing, "draw", killed_at_the_third)
     run(*flags, f"--output={output}", status=130)
     assert drawn == [0, 8, 16] and not output.exists()
     other = run(*flags, "--seed=1", f"--output={output}", status=2)
@@ -137,19 +137,17 @@ def test_processes_share_the_ranges(generator, tmp_path, monkeypatch, built_once
     model, tokenizer = drawing.open_pair(generator)
     labels = np.arange(20, dtype=np.int32) % 10
 
-    def draw(name):
+    def write(name):
         options = dict(seed=3, batch_size=8, overrides={})
         drawing.draw_set(model, tokenizer, labels, tmp_path / name, **options)
 
-    draw("one.npz")
-    drawn, tokens_of = [], drawing.draw_tokens
+    write("one.npz")
+    drawn, draw = [], drawing.draw
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        drawing, "draw_tokens", lambda *given: drawn.append(given[-1]) or tokens_of(*given)
-    )
+    monkeypatch.setattr(drawing, "draw", lambda *given: drawn.append(given[-1]) or draw(*given))
     for index, own in ((1, [8]), (0, [0, 16])):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        draw("two.npz")
+        write("two.npz")
         assert drawn == own
         drawn.clear()
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:

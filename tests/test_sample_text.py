@@ -117,18 +117,18 @@ def test_one_prompt_is_a_batch_of_its_own(
     place, tmp_path, monkeypatch, capsys, built, bundle, more, encoded
 ):
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    sizes, encode, draw = [], TextConditions.__call__, drawing.draw_conditions
+    sizes, encode, draw = [], TextConditions.__call__, drawing.draw
 
     def encoding(self, prompts):
         sizes.append(("text", self._batch_size))
         return encode(self, prompts)
 
-    def drawing_(model, key, condition, null, batch_size, overrides):
-        sizes.append(("images", batch_size))
-        return draw(model, key, condition, null, batch_size, overrides)
+    def drawing_(*given):
+        sizes.append(("images", given[5]))
+        return draw(*given)
 
     monkeypatch.setattr(TextConditions, "__call__", encoding)
-    monkeypatch.setattr(drawing, "draw_conditions", drawing_)
+    monkeypatch.setattr(drawing, "draw", drawing_)
     flags = [f"--generator={place / bundle}", "--prompt=x", f"--output={tmp_path / 'x.png'}"]
     status, _, err = run_command(sample, [*flags, *more], monkeypatch, capsys)
     # Without guidance there is no negative prompt to encode.

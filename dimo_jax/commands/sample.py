@@ -209,9 +209,10 @@ def _draw_labels(
     elif distributed.is_lead():
 
         def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
-            some = labels[start:stop]
-            tokens = drawing.draw_tokens(model, some, flags.seed, batch_size, overrides, start)
-            return images.to_uint8(drawing.decode_images(tokenizer, tokens, batch_size))
+            drawn = drawing.draw_labels(
+                model, tokenizer, labels[start:stop], flags.seed, batch_size, overrides, start
+            )
+            return images.to_uint8(drawn.pixels)
 
         pixels = _batch_by_batch(draw, len(labels), batch_size)
         images.save_png(output, images.grid(pixels, columns, names))

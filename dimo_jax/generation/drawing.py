@@ -7,7 +7,7 @@ what batches, on how many devices or by how many processes.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.generation.sample_files import write_samples
 from dimo_jax.samplers import one_step
-from dimo_jax.tokenizers.tokenizer import decode_in_chunks
+from dimo_jax.tokenizers.tokenizer import Tokenizer, decode_in_chunks
 
 # In a batch where no size is asked for: 64 grids of 16x16, 8 of Meissonic's 64x64, whose logits
 # alone take a gigabyte.
@@ -129,72 +129,95 @@ def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, 
     return {"name": name, **dataclasses.asdict(settings)}
 
 
-def draw_tokens(
+class ImageModel(NamedTuple):
+    """A token network and the tokenizer that its tokens belong to."""
+
+    network: models.Network
+    params: Any
+    tokenizer: Tokenizer
+    tokenizer_params: Any
+
+
+class Drawn(NamedTuple):
+    """Some images.
+
+    Attributes:
+        tokens: [N, L] int32.
+        pixels: float32 in [0, 1].
+    """
+
+    tokens: Int[ndarray, "N L"]
+    pixels: Float[ndarray, "N H W C"]
+
+
+def draw(
+    model: ImageModel,
+    sampler: Any,
+    key: Key[Array, "..."],
+    condition: Any,
+    null_condition: Any,
+    batch_size: int,
+    first_index: int = 0,
+) -> Drawn:
+    """Draw images: in training, in its evaluation and of bundles alike.
+
+    Args:
+        model: of any kind of condition.
+        sampler: settings of any sampler, which choose it; see samplers.sample.
+        key: of the whole set, image i has fold_in(key, first_index + i); or one for each image.
+        condition: pytree of arrays with a leading axis N.
+        null_condition: the same for "no condition"; None where the sampler has no guidance.
+        batch_size: images in a batch, always filled up.
+        first_index: the first image's index.
+
+    Raises:
+        InputError: the settings do not fit the number of tokens.
+    """
+    tokens = samplers.sample(
+        model.network,
+        model.params,
+        key,
+        condition,
+        null_condition,
+        sampler,
+        batch_size,
+        first_index,
+    )
+    pixels = decode_in_chunks(model.tokenizer, model.tokenizer_params, tokens, batch_size)
+    return Drawn(tokens, pixels)
+
+
+def model_of(model: bundles.Bundle, tokenizer: bundles.Bundle) -> ImageModel:
+    """Return the network of a bundle with its tokenizer's."""
+    return ImageModel(model.build(), model.params, tokenizer.build(), tokenizer.params)
+
+
+def draw_labels(
     model: bundles.Bundle,
+    tokenizer: bundles.Bundle,
     labels: Int[ndarray, "N"],
     seed: int,
     batch_size: int,
     overrides: Mapping[str, Any],
     first_index: int = 0,
-) -> Int[ndarray, "N L"]:
-    """Tokens for labels, by the one step of a generator or a teacher's decoding.
+) -> Drawn:
+    """Draw images of labels, by the one step of a generator or a teacher's decoding.
 
     Args:
         model: a bundle of kind "generator" or "teacher".
+        tokenizer: its tokenizer's.
         labels: int32, in [0, num_classes).
         seed: image i has the key fold_in(key(seed), first_index + i).
         batch_size: images in a batch.
         overrides: as for `sampler_of`.
         first_index: the first image's index.
 
-    Returns:
-        [N, L] int32.
-
     Raises:
         InputError: as `sampler_of`.
     """
-    null = np.full_like(labels, model.build().num_classes)
-    key = jax.random.key(seed)
-    return draw_conditions(model, key, labels, null, batch_size, overrides, first_index)
-
-
-def draw_conditions(
-    model: bundles.Bundle,
-    key: Key[Array, "..."],
-    condition: Any,
-    null_condition: Any,
-    batch_size: int,
-    overrides: Mapping[str, Any],
-    first_index: int = 0,
-) -> Int[ndarray, "N L"]:
-    """Tokens for any kind of condition.
-
-    Args:
-        model: a bundle of kind "generator" or "teacher".
-        key: of the whole set, or one for each image; see samplers.batches.
-        condition: pytree of arrays with a leading axis N.
-        null_condition: the same for "no condition", which a generator does not look at.
-        batch_size: images in a batch.
-        overrides: as for `sampler_of`.
-        first_index: the first image's index.
-
-    Returns:
-        [N, L] int32.
-
-    Raises:
-        InputError: as `sampler_of`.
-    """
-    settings = sampler_of(model, overrides)
-    return samplers.sample(
-        model.build(),
-        model.params,
-        key,
-        condition,
-        null_condition,
-        settings,
-        batch_size,
-        first_index,
-    )
+    found, sampler = model_of(model, tokenizer), sampler_of(model, overrides)
+    null = np.full_like(labels, found.network.num_classes)
+    return draw(found, sampler, jax.random.key(seed), labels, null, batch_size, first_index)
 
 
 def image_size(tokenizer: bundles.Bundle) -> tuple[int, int]:
@@ -202,22 +225,6 @@ def image_size(tokenizer: bundles.Bundle) -> tuple[int, int]:
     network = tokenizer.build()
     tokens = jax.ShapeDtypeStruct((1, network.num_tokens), np.int32)
     return jax.eval_shape(network.decode, tokenizer.params, tokens).shape[1:3]
-
-
-def decode_images(
-    tokenizer: bundles.Bundle, tokens: Int[ndarray, "N L"], batch_size: int
-) -> Float[ndarray, "N H W C"]:
-    """Images in [0, 1] of any number of token grids.
-
-    Args:
-        tokenizer: its bundle.
-        tokens: [N, L].
-        batch_size: images in a call.
-
-    Returns:
-        [N, H, W, C] float32.
-    """
-    return decode_in_chunks(tokenizer.build(), tokenizer.params, tokens, batch_size)
 
 
 def draw_set(
@@ -230,7 +237,7 @@ def draw_set(
     batch_size: int,
     overrides: Mapping[str, Any],
     named_labels: list[str] | None = None,
-    tokens_of: Callable[[int, int], Int[ndarray, "n L"]] | None = None,
+    draw_range: Callable[[int, int], Drawn] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> int:
     """Draw what is missing of a file or folder, range by range, then join.
@@ -244,7 +251,7 @@ def draw_set(
         batch_size: images in a batch.
         overrides: as for `sampler_of`.
         named_labels: as typed, for the record.
-        tokens_of: draws the images [start, stop) of a network with text, whose labels are the
+        draw_range: draws the images [start, stop) of a network with text, whose labels are the
             numbers of prompts; None: the labels are classes.
         about: further plain values that decide the images.
 
@@ -265,14 +272,14 @@ def draw_set(
         **computed,
         **(about or {}),
     }
-    named = "labels" if tokens_of is None else "prompts"
-    if tokens_of is None:
 
-        def tokens_of(start: int, stop: int) -> Int[ndarray, "n L"]:
-            return draw_tokens(model, labels[start:stop], seed, batch_size, overrides, start)
+    def draw_some(start: int, stop: int) -> tuple[UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]:
+        if draw_range is None:
+            some = labels[start:stop]
+            drawn = draw_labels(model, tokenizer, some, seed, batch_size, overrides, start)
+        else:
+            drawn = draw_range(start, stop)
+        return images.to_uint8(drawn.pixels), drawn.tokens
 
-    def draw(start: int, stop: int) -> tuple[UInt8[ndarray, "n H W C"], Int[ndarray, "n L"]]:
-        tokens = tokens_of(start, stop)
-        return images.to_uint8(decode_images(tokenizer, tokens, batch_size)), tokens
-
-    return write_samples(output, labels, settings, draw, named)
+    named = "labels" if draw_range is None else "prompts"
+    return write_samples(output, labels, settings, draw_some, named)

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from dimo_jax import bundles
 from dimo_jax.common import images
 from dimo_jax.generation import drawing
 from dimo_jax.generation.benchmark_files import Item, image_keys
+from dimo_jax.generation.drawing import Drawn, sampler_of
 from dimo_jax.training.load_conditions import TextEncoder
 
 
@@ -46,18 +47,21 @@ class TextImages:
         overrides: Mapping[str, Any],
         negative_prompt: str = "",
     ):
-        self._model, self._tokenizer = model, tokenizer
-        self._seed, self._batch_size, self._overrides = seed, batch_size, overrides
-        sampler, is_generator = drawing.described(model, overrides), model.kind == "generator"
-        self._conditions = encoder.conditions(model.build(), batch_size)
+        self._model, self._sampler = (
+            drawing.model_of(model, tokenizer),
+            sampler_of(model, overrides),
+        )
+        self._seed, self._batch_size = seed, batch_size
+        self._conditions = encoder.conditions(self._model.network, batch_size)
         # The one step of a generator has no guidance.
+        is_generator = model.kind == "generator"
         self._negative = None if is_generator else self._conditions([negative_prompt])
         # What decides the images, as plain values.
         self.settings = {
             "model": model.params_hash,
             "tokenizer": tokenizer.params_hash,
             **self._conditions.identity,
-            "sampler": sampler,
+            "sampler": drawing.described(model, overrides),
             "negative_prompt": negative_prompt,
         }
 
@@ -65,20 +69,13 @@ class TextImages:
         """Say which prompts are too long; see ClipTokenizer.describe_cut."""
         return self._conditions.tokenizer.describe_cut(texts)
 
-    def tokens(self, items: Sequence[Item]) -> Int[np.ndarray, "B L"]:
-        """Return the tokens of some (prompt, index, k), in their order."""
+    def draw(self, items: Sequence[Item]) -> Drawn:
+        """Draw the images of some (prompt, index, k), in their order."""
         condition = self._conditions([text for text, _, _ in items])
         null = jax.tree.map(lambda x: np.repeat(x, len(items), axis=0), self._negative)
-        return drawing.draw_conditions(
-            self._model,
-            image_keys(self._seed, items),
-            condition,
-            null,
-            self._batch_size,
-            self._overrides,
-        )
+        keys = image_keys(self._seed, items)
+        return drawing.draw(self._model, self._sampler, keys, condition, null, self._batch_size)
 
     def __call__(self, items: Sequence[Item]) -> UInt8[np.ndarray, "B H W 3"]:
-        """Return the images of some (prompt, index, k), in their order."""
-        pixels = drawing.decode_images(self._tokenizer, self.tokens(items), self._batch_size)
-        return images.to_uint8(pixels)
+        """Return the images alone."""
+        return images.to_uint8(self.draw(items).pixels)

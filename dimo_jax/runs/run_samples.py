@@ -20,16 +20,16 @@ from dimo_jax.parallel import distributed
 from dimo_jax.training import load_models
 
 
-class TextAsked(NamedTuple):
-    """What the images of a run with text are made for.
+class Prompts(NamedTuple):
+    """What the images of a run with text are of.
 
     Attributes:
-        prompts: texts, taken in turn.
+        texts: taken in turn.
         encoder: path of the text encoder's bundle.
         negative: the teacher's negative prompt.
     """
 
-    prompts: Sequence[str]
+    texts: Sequence[str]
     encoder: AnyPath
     negative: str
 
@@ -52,7 +52,7 @@ class SampleSet(NamedTuple):
     bundle: AnyPath
     tokenizer: AnyPath
     overrides: Mapping[str, Any]
-    text: "TextAsked | None" = None
+    text: Prompts | None = None
     checkpoint: int | None = None
 
     @property
@@ -119,7 +119,7 @@ def sets_of(
 
 def _text_of(
     config: Mapping[str, Any], workdir: AnyPath, export: AnyPath, prompts: Sequence[str] | None
-) -> TextAsked:
+) -> Prompts:
     if not prompts:
         raise InputError(
             f"the run in {workdir} takes text; give --prompts=FILE, or --prompts=coco (or hpsv2, "
@@ -128,7 +128,7 @@ def _text_of(
     encoder = export
     if (export / bundles.CONFIG_FILE).is_file():  # else the run is not finished, which is said
         encoder = text_encoder.encoder_of(export)
-    return TextAsked(prompts, encoder, config["prompts"]["negative"])
+    return Prompts(prompts, encoder, config["prompts"]["negative"])
 
 
 class Drawn(NamedTuple):
@@ -187,26 +187,23 @@ def draw(
 def _of_prompts(
     model: bundles.Bundle,
     tokenizer: bundles.Bundle,
-    asked: TextAsked,
+    prompts: Prompts,
     num: int,
     options: Mapping[str, Any],
 ) -> tuple[Int[np.ndarray, "N"], dict[str, Any], str | None]:
-    """Return the prompt of every image, how drawing.draw_set draws it.
+    """Return the prompt of every image, options of drawing.draw_set, and a note on the prompts."""
+    encoder = text_encoder.load_encoder(prompts.encoder, None)
+    text = TextImages(model, tokenizer, encoder, **options, negative_prompt=prompts.negative)
+    count = len(prompts.texts)
 
-    And what to say of the prompts.
-    """
-    encoder = text_encoder.load_encoder(asked.encoder, None)
-    text = TextImages(model, tokenizer, encoder, **options, negative_prompt=asked.negative)
-    count = len(asked.prompts)
-
-    def tokens_of(start: int, stop: int) -> Int[np.ndarray, "n L"]:
+    def draw_range(start: int, stop: int) -> drawing.Drawn:
         numbered = [(i % count, i // count) for i in range(start, stop)]
-        return text.tokens([(asked.prompts[index], index, k) for index, k in numbered])
+        return text.draw([(prompts.texts[index], index, k) for index, k in numbered])
 
     numbers = np.arange(num, dtype=np.int32) % np.int32(count)
-    texts = "\0".join(asked.prompts).encode("utf-8", "surrogatepass")
+    texts = "\0".join(prompts.texts).encode("utf-8", "surrogatepass")
     about = {**text.settings, "prompts": hashlib.sha256(texts).hexdigest()}
-    return numbers, {"tokens_of": tokens_of, "about": about}, text.describe_cut(asked.prompts)
+    return numbers, {"draw_range": draw_range, "about": about}, text.describe_cut(prompts.texts)
 
 
 def image_bytes(asked: SampleSet) -> int:

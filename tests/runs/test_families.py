@@ -63,8 +63,9 @@ def test_a_family_is_distilled_from_its_bundle(tmp_path, family):
     assert np.mean(jax.tree.leaves(moved)) > 0.7  # frozen leaves and unused biases stay
     names = [x.name for x in (tmp_path / "run" / "images" / "distill").iterdir()]
     assert len(names) == 3 and sum("teacher" in name for name in names) == 1
-    tokens = drawing.draw_tokens(generator, np.arange(4, dtype=np.int32), 0, 8, {})
-    assert tokens.shape == (4, 64)
+    model, tokenizer = drawing.open_pair(generator)
+    drawn = drawing.draw_labels(model, tokenizer, np.arange(4, dtype=np.int32), 0, 8, {})
+    assert drawn.tokens.shape == (4, 64)
 
 
 @pytest.mark.parametrize(
