@@ -20,7 +20,7 @@ from dimo_jax.conditions.transformers_tokenizer import from_merges
 from dimo_jax.config import validation
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.parallel import distributed, sharding
-from dimo_jax.runs.image_run import ImageRun
+from dimo_jax.runs import image_run
 from dimo_jax.training import load_models, metrics
 from tests.helpers.command_line import command, finish, run_command, run_printed, save_tiny
 from tests.test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
@@ -178,7 +178,7 @@ def smoke(**changes):
 
 def opened(config, workdir):
     validation.validate(config)
-    return ImageRun(config, files.path(workdir), sharding.layout(config["mesh"]))
+    return image_run.load(config, files.path(workdir), sharding.layout(config["mesh"]))
 
 
 @pytest.fixture

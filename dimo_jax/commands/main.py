@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,9 +15,7 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import format_seconds
 from dimo_jax.config import validation
 from dimo_jax.parallel import distributed, locks, sharding
-from dimo_jax.runs import banner, dry_run, work_folder
-from dimo_jax.runs.image_run import ImageRun
-from dimo_jax.runs.joint_run import JointRun
+from dimo_jax.runs import banner, dry_run, image_run, joint_run, work_folder
 from dimo_jax.training import load_models, stages
 from dimo_jax.training.metrics import Metrics
 
@@ -46,34 +45,36 @@ def run(flags: FlagValues) -> None:
     if flags.dry_run:
         # To look at the checkpoints of a run that goes on would remove what it is writing.
         with lock if workdir.exists() else contextlib.nullcontext():
-            return dry_run.show(_described(config, workdir, layout))
+            return dry_run.show(_load(config, workdir, layout))
     with lock:
-        what = _go_on(config, workdir, layout, began)
+        what = _run(config, workdir, layout, began)
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
             print(f"images of it: {banner.sample_command(workdir, load_models.is_text(config))}")
 
 
-def _described(
-    config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout
-) -> JointRun | ImageRun:
+def _kind(config: dict[str, Any]) -> ModuleType:
+    """Return the module whose `load` and `run` are for a config."""
+    return joint_run if config["data"]["name"] == "joint" else image_run
+
+
+def _load(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout) -> Any:
     """Find all that the config can get wrong, before anything is computed or written."""
     trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
     stages.refuse_other_settings(
         config, {name: stages.checkpoints_of(workdir, name) for name in trained}
     )
-    kind = JointRun if config["data"]["name"] == "joint" else ImageRun
-    return kind(config, workdir, layout)
+    return _kind(config).load(config, workdir, layout)
 
 
-def _go_on(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout, began: float) -> str:
-    """Start the run, or goes on with it where it was; returns what it has made."""
-    described = _described(config, workdir, layout)
-    banner.show(banner.run_lines(config, described.network, layout, workdir))
+def _run(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout, began: float) -> str:
+    """Start the run, or go on with it where it was; return what it has made."""
+    loaded = _load(config, workdir, layout)
+    banner.show(banner.run_lines(config, loaded.network, layout, workdir))
     work_folder.write_config(config, workdir / work_folder.CONFIG_FILE)
     metrics = Metrics(workdir, config["logging"]["tensorboard"])
     try:
-        return described.run(metrics, began)
+        return _kind(config).run(loaded, metrics, began)
     finally:
         metrics.close()

@@ -11,6 +11,8 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.data import digits
 from dimo_jax.tokenizers import Tokenizer, patches
 
+FOLDER = "tokenizer"  # of a run's work directory
+
 
 def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
     """Return the parameters that lie in a bundle.

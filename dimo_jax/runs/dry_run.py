@@ -13,7 +13,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.parallel import distributed
-from dimo_jax.runs.image_run import ImageRun
+from dimo_jax.runs.image_setup import ImageRun
 from dimo_jax.runs.joint_run import JointRun
 from dimo_jax.training import stages
 from dimo_jax.training.checkpoints import Checkpoints
@@ -26,7 +26,7 @@ def show(run: ImageRun | JointRun) -> None:
     """Trace the run's training steps and prints what it would do, a fact on each line.
 
     Args:
-        run: made, and thereby checked.
+        run: loaded, and thereby checked.
 
     Raises:
         InputError: a step cannot be traced, or the disk has too little room.

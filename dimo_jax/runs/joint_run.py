@@ -1,11 +1,13 @@
 """A known joint distribution of a few tokens, and a teacher that needs no learning."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from dimo_jax import bundles, samplers
 from dimo_jax.common import trees, versions
@@ -21,110 +23,136 @@ from dimo_jax.runs import checks
 from dimo_jax.samplers import one_step
 from dimo_jax.training import load_models, settings, stages
 from dimo_jax.training.metrics import Metrics
+from dimo_jax.training.programs import Program
 
 # Enough that what the copies start from does not remember single samples.
 NUM_JOINT_SAMPLES = 100_000
 
 
+@dataclasses.dataclass(frozen=True)
 class JointRun:
-    """A known joint distribution of a few tokens, and a teacher that needs no learning."""
+    """What a config says about a joint distribution, built and checked.
 
-    def __init__(self, config: Mapping[str, Any], workdir: AnyPath, layout: Layout):
-        """Build what the config describes and checks it; nothing is written, no step computed.
+    Attributes:
+        config: a complete config.
+        workdir: of the run.
+        layout: the mesh and its rules.
+        joint: the probability of each sequence of tokens, an axis for each token.
+        network: of generator and auxiliary.
+        start: bundle of the finished generator that the training starts from, if one is named.
+        teacher: the exact posterior of the joint.
+        teacher_params: of it.
+        programs: the training steps, by stage.
+    """
 
-        Args:
-            config: a complete config that validation.validate took.
-            workdir: of the run.
-            layout: the mesh and its rules.
+    config: Mapping[str, Any]
+    workdir: AnyPath
+    layout: Layout
+    joint: Float[np.ndarray, "..."]
+    network: Network
+    start: bundles.Bundle | None
+    teacher: Network
+    teacher_params: Any
+    programs: Mapping[str, Program]
 
-        Raises:
-            InputError: something does not fit.
-        """
-        self.config, self.workdir, self.layout = config, workdir, layout
-        checks.check_places(config, workdir)
-        self.joint = joints.load(config["data"]["joint"])
-        num_tokens, codebook_size = self.joint.ndim, self.joint.shape[0]
-        with about("config.model"):
-            self.network: Network = settings.network_of(config, num_tokens, codebook_size)
-        self.start = load_models.open_generator(config, self.network, None)
-        self.teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
-        self.teacher_params = {"log_joint": np.log(self.joint).astype(np.float32)}
-        checks.check_draws(config, codebook_size)
-        checks.check_attention(config, self.network)
-        self.programs = checks.stage_programs(
-            config, self.network, self.teacher, self.teacher_params, layout, pretrains=True
-        )
 
-    def run(self, metrics: Metrics, began: float) -> str:
-        """Distil from the exact posterior and compares the generator's joint with the true one.
+def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> JointRun:
+    """Build what the config describes and check it; nothing is written, no step computed.
 
-        Generator and auxiliary cannot start as copies of such a teacher. In their place is a
-        masked predictor of samples from the joint, as a learned teacher would be.
+    Args:
+        config: a complete config that validation.validate took.
+        workdir: of the run.
+        layout: the mesh and its rules.
 
-        Args:
-            metrics: of the run.
-            began: time.monotonic() of the command's start.
+    Raises:
+        InputError: something does not fit.
+    """
+    checks.check_places(config, workdir)
+    joint = joints.load(config["data"]["joint"])
+    num_tokens, codebook_size = joint.ndim, joint.shape[0]
+    with about("config.model"):
+        network = settings.network_of(config, num_tokens, codebook_size)
+    start = load_models.open_generator(config, network, None)
+    teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
+    teacher_params = {"log_joint": np.log(joint).astype(np.float32)}
+    checks.check_draws(config, codebook_size)
+    checks.check_attention(config, network)
+    programs = checks.stage_programs(
+        config, network, teacher, teacher_params, layout, pretrains=True
+    )
+    return JointRun(
+        config, workdir, layout, joint, network, start, teacher, teacher_params, programs
+    )
 
-        Returns:
-            What was done and where it is.
-        """
-        seed = self.config["seed"]
-        tokens = joints.sample(self.joint, NUM_JOINT_SAMPLES, seed)
-        start = stages.run_pretrain(
-            self.config,
-            self.network,
-            tokens,
-            np.zeros(len(tokens), np.int32),
-            layout=self.layout,
-            directory=stages.checkpoints_of(self.workdir, "pretrain"),
-            metrics=metrics,
-        )
-        generator = stages.run_distill(
-            self.config,
-            self.network,
-            start,
-            self.teacher,
-            self.teacher_params,
-            LabelConditions(self.network.num_classes),
-            layout=self.layout,
-            directory=stages.checkpoints_of(self.workdir, "distill"),
-            metrics=metrics,
-            generator=self.start and self.start.params,
-        )
-        sampler = settings.sampler_of(self.config)
-        if not distributed.is_lead():
-            return "done"
-        bundles.save(
-            self.workdir / "export",
-            kind="generator",
-            model=self.network.config,
-            params=generator,
-            sampler=sampler,
-            provenance=load_models.provenance(
-                self.config, self.config["distill"]["num_steps"], self.start
-            ),
-        )
-        section = self.config["evaluation"]
-        tokens = samplers.sample(
-            self.network,
-            generator,
-            jax.random.key(section["seeds"][0]),
-            np.zeros(section["num_samples"], np.int32),
-            None,
-            one_step.settings_from(sampler, self.network),
-            section["batch_size"],
-        )
-        folder = self.workdir / "report"
-        distance = joint_report.write(
-            folder,
-            self.joint,
-            tokens,
-            title=self.config["title"],
-            provenance={
-                "seed": seed,
-                **versions.environment(),
-                "wall_seconds": round(time.monotonic() - began, 1),
-                "hashes": {"generator": trees.fingerprint(generator)},
-            },
-        )
-        return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"
+
+def run(loaded: JointRun, metrics: Metrics, began: float) -> str:
+    """Distil from the exact posterior and compare the generator's joint with the true one.
+
+    Generator and auxiliary cannot start as copies of such a teacher. They start from a masked
+    predictor of samples from the joint, as a learned teacher would be.
+
+    Args:
+        loaded: of `load`.
+        metrics: of the run.
+        began: time.monotonic() of the command's start.
+
+    Returns:
+        What was done and where it is.
+    """
+    config, workdir, network = loaded.config, loaded.workdir, loaded.network
+    tokens = joints.sample(loaded.joint, NUM_JOINT_SAMPLES, config["seed"])
+    start = stages.run_pretrain(
+        config,
+        network,
+        tokens,
+        np.zeros(len(tokens), np.int32),
+        layout=loaded.layout,
+        directory=stages.checkpoints_of(workdir, "pretrain"),
+        metrics=metrics,
+    )
+    generator = stages.run_distill(
+        config,
+        network,
+        start,
+        loaded.teacher,
+        loaded.teacher_params,
+        LabelConditions(network.num_classes),
+        layout=loaded.layout,
+        directory=stages.checkpoints_of(workdir, "distill"),
+        metrics=metrics,
+        generator=loaded.start and loaded.start.params,
+    )
+    if not distributed.is_lead():
+        return "done"
+    sampler = settings.sampler_of(config)
+    bundles.save(
+        workdir / "export",
+        kind="generator",
+        model=network.config,
+        params=generator,
+        sampler=sampler,
+        provenance=load_models.provenance(config, config["distill"]["num_steps"], loaded.start),
+    )
+    section, folder = config["evaluation"], workdir / "report"
+    tokens = samplers.sample(
+        network,
+        generator,
+        jax.random.key(section["seeds"][0]),
+        np.zeros(section["num_samples"], np.int32),
+        None,
+        one_step.settings_from(sampler, network),
+        section["batch_size"],
+    )
+    distance = joint_report.write(
+        folder,
+        loaded.joint,
+        tokens,
+        title=config["title"],
+        provenance={
+            "seed": config["seed"],
+            **versions.environment(),
+            "wall_seconds": round(time.monotonic() - began, 1),
+            "hashes": {"generator": trees.fingerprint(generator)},
+        },
+    )
+    return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"

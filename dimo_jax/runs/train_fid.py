@@ -25,23 +25,23 @@ from dimo_jax.parallel import distributed
 Images = Float[np.ndarray, "N H W C"]
 
 
-class Judge(NamedTuple):
+class Distance(NamedTuple):
     """What the samples are compared with.
 
     Attributes:
-        name: of the distance.
+        name: of the metric.
         features: float32 images in [0, 1] -> features [N, D].
-        distance: (reference, samples) -> the figure.
+        between: (reference, samples) -> the figure.
         reference: moments of the real images.
     """
 
     name: str
     features: Callable[[Images], Float[np.ndarray, "N D"]]
-    distance: Callable[[Moments, Moments], float]
+    between: Callable[[Moments, Moments], float]
     reference: Moments
 
 
-def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
+def classifier_distance(network: FeatureNetwork, real: Images) -> Distance:
     """Return the Fréchet distance in a classifier's features, in percent of the real variance.
 
     Args:
@@ -49,10 +49,10 @@ def classifier_judge(network: FeatureNetwork, real: Images) -> Judge:
         real: the training split.
     """
     reference = frechet.moments(network.features(real))
-    return Judge("frechet_features", network.features, frechet.frechet_percent, reference)
+    return Distance("frechet_features", network.features, frechet.frechet_percent, reference)
 
 
-def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int) -> Judge:
+def inception_distance(bundle: str, reference: str, protocol: str, batch_size: int) -> Distance:
     """Return the FID, as `python -m dimo_jax.evaluate` computes it.
 
     Args:
@@ -81,7 +81,7 @@ def inception_judge(bundle: str, reference: str, protocol: str, batch_size: int)
             f"config.interim.reference={reference} is of {len(real.moments.mean)} features, and "
             f"config.interim.features={bundle} gives {dims}; give the reference of that network"
         )
-    return Judge(
+    return Distance(
         "fid",
         lambda pixels: extractor.extract(images.to_uint8(pixels))["2048"],
         lambda one, other: frechet.frechet(one, other).distance,
@@ -96,9 +96,9 @@ def num_features(bundle: bundles.Bundle) -> int:
     return jax.eval_shape(bundle.build().apply, bundle.params, image)["2048"].shape[-1]
 
 
-def distance(
+def evaluate(
     draw: Callable[[Int[np.ndarray, "N"], int], Images],
-    judge: Judge,
+    distance: Distance,
     labels: Int[np.ndarray, "N"],
     batch_size: int,
 ) -> dict[str, float]:
@@ -107,7 +107,7 @@ def distance(
     Args:
         draw: (labels, index of the first image) -> float32 [N, H, W, C] in [0, 1]; an image is to
             depend on its index and label alone.
-        judge: what judges them.
+        distance: measured to the real images.
         labels: of all samples; their number becomes part of the name.
         batch_size: images drawn at a time.
 
@@ -124,13 +124,13 @@ def distance(
     part = moments.Accumulator()
     for start in range(first, last, batch_size):
         some = labels[start : min(start + batch_size, last)]
-        part.add(judge.features(draw(some, start)))
+        part.add(distance.features(draw(some, start)))
     parts = [_unpacked(data) for data in distributed.gather_bytes(_packed(part.sums()))]
     if not distributed.is_lead():
         return {}
-    found = judge.distance(judge.reference, moments.merge(parts).moments())
+    found = distance.between(distance.reference, moments.merge(parts).moments())
     short = f"{num // 1000}k" if num % 1000 == 0 else str(num)
-    return {f"interim/{judge.name}_{short}": found}
+    return {f"interim/{distance.name}_{short}": found}
 
 
 def check_number(num: int) -> None:
@@ -147,10 +147,10 @@ def check_number(num: int) -> None:
         )
 
 
-def judge_of(
+def configured(
     config: Mapping[str, Any], channels: int, has_own: bool
-) -> Judge | Literal["own"] | None:
-    """Return the judge that config.interim asks for, with its files read.
+) -> Distance | Literal["own"] | None:
+    """Return the distance that config.interim describes, with its files read.
 
     Args:
         config: a complete config.
@@ -158,7 +158,7 @@ def judge_of(
         has_own: whether there are data to train the data's own on.
 
     Returns:
-        None where it asks for none; "own" for the data's own, which is trained when it is needed.
+        None where it describes none; "own" for the data's own, which is trained when it is needed.
 
     Raises:
         InputError: only one of features and reference is given, or neither is and there are no
@@ -176,7 +176,9 @@ def judge_of(
         )
     if len(given) == 2:
         size = config["evaluation"]["batch_size"]
-        return inception_judge(section["features"], section["reference"], section["protocol"], size)
+        return inception_distance(
+            section["features"], section["reference"], section["protocol"], size
+        )
     if given or not has_own:
         missing = [name for name in ("features", "reference") if name not in given]
         raise InputError(

@@ -79,7 +79,7 @@ def settings_for(network: Network, entry: Mapping[str, Any]) -> Any:
     """
     fields = dict(entry)
     name = fields.pop("name", DEFAULTS.get(network.config["name"], "maskgit"))
-    if name not in SAMPLERS:
+    if name not in tuple(SAMPLERS):  # of a file, and of any type
         raise InputError(f"there is no sampler {quoted(name)}; there are {', '.join(SAMPLERS)}")
     made = SAMPLERS[name].settings
     known = [field.name for field in dataclasses.fields(made)]

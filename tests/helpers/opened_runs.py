@@ -5,8 +5,7 @@ import importlib
 from dimo_jax.common import files
 from dimo_jax.config import validation
 from dimo_jax.parallel import sharding
-from dimo_jax.runs.image_run import ImageRun
-from dimo_jax.runs.joint_run import JointRun
+from dimo_jax.runs import image_run, joint_run
 
 SMALL = {
     **{"model.width": 8, "model.depth": 1, "model.heads": 2, "model.mlp_dim": 8},
@@ -29,5 +28,5 @@ def config_of(base, changes):
 def opened(base, changes, workdir):
     config = config_of(base, changes)
     validation.validate(config)
-    run = JointRun if config["data"]["name"] == "joint" else ImageRun
-    return run(config, files.path(workdir), sharding.layout(config["mesh"]))
+    kind = joint_run if config["data"]["name"] == "joint" else image_run
+    return kind.load(config, files.path(workdir), sharding.layout(config["mesh"]))

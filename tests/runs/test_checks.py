@@ -160,7 +160,7 @@ def test_bundles_and_files_that_fit_are_taken(place, tmp_path):
     assert run.network.config == NETWORK and set(run.programs) == {"distill"}
     changes = {k: str(place / v) if k in PATHS else v for k, v in INTERIM.items()}
     changes["interim.reference"] = str(place / "fits.npz")
-    assert opened(CLASSES, changes, tmp_path / "run").judge.name == "fid"
+    assert opened(CLASSES, changes, tmp_path / "run").distance.name == "fid"
 
 
 def test_missing_scikit_learn_is_found_at_the_start(tmp_path, monkeypatch):

@@ -45,11 +45,11 @@ def run(config, workdir):
     places = {name: stages.checkpoints_of(workdir, name) for name in ("pretrain", "distill")}
     stages.refuse_other_settings(config, places)
     layout = sharding.layout({**config["mesh"], "data": 1, "fsdp": 8})
-    described = joint_run.JointRun(config, workdir, layout)
+    loaded = joint_run.load(config, workdir, layout)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(config))
     metrics = Metrics(workdir, tensorboard=False)
-    described.run(metrics, time.monotonic())
+    joint_run.run(loaded, metrics, time.monotonic())
     metrics.close()
     return bundles.load(workdir / "export")
 

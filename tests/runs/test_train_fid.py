@@ -30,20 +30,22 @@ def mean_distance(real, samples):
     return float(np.sum((real.mean - samples.mean) ** 2))
 
 
-JUDGE = train_fid.Judge("distance", features, mean_distance, moments.sums(features(REAL)).moments())
+DISTANCE = train_fid.Distance(
+    "distance", features, mean_distance, moments.sums(features(REAL)).moments()
+)
 
 
 @pytest.mark.parametrize(("num", "name"), [(21, "21"), (2000, "2k")])
 def test_the_number_of_samples_is_in_the_name(num, name):
     labels = np.arange(num) % 4
     expected = features(draw(labels, 0)).mean(axis=0) - features(REAL).mean(axis=0)
-    found = train_fid.distance(draw, JUDGE, labels, 8)
+    found = train_fid.evaluate(draw, DISTANCE, labels, 8)
     assert found == {f"interim/distance_{name}": pytest.approx(np.sum(expected**2))}
 
 
 def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypatch):
     labels = np.arange(21) % 4
-    whole = train_fid.distance(draw, JUDGE, labels, 8)
+    whole = train_fid.evaluate(draw, DISTANCE, labels, 8)
     drawn, packed = [], []
 
     def counted(some, start):
@@ -53,7 +55,7 @@ def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypat
     def as_process(index, gathered):
         monkeypatch.setattr(jax, "process_index", lambda: index)
         monkeypatch.setattr(distributed, "gather_bytes", gathered)
-        return train_fid.distance(counted, JUDGE, labels, 4)
+        return train_fid.evaluate(counted, DISTANCE, labels, 4)
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     for index in (1, 2):
@@ -65,7 +67,7 @@ def test_processes_share_the_samples_and_the_lead_alone_has_the_figure(monkeypat
 
 def test_too_few_samples_are_refused():
     with pytest.raises(InputError, match="config.interim.num_samples=1 is too few.*at least 2"):
-        train_fid.distance(draw, JUDGE, np.zeros(1, int), 8)
+        train_fid.evaluate(draw, DISTANCE, np.zeros(1, int), 8)
 
 
 def section(**values):
@@ -74,9 +76,9 @@ def section(**values):
     return config.to_dict()
 
 
-def test_what_judges():
-    assert train_fid.judge_of(section(every_steps=0), 1, True) is None
-    assert train_fid.judge_of(section(), 1, True) == "own"
+def test_which_distance_is_measured():
+    assert train_fid.configured(section(every_steps=0), 1, True) is None
+    assert train_fid.configured(section(), 1, True) == "own"
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_what_judges():
         ({"reference": "there"}, "needs config.interim.features; give"),
     ],
 )
-def test_a_judge_that_is_not_whole_is_refused(values, words):
+def test_a_distance_that_lacks_a_part_is_refused(values, words):
     with pytest.raises(InputError, match=words):
-        train_fid.judge_of(section(**values), 3, False)
+        train_fid.configured(section(**values), 3, False)
     if values:
         with pytest.raises(InputError, match=words):
-            train_fid.judge_of(section(**values), 3, True)
+            train_fid.configured(section(**values), 3, True)
 
 
 def test_the_fid_needs_moments(tmp_path, monkeypatch):
@@ -101,4 +103,4 @@ def test_the_fid_needs_moments(tmp_path, monkeypatch):
     monkeypatch.setattr(train_fid.bundles, "load", lambda *_, **__: None)
     monkeypatch.setattr(train_fid.evaluate_images, "open_network", lambda *_: None)
     with pytest.raises(InputError, match="images.npz has no moments"):
-        train_fid.judge_of(section(features="there", reference=str(path)), 3, False)
+        train_fid.configured(section(features="there", reference=str(path)), 3, False)

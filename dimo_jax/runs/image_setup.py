@@ -1,0 +1,168 @@
+"""What a config says about images, loaded and checked before anything is made or written."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dimo_jax import bundles, samplers, tokenizers
+from dimo_jax import config as configs
+from dimo_jax.common.files import AnyPath
+from dimo_jax.conditions import text_encoder
+from dimo_jax.evaluation.evaluate_models import ProtocolSettings
+from dimo_jax.generation import drawing
+from dimo_jax.method.dimo.generate import GeneratorSettings
+from dimo_jax.models import Network
+from dimo_jax.parallel.sharding import Layout
+from dimo_jax.runs import checks, codebook, train_fid
+from dimo_jax.samplers import one_step
+from dimo_jax.tokenizers import Tokenizer
+from dimo_jax.training import load_conditions, load_models, settings
+from dimo_jax.training.programs import Conditions, Program
+
+Images = Float[np.ndarray, "N H W C"]
+# Rows of the grids drawn in training.
+PICTURES_OF_EACH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRun:
+    """What a config says about images, loaded and checked.
+
+    Attributes:
+        config: a complete config.
+        workdir: of the run.
+        layout: the mesh and its rules.
+        teacher: its bundle; None: the run trains it, or it is random.
+        tokenizer: images <-> tokens.
+        tokenizer_params: its parameters; None: random ones, which the run makes.
+        fits_tokenizer: whether they were fitted here, and the run keeps them.
+        network: of teacher, auxiliary and generator.
+        start: bundle of the finished generator that the training starts from, if one is named.
+        sampler: what the generator is sampled with.
+        conditions: classes or prompts.
+        encoder: of the prompts; None: the conditions are classes.
+        distance: measured of the generator in training; see train_fid.configured.
+        protocol: of the evaluation; None without data.
+        programs: the training steps, by stage.
+    """
+
+    config: Mapping[str, Any]
+    workdir: AnyPath
+    layout: Layout
+    teacher: bundles.Bundle | None
+    tokenizer: Tokenizer
+    tokenizer_params: Any
+    fits_tokenizer: bool
+    network: Network
+    start: bundles.Bundle | None
+    sampler: GeneratorSettings
+    conditions: Conditions
+    encoder: text_encoder.TextEncoder | None
+    distance: Any
+    protocol: ProtocolSettings | None
+    programs: Mapping[str, Program]
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are images to train and to evaluate on."""
+        return self.config["data"]["name"] == "digits"
+
+    @functools.cached_property
+    def pictured(self) -> tuple[Any, Any]:
+        """(condition, null condition) of the grids drawn in training."""
+        return load_conditions.pictured(self.config, self.conditions, PICTURES_OF_EACH)
+
+    def draw(
+        self,
+        params: Any,
+        sampler: Any,
+        seed: int,
+        condition: Any,
+        null_condition: Any = None,
+        first_index: int = 0,
+    ) -> Images:
+        """Return images in [0, 1] of generator or teacher; see drawing.draw."""
+        size = min(self.config["evaluation"]["batch_size"], len(jax.tree.leaves(condition)[0]))
+        model = drawing.ImageModel(self.network, params, self.tokenizer, self.tokenizer_params)
+        key = jax.random.key(seed)
+        drawn = drawing.draw(model, sampler, key, condition, null_condition, size, first_index)
+        return drawn.pixels
+
+    def draw_teacher(
+        self,
+        params: Any,
+        num_steps: int,
+        sampler: Mapping[str, Any],
+        seed: int,
+        condition: Any,
+        null_condition: Any,
+    ) -> Images:
+        """Return images of the teacher by its authors' sampler, with some of its settings."""
+        chosen = samplers.settings_for(self.network, {"num_steps": num_steps, **sampler})
+        return self.draw(params, chosen, seed, condition, null_condition)
+
+
+def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRun:
+    """Load what the config names and check it all; nothing is written, and no step computed.
+
+    Args:
+        config: a complete config that validation.validate took.
+        workdir: of the run.
+        layout: the mesh and its rules.
+
+    Raises:
+        InputError: what the config names cannot be read, or does not fit.
+    """
+    has_data = config["data"]["name"] == "digits"
+    checks.check_places(config, workdir)
+    teacher = load_models.open_teacher(config)
+    tokenizer, tokenizer_params = load_models.open_tokenizer(config, teacher)
+    if has_data:
+        checks.check_digits(config, tokenizer, workdir)
+        checks.check_classifier(config, tokenizer.image_shape)
+    name = tokenizer.config["name"]
+    fits_tokenizer = tokenizer_params is None and name == "patches"
+    if fits_tokenizer:
+        place = workdir / codebook.FOLDER
+        tokenizer_params = codebook.kept_or_fitted(place, tokenizer, config["seed"])
+    elif tokenizer_params is None and name == "gray_levels":
+        tokenizer_params = {}
+    known = tokenizer_params is not None
+    digest = tokenizers.fingerprint(tokenizer, tokenizer_params) if known else None
+    network = load_models.open_network(config, teacher, tokenizer, digest)
+    start = load_models.open_generator(config, network, digest)
+    checks.check_draws(config, network.codebook_size)
+    checks.check_attention(config, network)
+    protocol = checks.evaluation_settings(config, network) if has_data else None
+    distance = train_fid.configured(config, tokenizer.image_shape[-1], has_data)
+    encoder = None
+    if load_models.is_text(config):
+        encoder = text_encoder.open_encoder(config, None if teacher is None else teacher.path)
+    conditions = load_conditions.open_conditions(config, network, encoder)
+    shapes, pretrains = (
+        jax.eval_shape(network.init, jax.random.key(0)),
+        configs.trains_teacher(config),
+    )
+    programs = checks.stage_programs(config, network, network, shapes, layout, pretrains)
+    return ImageRun(
+        config=config,
+        workdir=workdir,
+        layout=layout,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        tokenizer_params=tokenizer_params,
+        fits_tokenizer=fits_tokenizer,
+        network=network,
+        start=start,
+        sampler=one_step.settings_from(settings.sampler_of(config), network),
+        conditions=conditions,
+        encoder=encoder,
+        distance=distance,
+        protocol=protocol,
+        programs=programs,
+    )
