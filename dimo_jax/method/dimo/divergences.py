@@ -121,6 +121,39 @@ def alpha(a: float) -> Divergence:
     )
 
 
+def from_generator(f: Callable[[Array], Array]) -> Divergence:
+    """Return the f-divergence of any scalar function f that JAX can differentiate.
+
+    Within |log u| <= 40 it is exact. Beyond, u stands at that limit and the weight takes over the
+    growth, so a generator that is linear at infinity (as forward KL's h is) stays right there.
+
+    Args:
+        f: convex, f(1) = 0; takes and returns a float32 scalar.
+
+    Returns:
+        The divergence, as finite at logits of 1e4 as f is at exp(40).
+    """
+    derivative = jax.grad(lambda u: jnp.asarray(f(u), jnp.float32))
+
+    def parts(p: Array, q: Array) -> tuple[Array, Array, Array]:
+        ratio = p - q
+        u = jnp.exp(jnp.clip(ratio, min=-_LOG_LIMIT, max=_LOG_LIMIT))
+        weight = jnp.exp(q + jnp.maximum(ratio - _LOG_LIMIT, 0))
+        over = jax.vmap(f)(u.ravel()).reshape(u.shape)
+        slope = jax.vmap(derivative)(u.ravel()).reshape(u.shape)
+        return weight, over, over - u * slope
+
+    def value_terms(p: Array, q: Array) -> Array:
+        weight, value, _ = parts(p, q)
+        return weight * value
+
+    def score_terms(p: Array, q: Array) -> Array:
+        weight, _, score = parts(p, q)
+        return weight * score
+
+    return Divergence(value_terms, score_terms, lambda p, q: parts(p, q)[2])
+
+
 DIVERGENCES: dict[str, Callable[..., Divergence]] = {
     "forward_kl": lambda parameter: forward_kl(),
     "reverse_kl": lambda parameter: reverse_kl(),

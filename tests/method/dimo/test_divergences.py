@@ -53,6 +53,21 @@ def test_closed_form_is_jax_grad_of_the_own_value(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_generator_function_serves(case):
+    divergence = divergences.from_generator(GENERATORS[case])
+    known = divergences.by_name(*case)
+    np.testing.assert_allclose(
+        divergences.value(divergence, P, Q), divergences.value(known, P, Q), rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        divergences.logit_gradient(divergence, P, Q),
+        divergences.logit_gradient(known, P, Q),
+        rtol=1e-3,
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_own_jacobian_is_the_generators_softmax(case):
     # d/dz of sum_j softmax(z)_j h_j with h = dD/dq constant.
     f, z = GENERATORS[case], jax.random.normal(jax.random.key(2), (5, 7))
@@ -77,19 +92,26 @@ def test_forward_kl_is_q_minus_p_and_reverse_kl_the_papers_form():
 def test_finite_at_logits_of_1e4(case):
     high = jnp.array([[1e4, -1e4, 0.0, 3.0], [0.0, 1e4, -1e4, 3.0], [1e4, 1e4, -1e4, -1e4]])
     pairs = [(a, b) for a in (high, high[::-1], jnp.zeros((3, 4))) for b in (high, high[::-1])]
-    divergence = divergences.by_name(*case)
-    for p, q in [*pairs, *((b, a) for a, b in pairs)]:
-        assert np.isfinite(divergences.value(divergence, p, q)).all()
-        gradient = np.asarray(divergences.logit_gradient(divergence, p, q))
-        assert np.isfinite(gradient).all()
-        assert np.isfinite(divergences.logit_gradient(divergence, p, q, p)).all()
+    for divergence in (
+        divergences.by_name(*case),
+        divergences.from_generator(GENERATORS[case]),
+    ):
+        for p, q in [*pairs, *((b, a) for a, b in pairs)]:
+            assert np.isfinite(divergences.value(divergence, p, q)).all()
+            gradient = np.asarray(divergences.logit_gradient(divergence, p, q))
+            assert np.isfinite(gradient).all()
+            assert np.isfinite(divergences.logit_gradient(divergence, p, q, p)).all()
 
 
 def test_extreme_forward_kl_still_has_its_gradient():
     # Where u overflows float32, the gradient is still q - p.
     p, q = jnp.array([[0.0, -1e4]]), jnp.array([[-1e4, 0.0]])
-    found = divergences.logit_gradient(divergences.forward_kl(), p, q)
-    np.testing.assert_allclose(found, [[-1.0, 1.0]], atol=5e-6)  # exp(40) in float32
+    for divergence in (
+        divergences.forward_kl(),
+        divergences.from_generator(GENERATORS["forward_kl", 0.0]),
+    ):
+        found = divergences.logit_gradient(divergence, p, q)
+        np.testing.assert_allclose(found, [[-1.0, 1.0]], atol=5e-6)  # exp(40) in float32
     assert float(divergences.value(divergences.forward_kl(), p, q)[0]) == pytest.approx(1e4)
 
 
