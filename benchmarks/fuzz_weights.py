@@ -151,7 +151,7 @@ def _read_words(path: Path) -> None:
 
 
 def _told(path: Path) -> None:
-    clip_json.told(readers.json_object(path))
+    clip_json.settings_of(readers.json_object(path))
 
 
 _VQGAN = {

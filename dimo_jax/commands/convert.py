@@ -130,7 +130,7 @@ def _convert_parts(flags: FlagValues, parts: Mapping[str, Path], output: Path) -
     if size is None and "meissonic" in fields:
         size = meissonic.image_size(fields["meissonic"])
     if fields.get("clip"):
-        text_length = clip_json.told(fields["clip"])["text"]["context"]
+        text_length = clip_json.settings_of(fields["clip"])["text"]["context"]
     options = sources.Options(image_size=size, text_length=text_length)
     tokenizer: dict[str, Any] = {}
     for name, place in parts.items():

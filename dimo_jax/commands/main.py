@@ -43,7 +43,7 @@ def run(flags: FlagValues) -> None:
     layout = sharding.layout(config["mesh"])
     lock = locks.held(workdir / run_lock.FILE_NAME, f"--workdir={workdir}")
     if flags.dry_run:
-        # To look at the checkpoints of a run that goes on would remove what it is writing.
+        # To read the checkpoints of a run that goes on would remove what it is writing.
         with lock if workdir.exists() else contextlib.nullcontext():
             return dry_run.show(_load(config, workdir, layout))
     with lock:

@@ -26,7 +26,7 @@ _MAX_UNPACKED = 1 << 24  # bytes of OpenAI's list, which has 3.2 million
 
 
 def byte_characters() -> list[str]:
-    """Return the character that stands for each byte, in the order of their ids.
+    """Return the character that is written for each byte, in the order of their ids.
 
     Printable bytes stand for themselves and come first; the others have the characters from 256 on.
 

@@ -49,9 +49,9 @@ def check_belongs(expected: Any, found: Mapping[str, str], where: Any, model: An
     """
     if expected is None or expected == found:
         return
-    told = expected if isinstance(expected, Mapping) else {}
+    known = expected if isinstance(expected, Mapping) else {}
     names = {"text_encoder": "parameters", "text_tokenizer": "tokenizer"}
-    wrong = [shown for name, shown in names.items() if told.get(name) != found.get(name)]
+    wrong = [shown for name, shown in names.items() if known.get(name) != found.get(name)]
     raise InputError(
         f"the text encoder {where} has other {' and '.join(wrong) or 'fields'} than the one that "
         f"{model} was trained with; give that one"

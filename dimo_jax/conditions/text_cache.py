@@ -87,7 +87,7 @@ class TextCache:
                 self._save(part, encode(np.arange(*part)))
                 yield part[1] - part[0]
 
-        # A process that looks at the folder after this finds what the lead writes now.
+        # A process that reads the folder after this finds what the lead writes now.
         distributed.barrier("text features begin")
         with Progress("text features", silent=not distributed.is_lead()) as progress:
             self._store.fill(made, progress, (jax.process_index(), jax.process_count()))

@@ -140,7 +140,7 @@ class _Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """What stands for a name that may be called: ours, not the file's."""
+    """What is called for a name that may be called: ours, not the file's."""
 
     call: Callable
 
@@ -318,7 +318,7 @@ class Machine:
             raise ValueError(f"items are put into a {type(target).__name__}")
 
     def find(self, module: Any, name: Any) -> Any:
-        """Return what a name stands for."""
+        """Return what a name means here."""
         if type(module) is not str or type(name) is not str:
             raise ValueError("a class is not named by text")
         if (module, name) in _KNOWN:

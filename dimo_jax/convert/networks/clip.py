@@ -172,29 +172,29 @@ def config_from(
     Raises:
         InputError: a tensor that gives a size is missing or has other axes; the JSON tells other
             sizes, or something that this network does not have; the activation or the heads are
-            told nowhere.
+            stated nowhere.
     """
     text, image, projection = _sizes(state)
-    told: dict[str, Any] = {"text": {}, "image": {}}
+    stated: dict[str, Any] = {"text": {}, "image": {}}
     if described:
-        told = clip_json.told(described)
-    activation = _activation(activation, told.get("activation"))
+        stated = clip_json.settings_of(described)
+    activation = _activation(activation, stated.get("activation"))
     widths = {"text": _TEXT_HEADS, "image": _IMAGE_HEADS}
     for name, tower in (("text", text), ("image", image)):
         if tower is None:
             continue
         wrong = [
             f"{name} {field} {value} (the weights have {tower[field]})"
-            for field, value in told[name].items()
+            for field, value in stated[name].items()
             if field != "heads" and value is not None and value != tower[field]
         ]
-        if told.get("projection") not in (None, projection):
-            wrong.append(f"projection {told['projection']} (the weights have {projection})")
+        if stated.get("projection") not in (None, projection):
+            wrong.append(f"projection {stated['projection']} (the weights have {projection})")
         if wrong:
             raise InputError(
                 f"the JSON beside the weights tells {', '.join(wrong)}; give the one of this file"
             )
-        heads = told[name].get("heads") or widths[name].get(tower["width"])
+        heads = stated[name].get("heads") or widths[name].get(tower["width"])
         if not heads:
             raise InputError(
                 f"no published {name} tower has the width {tower['width']} (there are "
@@ -253,14 +253,14 @@ def _sizes(state: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int] | N
     return text, image, total
 
 
-def _activation(given: str | None, told: str | None) -> str:
-    found = told if given is None else given
+def _activation(given: str | None, stated: str | None) -> str:
+    found = stated if given is None else given
     if found is None:
         raise InputError(
             "neither the weights nor a JSON beside them tell the activation; give "
             "--activation=quick_gelu for OpenAI's weights (and DFN's, MetaCLIP's), "
             "--activation=gelu for LAION's and HPS's"
         )
-    if given is not None and told is not None and given != told:
-        raise InputError(f"--activation={given}, but the JSON beside the weights says {told}")
+    if given is not None and stated is not None and given != stated:
+        raise InputError(f"--activation={given}, but the JSON beside the weights says {stated}")
     return found

@@ -36,7 +36,7 @@ _TEXT_FIELDS = {
 
 
 @readers.well_typed("the JSON beside the weights")
-def told(described: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON in our words.
 
     Args:
@@ -143,7 +143,7 @@ def _told_by_hugging_face(described: Mapping[str, Any]) -> dict[str, Any]:
         wrong.append(f"eos_token_id {end}, which is not the last of {vocabulary}")
     if wrong:
         raise InputError(f"config.json has {', '.join(wrong)}, which this network does not have")
-    told = {ours: text.get(theirs, usual) for theirs, (ours, usual) in _TEXT_FIELDS.items()}
+    text_tower = {ours: text.get(theirs, usual) for theirs, (ours, usual) in _TEXT_FIELDS.items()}
     pixels = {
         "image_size": image.get("image_size", 224),
         "patch_size": image.get("patch_size", 32),
@@ -153,7 +153,7 @@ def _told_by_hugging_face(described: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_dim": image.get("intermediate_size", 3072),
     }
     projection = described.get("projection_dim", 512)
-    return {"projection": projection, "activation": acts.pop(), "text": told, "image": pixels}
+    return {"projection": projection, "activation": acts.pop(), "text": text_tower, "image": pixels}
 
 
 def _tower(described: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Features of images by the networks that metrics look through, and their sums on disk."""
+"""Features of images by the networks whose features metrics compare, and their sums on disk."""

@@ -1,4 +1,4 @@
-"""One encoded picture to the pixels that a feature network sees: 8-bit RGB, cut where asked.
+"""One encoded picture to the pixels that a feature network sees: 8-bit RGB, cut where requested.
 
 Axes: H height, W width, S pixels along a side of the square.
 """

@@ -125,7 +125,7 @@ def precision_recall_density_coverage(
 
     Args:
         real: the reference.
-        samples: what is judged; another number of rows is allowed.
+        samples: what is measured; another number of rows is allowed.
         num_neighbours: k; smaller than either number of rows.
 
     Returns:

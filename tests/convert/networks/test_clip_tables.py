@@ -168,12 +168,12 @@ def test_other_networks_of_open_clip_are_refused(tower, field, value):
     model = OPEN_CLIP_JSON["model_cfg"]
     changed = {**model, tower: {**model[tower], field: value}}
     with pytest.raises(InputError, match=f"open_clip's {tower} has {field}: that is another"):
-        clip_json.told(changed)
+        clip_json.settings_of(changed)
     switched_off = {**model, tower: {**model[tower], field: None, "patch_dropout": 0.5}}
-    assert clip_json.told(switched_off)["projection"] == 6
+    assert clip_json.settings_of(switched_off)["projection"] == 6
     other = {**OPEN_CLIP_JSON, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
     with pytest.raises(InputError, match="preprocess_cfg.mean is .0.5, 0.5, 0.5., expected"):
-        clip_json.told(other)
+        clip_json.settings_of(other)
 
 
 def test_heads_and_activation_must_be_told():
