@@ -29,6 +29,8 @@ def main() -> None:
     shapes = ((arguments.real, arguments.features), (arguments.samples, arguments.features))
     real, samples = (numbers.standard_normal(shape, np.float32) for shape in shapes)
     began, processor = time.perf_counter(), time.process_time()
+    mean = np.mean(real, axis=0, dtype=np.float64)
+    real, samples = (neighbours.centred(x, mean) for x in (real, samples))
     found = neighbours.precision_recall_density_coverage(real, samples, 3)
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     rows = arguments.real**2 + arguments.samples**2 + arguments.real * arguments.samples

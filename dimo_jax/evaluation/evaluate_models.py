@@ -18,7 +18,7 @@ from dimo_jax.common.images import to_uint8
 from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.features.outputs import InMemory
-from dimo_jax.evaluation.metrics import by_class, frechet, of_outputs
+from dimo_jax.evaluation.metrics import by_class, neighbours, of_outputs
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.rows import Row, over_seeds
 from dimo_jax.evaluation.shown import Shown, Tile, ends
@@ -225,7 +225,7 @@ def evaluate(
 
 def _with_neighbours(shown: Shown, samples: InMemory, real: InMemory) -> Shown:
     """Add the training images nearest in pixels, and the worst and best samples of their class."""
-    index, _ = frechet.nearest(samples.images[: len(shown.first)], real.images)
+    index, _ = neighbours.nearest(samples.images[: len(shown.first)], real.images)
     labels, predicted = samples.load("labels"), samples.load("predicted")
     nearest, distances = by_class.nearest_of_class(
         samples.load("features"), labels, real.load("features"), real.load("labels")

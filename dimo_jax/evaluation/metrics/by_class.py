@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dimo_jax.evaluation.features.moments import Moments
-from dimo_jax.evaluation.metrics import frechet
+from dimo_jax.evaluation.metrics import frechet, neighbours
 
 ORDER = (
     "distance in the classifier's features to the nearest training image of the class that was "
@@ -73,6 +73,6 @@ def nearest_of_class(
     for label in np.unique(labels):
         samples, real = np.flatnonzero(labels == label), np.flatnonzero(train_labels == label)
         if len(real):
-            index, found = frechet.nearest(features[samples], train_features[real])
+            index, found = neighbours.nearest(features[samples], train_features[real])
             distance[samples], nearest[samples] = found, real[index]
     return nearest, distance

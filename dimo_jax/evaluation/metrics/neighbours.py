@@ -1,13 +1,15 @@
 """Precision, recall, density and coverage of many features, on the devices.
 
-The definitions are those of `statistics`, whose NumPy form is for small sets where exact ties
-count. Here distances are float32 products of the highest precision, computed block by block: rows
-are spread over this process's devices, columns are scanned, and a block leaves only its k smallest
-distances or its counts behind. Centring takes most of the cancellation out of
-|x|^2 + |y|^2 - 2 xy. N reference examples, M samples, D features, R rows and C columns of a block.
+Distances are float32 products of the highest precision, computed block by block: rows are spread
+over this process's devices, columns are scanned, and a block leaves only its k smallest distances
+or its counts behind. Centring takes most of the cancellation out of |x|^2 + |y|^2 - 2 xy; numbers
+whose products are exact, such as few gray levels, are better left as they are, since equal
+distances of theirs are then equal. N reference examples, M samples, D features, R rows and C
+columns of a block.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -17,13 +19,24 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from dimo_jax.evaluation.metrics import frechet
-from dimo_jax.evaluation.metrics.frechet import Inside
-
 # Small sets are padded to whole blocks too: where a sample is a copy of a real example, a distance
 # equals a radius exactly, and only a product of the same shape is sure to give it the same bits.
 ROWS_PER_DEVICE = 512
 COLUMNS = 4096
+
+
+class Inside(NamedTuple):
+    """Who lies in whose ball.
+
+    Attributes:
+        balls_around: for each sample, how many balls of the reference it lies in.
+        recalled: for each reference example, whether it lies in any ball of the samples.
+        covered: for each reference example, whether any sample lies in its ball.
+    """
+
+    balls_around: Int[np.ndarray, "M"]
+    recalled: Bool[np.ndarray, "N"]
+    covered: Bool[np.ndarray, "N"]
 
 
 class Columns(NamedTuple):
@@ -39,32 +52,53 @@ class Columns(NamedTuple):
 
 
 def precision_recall_density_coverage(
-    real: Num[np.ndarray, "N D"],
-    samples: Num[np.ndarray, "M D"],
-    num_neighbours: int = 3,
+    real: Num[np.ndarray, "N ..."],
+    samples: Num[np.ndarray, "M ..."],
+    num_neighbours: int,
     closed: bool = False,
 ) -> dict[str, float]:
-    """Return as `statistics.precision_recall_density_coverage`, for up to some 100,000 examples.
+    """Measure how far samples lie inside the real manifold, and real examples inside theirs.
+
+    A ball around each example reaches to its `num_neighbours`-th nearest neighbour in its own set;
+    an example is inside where its distance is strictly smaller.
 
     Args:
         real: the reference.
-        samples: what is measured; another number of rows is allowed.
+        samples: of another number of rows, if need be.
         num_neighbours: k; smaller than either number of rows.
         closed: count an example on the edge of a ball as inside, as ADM's evaluator and
             torch-fidelity do; the package prdc does not.
 
     Returns:
-        precision, recall, density, coverage.
+        precision: share of samples inside any real ball.
+        recall: share of real examples inside any ball of the samples.
+        density: mean number of real balls around a sample, divided by k (may exceed 1).
+        coverage: share of real balls with a sample inside.
 
     Raises:
         ValueError: if either set has no `num_neighbours` neighbours.
+
+    Source: Kynkäänniemi et al., arXiv 1904.06991; Naeem et al., arXiv 2002.09797 (package prdc).
     """
-    mean = real.mean(axis=0, dtype=np.float64)
-    real, samples = centred(real, mean), centred(samples, mean)
-    real_radii = squared_radii(real, num_neighbours)
-    sample_radii = squared_radii(samples, num_neighbours)
-    found = inside(real, real_radii, samples, sample_radii, closed)
-    return frechet.shares(found, num_neighbours)
+    real, samples = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (real, samples))
+    radii = [squared_radii(x, num_neighbours) for x in (real, samples)]
+    return shares(inside(real, radii[0], samples, radii[1], closed), num_neighbours)
+
+
+def shares(inside: Inside, num_neighbours: int) -> dict[str, float]:
+    """precision, recall, density and coverage, from who lies in whose ball."""
+    return {
+        "precision": float(np.mean(inside.balls_around > 0)),
+        "recall": float(np.mean(inside.recalled)),
+        "density": float(1 / num_neighbours * np.mean(inside.balls_around)),
+        "coverage": float(np.mean(inside.covered)),
+    }
+
+
+def merge_inside(parts: Iterable[Inside]) -> Inside:
+    """Return the reference's from those of its consecutive parts, all with the same samples."""
+    balls_around, recalled, covered = zip(*parts, strict=True)
+    return Inside(np.sum(balls_around, axis=0), np.concatenate(recalled), np.concatenate(covered))
 
 
 def centred(
@@ -112,14 +146,14 @@ def inside(
     """Find who lies in whose ball.
 
     Args:
-        real: the reference or a part of it; `statistics.merge_inside` joins the results of parts.
+        real: the reference or a part of it; `merge_inside` joins the results of parts.
         real_radii: squared radius of each.
         samples: all samples, centred like `real`.
         sample_radii: squared radius of each.
         closed: whether the edge belongs to a ball.
 
     Returns:
-        Counts and marks, as statistics.Inside.
+        Counts and marks.
     """
     columns = _columns(samples)
     spread_radii = _to_columns(sample_radii, columns)
@@ -136,17 +170,18 @@ def inside(
 
 
 def nearest(
-    rows: Num[np.ndarray, "M D"], others: Num[np.ndarray, "N D"]
+    rows: Num[np.ndarray, "M ..."], others: Num[np.ndarray, "N ..."]
 ) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"]]:
     """Index of and Euclidean distance to each row's nearest neighbour among `others`.
 
     Args:
-        rows: features of what is measured.
-        others: features of real images.
+        rows: features or pixels of samples.
+        others: those of real images.
 
     Returns:
         (int32, float32); of equally near ones the first.
     """
+    rows, others = (x.reshape(len(x), -1) for x in (rows, others))
     mean = others.mean(axis=0, dtype=np.float64)
     columns = _columns(centred(others, mean))
     found = []

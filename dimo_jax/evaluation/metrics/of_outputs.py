@@ -10,7 +10,14 @@ import numpy as np
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.features.outputs import Outputs
-from dimo_jax.evaluation.metrics import by_class, frechet, inception_score, prdc
+from dimo_jax.evaluation.metrics import (
+    by_class,
+    frechet,
+    inception_score,
+    neighbours,
+    prdc,
+    tokens,
+)
 from dimo_jax.evaluation.metrics.protocols import Protocol
 from dimo_jax.evaluation.metrics.rows import Value
 
@@ -73,7 +80,8 @@ def of_classifier(num_classes: int, codebook_size: int, num_neighbours: int) -> 
 
     def in_pixels(samples: Outputs, real: Outputs) -> Found:
         sides = (side.load("pixels") for side in (real, samples))
-        return _plain(frechet.precision_recall_density_coverage(*sides, num_neighbours))
+        # Not centred: equal distances between pictures of few gray levels are then equal.
+        return _plain(neighbours.precision_recall_density_coverage(*sides, num_neighbours))
 
     return [
         *FRECHET_PERCENTS,
@@ -176,18 +184,18 @@ def _by_class(samples: Outputs, real: Outputs, num_classes: int) -> Found:
         name: [None if value is None else Value(value) for value in values]
         for name, values in of_classes.items()
     }
-    return Found({"accuracy": Value(frechet.accuracy(predicted, labels))}, {}, per_class)
+    return Found({"accuracy": Value(float(np.mean(predicted == labels)))}, {}, per_class)
 
 
 def _of_tokens(samples: Outputs, real: Outputs, codebook_size: int) -> Found:
     # Duplicates and copies are found by tokens, all a generator decides on: with a lossy tokenizer
     # no sample could equal a training image exactly. Equal images have equal tokens, so these
     # shares are never below those of exactly equal images.
-    tokens = samples.load("tokens")
+    ours = samples.load("tokens")
     return _plain(
         {
-            "duplicates": frechet.share_of_duplicates(tokens),
-            "copies": frechet.share_of_copies(tokens, real.load("tokens")),
-            "entropy": frechet.token_entropy(tokens, codebook_size),
+            "duplicates": tokens.share_of_duplicates(ours),
+            "copies": tokens.share_of_copies(ours, real.load("tokens")),
+            "entropy": tokens.entropy(ours, codebook_size),
         }
     )

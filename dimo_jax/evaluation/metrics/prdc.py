@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Shaped
 
-from dimo_jax.evaluation.metrics import frechet, neighbours
+from dimo_jax.evaluation.metrics import neighbours
 from dimo_jax.evaluation.metrics.protocols import SHUFFLE_SEED, Protocol
 
 NAMES = ("precision", "recall", "density", "coverage")
@@ -66,8 +66,8 @@ def _four(real: np.ndarray, samples: np.ndarray, protocol: Protocol) -> dict[str
     if jax.process_count() > 1:
         around = multihost_utils.process_allgather(found.balls_around.astype(np.int32)).sum(axis=0)
         marks = [_joined(x, len(real)) for x in (found.recalled, found.covered)]
-        found = frechet.Inside(around.astype(np.int64), *marks)
-    return frechet.shares(found, k)
+        found = neighbours.Inside(around.astype(np.int64), *marks)
+    return neighbours.shares(found, k)
 
 
 def _fits_half(*sets: np.ndarray) -> bool:
