@@ -5,6 +5,7 @@ Imports nothing that takes long, jax least of all: --help and a refused flag are
 
 import functools
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -21,7 +22,7 @@ from dimo_jax.common.outputs import FULL_DISK
 from dimo_jax.common.shown import printable
 from dimo_jax.config import overrides, reference
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, INTERRUPTED, READER_GONE = 2, 1, 130, 141
 
 
 def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
@@ -29,8 +30,9 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
     flag, a config field, a file), or more than the device's memory holds, explained in one line on
-    stderr. 128 + n: stopped by signal n. 1: the disk is full, or another process of the run has
-    ended. Any other exception is a defect of the program and keeps its traceback.
+    stderr. 128 + n: stopped by signal n; 141: nobody reads stdout any more. 1: the disk is full, or
+    another process of the run has ended. Any other exception is a defect of the program and keeps
+    its traceback.
 
     One of several processes that fails ends at once, without the shutdown that waits for all.
 
@@ -45,7 +47,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
     described = sys.modules[main.__module__].__doc__ or ""
     try:
         if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
-            print(f"{described.rstrip()}\n{flag_values.describe()}")
+            print(f"{described.rstrip()}\n{flag_values.describe()}", flush=True)
             raise SystemExit(0)
         arguments = _parse(flag_values, described)
         takes_arguments = bool(inspect.signature(main).parameters)
@@ -54,7 +56,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
                 f"unexpected argument {arguments[0]!r}; every flag is written --name=value"
             )
         if "print_config" in flag_values and flag_values.print_config:
-            print(reference.as_text(flag_values.config.to_dict()))
+            print(reference.as_text(flag_values.config.to_dict()), flush=True)
             raise SystemExit(0)
         host_memory.keep_freed_memory()
         _finish(functools.partial(main, arguments) if takes_arguments else main)
@@ -64,6 +66,10 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
         _stop(error.exit_code, str(error))
     except KeyboardInterrupt:
         _stop(INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        # The reader has seen enough (| head). Python flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(READER_GONE) from None
     except Exception as error:
         from dimo_jax.parallel import distributed, runtime_errors
 

@@ -145,7 +145,7 @@ def _spelled_before(arguments: list[str]) -> tuple[str, list[str]]:
     names = {"samples": "images", "workdir": "run", "compare": "compare", "geneval": "geneval"}
     given = [name for name in names if FLAGS[name].value]
     if len(given) != 1:
-        found = " and ".join(f"--{name}" for name in given) or "none of them"
+        found = " and ".join([*arguments[:1], *(f"--{name}" for name in given)]) or "none of them"
         raise InputError(
             f"give one of {', '.join(COMMANDS)}; found {found}; for example: "
             f"{cli.first_example(__doc__)} (--help lists all flags)"

@@ -1,6 +1,8 @@
 """What a command prints and with which status it ends."""
 
 import errno
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from ml_collections import config_flags
 from dimo_jax import cli
 from dimo_jax.common.command_flags import Flags
 from dimo_jax.common.errors import InputError
+from tests.helpers import ROOT
 
 CONFIG = """
 from ml_collections import config_dict
@@ -187,3 +190,15 @@ def test_help_has_the_modules_docstring_and_the_flags(run, flag):
     status, out, err, seen = run("--config=nowhere.py", flag)
     assert (status, err, vars(seen)) == (0, "", {})
     assert __doc__ in out and "help of steps" in out and "help of config" in out
+
+
+@pytest.mark.parametrize("flags_", [["--help"], ["--config=configs/toy.py:pair", "--print_config"]])
+def test_a_reader_that_has_gone_is_no_defect(flags_):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dimo_jax.main", *flags_]
+    ran = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+    )
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, "")
