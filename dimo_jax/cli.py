@@ -90,9 +90,9 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
     raise SystemExit(0)
 
 
-def first_example(described: str) -> str:
+def first_example(described: str | None) -> str:
     """Return the first command line of a docstring, in one line; empty if it has none."""
-    found = re.search(r"^ *(python -m (?:.*\\\n)*.*)", described, re.MULTILINE)
+    found = re.search(r"^ *(python -m (?:.*\\\n)*.*)", described or "", re.MULTILINE)
     return " ".join(found[1].replace("\\\n", " ").split()) if found else ""
 
 

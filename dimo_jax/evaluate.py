@@ -44,7 +44,7 @@ COMMANDS = {
     "geneval": (),
 }
 
-__doc__ += "\n".join(
+__doc__ = (__doc__ or "") + "\n".join(
     textwrap.fill(f"{name:6} {protocol.about}", 100, subsequent_indent=" " * 7)
     for name, protocol in PROTOCOLS.items()
 )

@@ -291,6 +291,8 @@ def run(flags: FlagValues, command: str, arguments: list[str]) -> None:
         return _compare(arguments, output)
     if command == "reference":
         _check_reference(flags, files.local(arguments[0]))
+    if output is None:
+        raise InputError(f"{command} writes files; give --output, their folder")
     _check_output(flags, output)
     if flags.clip or flags.hps:
         backend.start()

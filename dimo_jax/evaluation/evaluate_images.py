@@ -36,8 +36,8 @@ def evaluate(
     model: str = "samples",
     steps: int = 0,
     sampler: Mapping[str, Any] | None = None,
-) -> Row | None:
-    """Measure one set; every process of a run calls it.
+) -> Row:
+    """Measure one set, on one process.
 
     Args:
         samples: the outputs of a feature network for the samples.
@@ -48,12 +48,10 @@ def evaluate(
         sampler: its settings.
 
     Returns:
-        The row on the lead process, with "parts" of its metrics in `rest`; on the others None.
+        The row, with "parts" of its metrics in `rest`.
     """
     # What all processes compute first: none is to wait in it for what the lead does alone.
     first = {i: x.compute(samples, reference) for i, x in enumerate(metrics) if x.on_all}
-    if not distributed.is_lead():
-        return None
     found: list[Found] = [
         first[i] if i in first else metric.compute(samples, reference)
         for i, metric in enumerate(metrics)
@@ -138,22 +136,27 @@ class Evaluator:
         began, samples = time.monotonic(), self.outputs(images, role)
         computed = samples.fill()
         seconds = time.monotonic() - began
-        real = None
-        if self._reads_images():
-            real = self.outputs(self.reference.images, "reference")
+        real, seen = None, self._seen_images()
+        if seen is not None:
+            real = self.outputs(seen, "reference")
             real.fill()
+        known = _Known(self.reference, real, self.protocol)
+        metrics = of_outputs.of_inception(self.metrics, self.protocol)
+        if not distributed.is_lead():
+            for metric in metrics:
+                if metric.on_all:
+                    metric.compute(samples, known)
+            return None
         facts = images.facts
         sampler = dict(sampler if sampler is not None else facts.get("sampler") or {})
         row = evaluate(
             samples,
-            _Known(self.reference, real, self.protocol),
-            of_outputs.of_inception(self.metrics, self.protocol),
+            known,
+            metrics,
             model=model,
             steps=steps or sampler.get("num_steps", int(sampler.get("name") == "one_step")),
             sampler=sampler,
         )
-        if row is None:
-            return None
         about = {
             "num": images.num,
             **row.rest,
@@ -177,26 +180,28 @@ class Evaluator:
         """Return the kept features of a set, as far as they are there."""
         return FeatureStore(self.folder, images, self.extractor, role)
 
-    def _reads_images(self) -> bool:
-        """Return whether a metric needs the network to see the reference's images."""
+    def _seen_images(self) -> ImageSet | None:
+        """Return the reference's images where a metric needs the network to see them."""
         reference, metrics = self.reference, self.metrics
-        return (
+        needed = (
             ("prdc" in metrics and reference.features is None)
             or ("fid" in metrics and reference.fid_moments(self.protocol) is None)
             or ("sfid" in metrics and reference.sfid_moments(self.protocol) is None)
         )
+        return reference.images if needed else None
 
     def _check_numbers(self, samples: ImageSet) -> None:
         """Refuse sets that are too small for a metric before the network sees any image."""
         least = {"fid": 2, "sfid": 2, "is": 10, "prdc": prdc.least_number(self.protocol)}
         reference, metrics = self.reference, self.metrics
         sets = [(samples.where, samples.num, metrics)]
-        if "prdc" in metrics:
-            real = reference.features
-            number = reference.images.num if real is None else len(real)
-            sets.append((reference.where, number, ["prdc"]))
-        if self._reads_images():
-            sets.append((reference.where, reference.images.num, {"fid", "sfid"} & set(metrics)))
+        seen, own = self._seen_images(), [name for name in ("fid", "sfid") if name in metrics]
+        if "prdc" in metrics and reference.features is not None:
+            sets.append((reference.where, len(reference.features), ["prdc"]))
+        elif "prdc" in metrics:
+            own = ["prdc", *own]
+        if seen is not None:
+            sets.append((reference.where, seen.num, own))
         for where, number, needed in sets:
             for name in needed:
                 if number < least[name]:
@@ -241,7 +246,7 @@ class _Known(Outputs):
     """The outputs of a reference: what its file holds, else those of its images."""
 
     def __init__(self, reference: Reference, real: FeatureStore | None, protocol: Protocol):
-        self._features, self._real = reference.features, real
+        self._features, self._real = reference.features, real or Outputs()
         known = {"2048": reference.fid_moments, "spatial": reference.sfid_moments}
         self._stored = {name: moments(protocol) for name, moments in known.items()}
 

@@ -26,7 +26,7 @@ from dimo_jax.evaluation.shown import Shown, Tile, ends
 Images = Float[np.ndarray, "N H W C"]
 Labels = Int[np.ndarray, "N"]
 
-Sampler = dict[str, Any]
+Sampler = Mapping[str, Any]
 # (work done, work in all, what is being done); work is in images times network calls.
 Progress = Callable[[int, int, str], None]
 
@@ -193,17 +193,18 @@ def evaluate(
         model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
     ) -> InMemory:
         """Add the row of all seeds; gives the first seed's outputs."""
-        of_seeds, first = [], None
+        of_seeds: list[Row] = []
+        first: list[InMemory] = []
         about = {"model": model, "steps": steps, "sampler": sampler}
         for seed in settings.seeds:
             work.start(f"{metric_names.title(model, steps)}, seed {seed}")
             samples = outputs(np.asarray(sample(seed, labels), np.float32), labels)
-            first = samples if first is None else first
+            first = first or [samples]
             of_seeds.append(evaluate_images.evaluate(samples, real, metrics, **about))
             work.finish(settings.num_samples * _calls(steps, sampler))
         rows.append(over_seeds(of_seeds))
-        shown.append(show(model, steps, first.images))
-        return first
+        shown.append(show(model, steps, first[0].images))
+        return first[0]
 
     def show(model: str, steps: int, images: Images) -> Shown:
         first = to_uint8(images[: settings.num_pictures])
@@ -317,7 +318,9 @@ def _sweep(
             about = {"model": "teacher", "steps": steps, "sampler": sampler}
             here.append(measure(outputs(images, labels), real, **about))
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))
-        best = min(here, key=lambda row: row.mean("frechet_features") + row.mean("frechet_pixels"))
+        best = min(
+            here, key=lambda row: row.known("frechet_features") + row.known("frechet_pixels")
+        )
         rows += [(row, row is best) for row in here]
     return rows
 

@@ -131,14 +131,14 @@ def take(
     places, distances = neighbours.nearest(features, real_features)
     height, width = result.first.shape[1:3]
 
-    def beside(place: Any) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = real.read(int(place), int(place) + 1).pixels
+    def beside(images: ImageSet, place: Any) -> UInt8[np.ndarray, "H W 3"]:
+        pixels = images.read(int(place), int(place) + 1).pixels
         return _resized(pixels, (width, height))[0]
 
     def tile(index: int) -> Tile:
         return Tile(
             _thumbnails(samples.read(index, index + 1).pixels)[0],
-            None if real is None else beside(places[index]),
+            None if real is None else beside(real, places[index]),
             float(distances[index]),
             None if labels is None else int(labels[index]),
         )
@@ -148,7 +148,7 @@ def take(
         by_class = {int(x): float(distances[labels == x].mean()) for x in np.unique(labels)}
     shown = None
     if real is not None:
-        shown = np.stack([beside(place) for place in places[: min(COLUMNS, num)]])
+        shown = np.stack([beside(real, place) for place in places[: min(COLUMNS, num)]])
     worst, best = ends(distances, tile)
     return result._replace(neighbours=shown, worst=worst, best=best, by_class=by_class)
 
@@ -167,4 +167,6 @@ def _resized(
 ) -> UInt8[np.ndarray, "N h w 3"]:
     if pixels.shape[2:0:-1] == size:
         return pixels
-    return np.stack([np.asarray(Image.fromarray(x).resize(size, Image.LANCZOS)) for x in pixels])
+    return np.stack(
+        [np.asarray(Image.fromarray(x).resize(size, Image.Resampling.LANCZOS)) for x in pixels]
+    )

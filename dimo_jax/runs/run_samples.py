@@ -164,7 +164,7 @@ def draw(
     Raises:
         InputError: a bundle cannot be read, or its sampler does not take the settings.
     """
-    said: set[str | None] = {None}  # what is said of the prompts, once and not for each set
+    said: set[str] = set()  # of the prompts, once and not for each set
     for one in asked:
         model, tokenizer = drawing.open_pair(one.bundle, one.tokenizer)
         path = folder / f"{one.name}_{num}_{seed}.npz"
@@ -176,10 +176,10 @@ def draw(
                 labels, more = balanced_labels(num, network.num_classes), {}
             else:
                 labels, more, cut = _of_prompts(model, tokenizer, one.text, num, options)
-                if cut not in said and distributed.is_lead():
+                if cut and cut not in said and distributed.is_lead():
+                    said.add(cut)
                     with Progress("evaluate") as progress:
                         progress.note(cut)
-                said.add(cut)
             drawing.draw_set(model, tokenizer, labels, path, **options, **more)
         yield Drawn(one, path, drawing.described(model, one.overrides))
 

@@ -62,7 +62,7 @@ def of_inception(names: Sequence[str], protocol: Protocol) -> list[Metric]:
         "fid": Metric(lambda *sides: _frechet("fid", "2048", *sides)),
         "sfid": Metric(lambda *sides: _frechet("sfid", "spatial", *sides)),
         "is": Metric(lambda samples, _: _inception_scores(samples, protocol)),
-        "prdc": Metric(lambda *sides: _prdc(*sides, protocol), on_all=True),
+        "prdc": Metric(lambda samples, real: _prdc(samples, real, protocol), on_all=True),
     }
     return [metric for name, metric in known.items() if name in names]
 
@@ -79,9 +79,9 @@ def of_classifier(num_classes: int, codebook_size: int, num_neighbours: int) -> 
     """
 
     def in_pixels(samples: Outputs, real: Outputs) -> Found:
-        sides = (side.load("pixels") for side in (real, samples))
+        theirs, ours = (side.load("pixels") for side in (real, samples))
         # Not centred: equal distances between pictures of few gray levels are then equal.
-        return _plain(neighbours.precision_recall_density_coverage(*sides, num_neighbours))
+        return _plain(neighbours.precision_recall_density_coverage(theirs, ours, num_neighbours))
 
     return [
         *FRECHET_PERCENTS,

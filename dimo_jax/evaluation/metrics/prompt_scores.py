@@ -111,7 +111,7 @@ def paired(folder: Path, captions: Sequence[str]) -> tuple[list[Path], list[str]
     strange = sorted(file.name for file, number in numbers.items() if number is None)
     if strange:
         raise InputError(f"{folder / strange[0]} does not begin with the number of its caption")
-    indices = {file: int(number[0]) for file, number in numbers.items()}
+    indices = {file: int(number[0]) for file, number in numbers.items() if number}
     lacking = sorted(set(range(len(captions))) - set(indices.values()))
     beyond = [file.name for file, index in indices.items() if index >= len(captions)]
     if lacking or beyond:

@@ -47,6 +47,16 @@ class Row:
         """Return the mean of a metric, None where there is none."""
         return self.metrics[name].mean if name in self.metrics else None
 
+    def known(self, name: str) -> float:
+        """Return the mean of a metric that was measured.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if (mean := self.mean(name)) is None:
+            raise ValueError(f"{self.title} has no {name}")
+        return mean
+
 
 def over_seeds(rows: Sequence[Row]) -> Row:
     """Return one row for those of several seeds, with mean and spread (ddof 1) of every figure.
@@ -64,7 +74,7 @@ def over_seeds(rows: Sequence[Row]) -> Row:
 
 def _joined(values: Sequence[Value | None]) -> Value | None:
     """Mean and spread, 0 for a single value; None where one of the seeds has no value."""
-    if any(value is None for value in values):
+    means = np.array([value.mean for value in values if value is not None])
+    if len(means) < len(values):
         return None
-    means = np.array([value.mean for value in values])
     return Value(float(means.mean()), float(means.std(ddof=1)) if len(means) > 1 else 0.0)

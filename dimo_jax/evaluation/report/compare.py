@@ -176,7 +176,7 @@ def not_comparable(run: Run) -> str:
 
 def html(runs: Sequence[Run], title: str) -> str:
     """Return the comparison as a page of its own, in the style of report.html."""
-    records = {run.name: run_folders.records(run.results.path.parent) for run in runs}
+    records = {run.name: run_folders.records(run.results.folder) for run in runs}
     training, _ = page_curves.over_training(records)
     return page.render(
         "compare.html",
@@ -299,7 +299,7 @@ def samples(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def training_settings(runs: Sequence[Run]) -> Table | None:
     """Fields of the configs in which the runs differ; None unless two of them have configs."""
-    configs = [run.results.training or run_folders.trained(run.results.path.parent) for run in runs]
+    configs = [run.results.training or run_folders.trained(run.results.folder) for run in runs]
     known = [config for config in configs if config]
     if len(known) < 2:
         return None

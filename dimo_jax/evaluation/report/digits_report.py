@@ -75,7 +75,8 @@ def results_of(
 
 def columns_of(shown: Sequence[Shown]) -> int:
     """Return one column for each class where they fit, so that a column holds one label."""
-    return min(len(set(shown[0].labels.tolist())), MAX_COLUMNS)
+    labels = shown[0].labels
+    return MAX_COLUMNS if labels is None else min(len(set(labels.tolist())), MAX_COLUMNS)
 
 
 def markdown(results: Results, columns: int) -> str:
@@ -127,9 +128,11 @@ def headline(rows: Sequence[Row]) -> list[str]:
     for metric, where in (("frechet_features", "in features"), ("frechet_pixels", "in pixels")):
         generator = next(row for row in rows if row.model == "generator")
         teachers = [row for row in rows if row.model == "teacher"]
-        best = min(teachers, key=lambda row: row.mean(metric))
-        factor = generator.mean(metric) / best.mean(metric)
-        ours, theirs = (metrics.value(metric, *x.metrics[metric]) for x in (generator, best))
+        best = min(teachers, key=lambda row: row.known(metric))
+        factor = generator.known(metric) / best.known(metric)
+        ours, theirs = (
+            metrics.value(metric, x.mean(metric), x.metrics[metric].std) for x in (generator, best)
+        )
         sentences.append(
             f"The Fréchet distance {where} of the generator in one step is {ours}, the teacher's "
             f"best {theirs} ({metrics.count_steps(best.steps)}): "

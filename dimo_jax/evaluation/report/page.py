@@ -56,7 +56,7 @@ def write(folder: AnyPath | str, *, title: str, workdir: AnyPath | str | None = 
             metrics.jsonl cannot be read, or the page cannot be written.
     """
     results = schema.read(folder)
-    folder = results.path.parent
+    folder = results.folder
     text = html(results, title, run_folders.records(folder, workdir))
     return write_file(folder / FILE_NAME, text.encode(errors="replace"))
 
@@ -150,7 +150,7 @@ def lead(results: Results) -> list[str]:
     if (found := primary(results)) is None:
         return []
     name, generator = found
-    shown, value = metric_names.metric(name), generator.metrics[name]
+    shown = metric_names.metric(name)
     noun = shown.noun or shown.heading
     calls = "one step" if generator.steps == 1 else f"{generator.steps} steps"
     sentences = [
@@ -160,14 +160,16 @@ def lead(results: Results) -> list[str]:
     teacher = page_curves.best_of_each(results.rows, "teacher", name)
     if not teacher:
         return sentences
-    better = [row for row in teacher if _beats(row.mean(name), value.mean, shown.better)]
+    better = [
+        row for row in teacher if _beats(row.known(name), generator.known(name), shown.better)
+    ]
     if better:
         sentences.append(
             f"The teacher needs {metric_names.count_steps(better[0].steps)} for a better value: "
             f"{_unbroken(_text(better[0], name))}."
         )
     else:
-        best = min(teacher, key=lambda row: _signed(row.mean(name), shown.better))
+        best = min(teacher, key=lambda row: _signed(row.known(name), shown.better))
         sentences.append(
             f"No step count of the teacher that was measured does better; its best is "
             f"{_unbroken(_text(best, name))}, in {metric_names.count_steps(best.steps)}."
@@ -184,7 +186,7 @@ def tiles(results: Results) -> list[Fact]:
     teacher = page_curves.best_of_each(results.rows, "teacher", name)
     shown = [generator]
     if teacher:
-        best = min(teacher, key=lambda row: _signed(row.mean(name), better))
+        best = min(teacher, key=lambda row: _signed(row.known(name), better))
         shown += [best] if best is teacher[0] else [best, teacher[0]]
     shown += page_curves.best_of_each(results.rows, "test_split", name)
     noun = metric_names.metric(name).heading

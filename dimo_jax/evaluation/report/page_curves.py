@@ -27,8 +27,7 @@ def over_steps(results: Results) -> list[Chart]:
         levels = []
         for model, style in (("generator", GENERATOR), ("test_split", REAL)):
             for row in best_of_each(results.rows, model, name)[:1]:
-                value = row.metrics[name]
-                levels.append(Level(row.title, value.mean, value.std, style))
+                levels.append(Level(row.title, row.known(name), row.metrics[name].std, style))
         shown = metric_names.metric(name)
         charts.append(
             Chart(
@@ -56,7 +55,7 @@ def best_of_each(rows: Iterable[Row], model: str, name: str) -> list[Row]:
         if row.model != model or row.mean(name) is None:
             continue
         kept = chosen.get(row.steps)
-        if kept is None or factor * row.mean(name) < factor * kept.mean(name):
+        if kept is None or factor * row.known(name) < factor * kept.known(name):
             chosen[row.steps] = row
     return [chosen[steps] for steps in sorted(chosen)]
 

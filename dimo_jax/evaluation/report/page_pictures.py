@@ -61,7 +61,7 @@ def collect(results: Results) -> list[Picture]:
     What is no readable picture, or leads out of the folder, is left out with a line in the log: a
     page is sent to others, and holds nothing that is not of its evaluation.
     """
-    folder = results.path.parent
+    folder = results.folder
     inside = files.resolved(folder)
     found, seen = [], set()
     for entry in results.pictures:

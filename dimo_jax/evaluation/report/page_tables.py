@@ -51,13 +51,15 @@ class Table:
     numbers: bool = True
 
 
-def markdown(table: Table, mark_best: bool = True) -> str:
-    """Return a table as Markdown; a line's group stands before its header.
+def markdown(table: Table | None, mark_best: bool = True) -> str:
+    """Return a table as Markdown, '' for none; a line's group stands before its header.
 
     Args:
         table: whose caption and notes are left out.
         mark_best: whether the best values are bold.
     """
+    if table is None:
+        return ""
     head = [plain(heading.text) for heading in table.headings]
     lines = [head, ["---"] * len(head)]
     for line in table.lines:

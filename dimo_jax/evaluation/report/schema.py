@@ -126,6 +126,17 @@ class Results:
     path: AnyPath | None = None
 
     @property
+    def folder(self) -> AnyPath:
+        """Where it was read from.
+
+        Raises:
+            ValueError: it was not read.
+        """
+        if self.path is None:
+            raise ValueError("results that were read from no file lie in no folder")
+        return self.path.parent
+
+    @property
     def metric_names(self) -> list[str]:
         """Every metric of any row, in the order of the columns."""
         return names.in_order(name for row in self.rows for name in row.metrics)

@@ -99,8 +99,10 @@ def nearest_by_class(shown: Sequence[Shown]) -> Classes:
     if len(classes) > 2 * NUM_CLASSES:
         classes = [*classes[:NUM_CLASSES], *classes[-NUM_CLASSES:]]
     rows = []
-    for one in (x for x in shown if x.by_class):
-        values = [None if (x := one.by_class.get(label)) is None else Value(x) for label in classes]
+    for one in shown:
+        if not (found := one.by_class):
+            continue
+        values = [Value(found[label]) if label in found else None for label in classes]
         rows.append(Row(one.model, one.steps, {}, per_class={CLASS_METRIC: values}))
     about = f"mean {NEAREST}; of {len(chosen.by_class)} classes those nearest and farthest"
     return Classes(rows, [str(x) for x in classes], metrics={CLASS_METRIC: about})
