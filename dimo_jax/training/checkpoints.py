@@ -68,7 +68,8 @@ class Checkpoints:
         # Read from directly: what the manager does around them waits for the other processes,
         # which never come if one of them alone finds its shards damaged.
         self._state, self._meta = StateHandler(), ocp.JsonCheckpointHandler()
-        orbax_errors.hush()
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(orbax_errors.quiet_failures())
         self._manager = Manager(self.directory, self._state, self._meta, self._keep)
         for step in self._manager.all_steps() if self._keep.best else ():
             with contextlib.suppress(Unreadable):  # damaged: it is not among the best
@@ -204,6 +205,8 @@ class Checkpoints:
             return
         with contextlib.suppress(Exception) if self._failed else self._failing_well():
             self._manager.close()
+        if not self._failed:  # what a failed save has left prints until the process ends
+            self._quiet.close()
 
     def _path(self, name: int | str) -> Any:
         return self._manager.directory / str(name)

@@ -91,30 +91,31 @@ def settle(before: Collection[threading.Thread], folder: str) -> bool:
     return True
 
 
-def hush() -> None:
+@contextlib.contextmanager
+def quiet_failures() -> Iterator[None]:
     """Keep out of the process's output what Orbax prints of a failed save beside raising it.
 
-    It logs the error in the background thread where it happens; and as it leaves its event loop at
-    the first error, as below, every array still under way prints that the loop is closed.
+    It logs the error in the background thread where it happens, at any time between the save and
+    the wait for it; and as it leaves its event loop at the first error, as below, every array still
+    under way prints that the loop is closed.
     """
-    logging.getLogger("absl").addFilter(_is_news)
-    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
-        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
 
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
-
-
-class _WithoutClosedLoops:
-    """A hook for exceptions that nobody can catch, which leaves out those of a closed loop."""
-
-    def __init__(self, before: Callable[[Any], None]):
-        self._before = before
-
-    def __call__(self, unraisable: Any) -> None:
+    def without_closed_loops(unraisable: Any) -> None:
         if str(getattr(unraisable, "exc_value", "")) != "Event loop is closed":
-            self._before(unraisable)
+            before(unraisable)
+
+    logger.addFilter(is_news)
+    sys.unraisablehook = without_closed_loops
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+        if sys.unraisablehook is without_closed_loops:
+            sys.unraisablehook = before
 
 
 def _in_short(error: BaseException) -> str:
