@@ -1,6 +1,6 @@
 """Writes a bundle in a form that other programs read, and reads it back."""
 
-import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     leaves = {}
     for name, entry in deserialize(data):
         # Not safetensors.numpy.load: 0.8.0 writes bfloat16 from NumPy, but does not read it back.
-        letters, bits = re.fullmatch(r"([A-Z]+)(\d*)", entry["dtype"]).groups()
-        dtype = jnp.dtype(_DTYPES[letters] + bits)
+        letters = entry["dtype"].rstrip(string.digits)
+        dtype = jnp.dtype(_DTYPES[letters] + entry["dtype"].removeprefix(letters))
         leaves[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     return leaves
 
@@ -85,7 +85,7 @@ def image_function(
         as dimo_jax.sample with the key jax.random.key(seed), whose data are [0, seed].
     """
     network, decoder = generator.build(), tokenizer.build()
-    settings = one_step.settings_from(generator.sampler, network)
+    settings = one_step.settings_from(generator.sampler or {}, network)
     # A NumPy table cannot be indexed by traced tokens.
     params, decoder_params = jax.tree.map(jnp.asarray, (generator.params, tokenizer.params))
 
@@ -237,10 +237,11 @@ def run(flags: FlagValues) -> None:
     output = files.local(flags.output)
     files.check_writable(output)
     overlaps.refuse(output, _inputs(flags))
-    found, tokenizer, which = _source(flags), None, ""
-    bundle = found
+    found = _source(flags)
     if isinstance(found, snapshots.Snapshot):
         bundle, tokenizer, which = found.generator, found.tokenizer, f", step {found.step}"
+    else:
+        bundle, tokenizer, which = found, None, ""
     if flags.format == "torch":
         write_torch(output, bundle)
     else:

@@ -99,7 +99,7 @@ class Data:
     test_images: Float[np.ndarray, "M H W C"]
     test_labels: Int[np.ndarray, "M"]
     num_classes: int
-    encode: Callable[[Images], Int[np.ndarray, "N L"]]
+    encode: Callable[[Images], Any]
     codebook_size: int
 
     def outputs(self, network: FeatureNetwork, images: Images, labels: Labels) -> InMemory:

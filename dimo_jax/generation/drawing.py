@@ -50,7 +50,8 @@ def open_pair(
     if compute_dtype != "float32":
         model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
     # Once: from the host's memory every batch would send them to the device again.
-    return tuple(dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
+    model, found = (dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
+    return model, found
 
 
 def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> bundles.Bundle:
@@ -67,7 +68,8 @@ def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> 
     inside = model.path / bundles.TOKENIZER_FOLDER
     beside = model.path.parent / bundles.VQVAE_FOLDER
     own = next((place for place in (inside, beside) if place.exists()), None)
-    if not path and own is None:
+    chosen = path or own
+    if chosen is None:
         about = model.tokenizer or {"config": {}, "hash": ""}
         known = f" of {about['config'].get('name')}" if about["hash"] else ""
         hashed = f" with the hash {about['hash'][:12]}..." if about["hash"] else ""
@@ -75,7 +77,7 @@ def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> 
             f"{model.path} has no {bundles.TOKENIZER_FOLDER}/ inside; give --tokenizer=BUNDLE, the "
             f"bundle{known}{hashed} that its tokens belong to"
         )
-    return bundles.load_tokenizer(path or own, model)
+    return bundles.load_tokenizer(chosen, model)
 
 
 def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -> int:

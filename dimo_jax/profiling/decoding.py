@@ -43,7 +43,7 @@ def teacher_decoding(
         InputError: guidance without a null class, or steps that the sampler does not take.
     """
     if guidance is None:
-        guidance = config["distill"]["guidance"] if network.has_null else 1.0
+        guidance = float(config["distill"]["guidance"]) if network.has_null else 1.0
     if guidance != 1 and not network.has_null:
         raise InputError(
             f"the network {network.config['name']} has no null class, which guidance needs; give "

@@ -64,7 +64,7 @@ class _Batch:
         )
         self.size, self._clock, self.compilation = size, clock, {}
         self.condition = lambda: self.asked
-        if text:
+        if text is not None and models.encoder is not None:
             placed = jax.device_put(models.encoder.params, self.whole)
             encode = self.compiled("condition_encoder", text.features, (placed,), self.asked)
             self.condition = lambda: encode(self.asked)

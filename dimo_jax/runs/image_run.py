@@ -13,6 +13,7 @@ from jaxtyping import Int
 from dimo_jax import bundles, tokenizers
 from dimo_jax import config as configs
 from dimo_jax.common import trees, versions
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import digits
@@ -65,7 +66,7 @@ def run(loaded: ImageRun, metrics: Metrics, began: float) -> str:
     if not distributed.is_lead():
         # What is left is one process's work: the command waits for it at its end.
         return "done"
-    if not loaded.has_data:
+    if train is None or test is None:
         return f"done, the generator is {workdir / 'export'}"
 
     hashes = {
@@ -111,6 +112,8 @@ def _teacher(loaded: ImageRun, train: digits.Images | None, metrics: Metrics) ->
         return loaded.teacher.params
     if config["teacher"]["random"]:
         teacher = jax.jit(network.init)(jax.random.key(config["seed"]))
+    elif train is None:
+        raise InputError("there are no data to train a teacher on; give config.teacher.bundle")
     else:
         teacher = stages.run_pretrain(
             config,
@@ -170,6 +173,8 @@ def _measure(loaded: ImageRun, train: digits.Images | None) -> stages.Measure | 
     if distance is None:
         return None
     if distance == "own":
+        if train is None:
+            raise InputError("config.interim has no data to train its feature network on")
         network = distributed.lead_first(lambda: _classifier(loaded, train))
         distance = train_fid.classifier_distance(network, train.images)
 
@@ -219,7 +224,7 @@ def _evaluate(
                 section["guidances"], section["choice_temperatures"], section["random_order"]
             ),
             generator_sampler=settings.sampler_of(config),
-            settings=loaded.protocol,
+            settings=checks.evaluation_settings(config, loaded.network),
             progress=progress.update,
         )
     folder = loaded.workdir / "report"

@@ -13,7 +13,6 @@ from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions import text_encoder
-from dimo_jax.evaluation.evaluate_models import ProtocolSettings
 from dimo_jax.generation import drawing
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models import Network
@@ -47,7 +46,6 @@ class ImageRun:
         conditions: classes or prompts.
         encoder: of the prompts; None: the conditions are classes.
         distance: measured of the generator in training; see train_fid.configured.
-        protocol: of the evaluation; None without data.
         programs: the training steps, by stage.
     """
 
@@ -64,7 +62,6 @@ class ImageRun:
     conditions: Conditions
     encoder: text_encoder.TextEncoder | None
     distance: Any
-    protocol: ProtocolSettings | None
     programs: Mapping[str, Program]
 
     @property
@@ -138,7 +135,8 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     start = load_models.open_generator(config, network, digest)
     checks.check_draws(config, network.codebook_size)
     checks.check_attention(config, network)
-    protocol = checks.evaluation_settings(config, network) if has_data else None
+    if has_data:
+        checks.evaluation_settings(config, network)
     distance = train_fid.configured(config, tokenizer.image_shape[-1], has_data)
     encoder = None
     if load_models.is_text(config):
@@ -163,6 +161,5 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
         conditions=conditions,
         encoder=encoder,
         distance=distance,
-        protocol=protocol,
         programs=programs,
     )

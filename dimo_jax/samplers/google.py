@@ -189,13 +189,13 @@ def decode(
 
     Source: google-research/maskgit, libml/parallel_decode.py; Chang et al. 2022, section 3.2.
     """
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
     mask_id = network.mask_id
 
     def logits_at(tokens: Int[Array, "B L"], _: Any) -> Float[Array, "B L V"]:
         return network.apply(params, tokens, condition)[..., :mask_id]
 
     start = jnp.full((keys.shape[0], network.num_tokens), mask_id, jnp.int32)
-    step = functools.partial(decode_step, logits_at, settings, plan, keys, mask_id)
+    step = functools.partial(decode_step, logits_at, settings, chosen, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
+    return jax.lax.fori_loop(0, chosen.num_steps, step, (start, start))[1]

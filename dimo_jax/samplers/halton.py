@@ -193,7 +193,7 @@ def decode(
     cells written so far anew.
     """
     num_tokens, mask_id = network.num_tokens, network.mask_id
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
+    chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, num_tokens))
     null = None if settings.guidance == 1 else null_condition
     pairs = jax.vmap(jax.random.split)(keys)
     start_keys, draw_keys = pairs[:, 0], pairs[:, 1]
@@ -203,17 +203,18 @@ def decode(
         place = (place + start[:, None]) % num_tokens
 
     def logits_at(tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        return guidance.guided_logits(network.apply, params, tokens, condition, null, plan.guidance)
+        scale = chosen.guidance
+        return guidance.guided_logits(network.apply, params, tokens, condition, null, scale)
 
     def step(index: Int[Array, ""] | int, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
-        logits = plan.inverse_temperature[index] * logits_at(tokens)
+        logits = chosen.inverse_temperature[index] * logits_at(tokens)
         logits = guidance.filter_top_k(logits, settings.top_k)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(draw_keys)
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(step_keys)
         drawn = jnp.argmax(logits + gumbel, axis=-1).astype(tokens.dtype)
-        write = (plan.bounds[index] <= place) & (place < plan.bounds[index + 1])
+        write = (chosen.bounds[index] <= place) & (place < chosen.bounds[index + 1])
         return jnp.where(write, drawn, tokens)
 
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
     tokens = jnp.full((len(keys), num_tokens), mask_id, jnp.int32)
-    return jnp.minimum(jax.lax.fori_loop(0, plan.num_steps, step, tokens), mask_id - 1)
+    return jnp.minimum(jax.lax.fori_loop(0, chosen.num_steps, step, tokens), mask_id - 1)

@@ -233,7 +233,7 @@ def decode(
 
     Source: MaskGit-PyTorch v1.0 `sample`.
     """
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
     null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
@@ -241,6 +241,6 @@ def decode(
 
     shape = (len(keys), network.num_tokens)
     grid = (jnp.full(shape, network.mask_id, jnp.int32), jnp.ones(shape, bool))
-    step = functools.partial(_decode_step, logits_at, settings, plan, keys)
+    step = functools.partial(_decode_step, logits_at, settings, chosen, keys)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    return jax.lax.fori_loop(0, plan.num_steps, step, grid)[0]
+    return jax.lax.fori_loop(0, chosen.num_steps, step, grid)[0]

@@ -131,21 +131,21 @@ def decode(
     Source: viiika/Meissonic, src/pipeline.py and src/scheduler.py, which is aMUSEd's.
     """
     batch, mask_id = keys.shape[0], network.mask_id
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
     null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], index: Int[Array, ""] | int) -> Float[Array, "B L V"]:
-        time = jnp.full((batch,), plan.num_steps - 1 - index, jnp.float32)
+        time = jnp.full((batch,), chosen.num_steps - 1 - index, jnp.float32)
 
         def timed(condition: Any) -> Any:
             return {**condition, "timestep": time} if isinstance(condition, Mapping) else condition
 
         logits = guidance.guided_logits(
-            network.apply, params, tokens, timed(condition), timed(null), plan.guidance
+            network.apply, params, tokens, timed(condition), timed(null), chosen.guidance
         )
         return logits[..., :mask_id]
 
     start = jnp.full((batch, network.num_tokens), mask_id, jnp.int32)
-    step = functools.partial(google.decode_step, logits_at, settings, plan, keys, mask_id)
+    step = functools.partial(google.decode_step, logits_at, settings, chosen, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    return jax.lax.fori_loop(0, plan.num_steps, step, (start, start))[1]
+    return jax.lax.fori_loop(0, chosen.num_steps, step, (start, start))[1]

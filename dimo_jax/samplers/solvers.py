@@ -144,7 +144,7 @@ def tau_leap(
     keys: Key[Array, "B"],
     tokens: Int[Array, "B L"],
     rate: Float[Array, "B L K"],
-    duration: Float[Array, ""] | float,
+    duration: Float[Array | np.ndarray, ""] | float,
     mask_id: int,
 ) -> Int[Array, "B L"]:
     """Return the grid after a while of constant rates.
@@ -254,20 +254,20 @@ def decode(
     Source: arXiv 2502.00234, its image experiments on MaskGit.
     """
     mask_id = network.mask_id
-    plan = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
+    chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
     null = None if settings.guidance == 1 else null_condition
 
     def logits_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L V"]:
         grown = 1 - time if settings.guidance_schedule == "linear" else 1.0
-        scale = 1 + (plan.guidance - 1) * grown
+        scale = 1 + (chosen.guidance - 1) * grown
         return guidance.guided_logits(network.apply, params, tokens, condition, null, scale)
 
     def rates_at(tokens: Int[Array, "B L"], time: Array) -> Float[Array, "B L K"]:
         return rates(logits_at(tokens, time), tokens, time, mask_id, settings.temperature)
 
     tokens = jnp.full((len(keys), network.num_tokens), mask_id, jnp.int32)
-    step = functools.partial(_solver_step, rates_at, settings, plan, keys, mask_id)
+    step = functools.partial(_solver_step, rates_at, settings, chosen, keys, mask_id)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
-    tokens = jax.lax.fori_loop(0, plan.num_steps, step, tokens)
-    best = jnp.argmax(logits_at(tokens, plan.end_time)[..., :mask_id], axis=-1)
+    tokens = jax.lax.fori_loop(0, chosen.num_steps, step, tokens)
+    best = jnp.argmax(logits_at(tokens, chosen.end_time)[..., :mask_id], axis=-1)
     return jnp.where(tokens == mask_id, best.astype(tokens.dtype), tokens)
