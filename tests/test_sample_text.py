@@ -270,8 +270,8 @@ def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, bui
     drawn = list(run_samples.draw(asked, tmp_path, num=5, seed=7, batch_size=8))
     encoder = text_encoder.load_encoder(finished / "text_encoder")
     for one, negative in zip(drawn, ("", meissonic.NEGATIVE), strict=True):
-        model, tokenizer = drawing.open_pair(one.asked.bundle)
-        options = {"seed": 7, "batch_size": 8, "overrides": one.asked.overrides}
+        model, tokenizer = drawing.open_pair(one.requested.bundle)
+        options = {"seed": 7, "batch_size": 8, "overrides": one.requested.overrides}
         images = TextImages(model, tokenizer, encoder, **options, negative_prompt=negative)
         items = [(texts[i % 3], i % 3, i // 3) for i in range(5)]
         with np.load(one.path) as data:

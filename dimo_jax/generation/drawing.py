@@ -22,7 +22,7 @@ from dimo_jax.generation.sample_files import write_samples
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import Tokenizer, decode_in_chunks
 
-# In a batch where no size is asked for: 64 grids of 16x16, 8 of Meissonic's 64x64, whose logits
+# In a batch where no size is given: 64 grids of 16x16, 8 of Meissonic's 64x64, whose logits
 # alone take a gigabyte.
 TOKENS_AT_ONCE = 1 << 15
 
@@ -87,7 +87,7 @@ def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -
 
     Args:
         num_tokens: L.
-        given: what was asked for; None: 64, of long grids fewer (TOKENS_AT_ONCE).
+        given: the size requested; None: 64, of long grids fewer (TOKENS_AT_ONCE).
         num: images that there are to draw at all; None: many.
 
     Returns:

@@ -33,7 +33,7 @@ class _Batch:
     Attributes:
         devices: that draw it.
         keys: [B].
-        asked: what images are asked for by: labels [B] int32, the classes in turn; or the ids of a
+        inputs: the conditions' inputs: labels [B] int32, the classes in turn; or the ids of a
             prompt.
         condition: () -> what the network is given for that: the labels; or the text encoder's
             features, each time anew.
@@ -57,17 +57,17 @@ class _Batch:
         if models.encoder is not None:
             micro = config["prompts"]["micro_conditions"]
             text = models.encoder.conditions(network, size, micro=micro)
-        asked = text.ids([PROMPT] * size) if text else numbers % np.int32(network.num_classes)
-        self.keys, self.asked, self.tokens = jax.device_put(
-            (rng.example_keys(jax.random.key(seed), jnp.asarray(numbers)), asked, codes),
+        inputs = text.ids([PROMPT] * size) if text else numbers % np.int32(network.num_classes)
+        self.keys, self.inputs, self.tokens = jax.device_put(
+            (rng.example_keys(jax.random.key(seed), jnp.asarray(numbers)), inputs, codes),
             NamedSharding(grid, PartitionSpec("data")),
         )
         self.size, self._clock, self.compilation = size, clock, {}
-        self.condition = lambda: self.asked
+        self.condition = lambda: self.inputs
         if text is not None and models.encoder is not None:
             placed = jax.device_put(models.encoder.params, self.whole)
-            encode = self.compiled("condition_encoder", text.features, (placed,), self.asked)
-            self.condition = lambda: encode(self.asked)
+            encode = self.compiled("condition_encoder", text.features, (placed,), self.inputs)
+            self.condition = lambda: encode(self.inputs)
         params = models.make_tokenizer_params(seed, self.whole)
         # As `sample` decodes: large images a few at a time.
         parts = chunks(models.tokenizer, size, size) if len(self.devices) == 1 else [slice(None)]
@@ -220,7 +220,7 @@ def teacher_sample(
         null = batch.condition
         if models.encoder is None:
             empty = np.full(size, network.num_classes, np.int32)
-            empty = jax.device_put(empty, batch.asked.sharding)
+            empty = jax.device_put(empty, batch.inputs.sharding)
             null = lambda e=empty: e  # noqa: E731
         inputs = jax.block_until_ready((batch.keys, batch.condition(), null()))
         placed = jax.device_put(decoding.plans, batch.whole)

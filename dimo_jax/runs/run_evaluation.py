@@ -82,7 +82,7 @@ def evaluate_run(
     for drawn in run_samples.draw(
         requested, folder / SAMPLES_FOLDER, num=num, seed=seed, batch_size=batch_size
     ):
-        one, role = drawn.asked, drawn.path.stem
+        one, role = drawn.requested, drawn.path.stem
         images = image_sets.open_set(str(drawn.path))
         row = evaluator.evaluate(
             images, role, model=one.model, steps=one.steps, sampler=drawn.sampler

@@ -1,4 +1,4 @@
-"""What a finished run is judged by: sets of samples of its generator and of its teacher."""
+"""The sets of samples by which a finished run is measured: its generator's and its teacher's."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class SampleSet(NamedTuple):
         bundle: of the model.
         tokenizer: its tokenizer's bundle.
         overrides: of its sampler's settings.
-        text: what a run with text is asked for; None: classes.
+        text: the prompts of a run with text; None: classes.
         checkpoint: step of the generator's, where it is not the finished one's.
     """
 
@@ -73,7 +73,7 @@ def sets_of(
     prompts: Sequence[str] | None = None,
     snapshot: tuple[AnyPath, int] | None = None,
 ) -> list[SampleSet]:
-    """Return the sets that a run is judged by.
+    """Return the sets that a run is measured by.
 
     Args:
         workdir: of dimo_jax.main.
@@ -135,23 +135,23 @@ class Drawn(NamedTuple):
     """A set whose samples are on disk.
 
     Attributes:
-        asked: what they are.
+        requested: what they are.
         path: the .npz.
         sampler: all settings they were drawn with.
     """
 
-    asked: SampleSet
+    requested: SampleSet
     path: AnyPath
     sampler: dict[str, Any]
 
 
 def draw(
-    asked: Sequence[SampleSet], folder: AnyPath, *, num: int, seed: int, batch_size: int | None
+    sets: Sequence[SampleSet], folder: AnyPath, *, num: int, seed: int, batch_size: int | None
 ) -> Iterator[Drawn]:
     """Draws one set after the other; what is on disk already is not drawn again.
 
     Args:
-        asked: of `sets_of`.
+        sets: of `sets_of`.
         folder: of the .npz files, <name>_<num>_<seed>.npz.
         num: samples in a set, the classes or prompts in turn; those of prompts are the images of
             dimo_jax.sample --prompts.
@@ -165,7 +165,7 @@ def draw(
         InputError: a bundle cannot be read, or its sampler does not take the settings.
     """
     said: set[str] = set()  # of the prompts, once and not for each set
-    for one in asked:
+    for one in sets:
         model, tokenizer = drawing.open_pair(one.bundle, one.tokenizer)
         path = folder / f"{one.name}_{num}_{seed}.npz"
         if not path.exists():
@@ -206,7 +206,7 @@ def _of_prompts(
     return numbers, {"draw_range": draw_range, "about": about}, text.describe_cut(prompts.texts)
 
 
-def image_bytes(asked: SampleSet) -> int:
+def image_bytes(requested: SampleSet) -> int:
     """Bytes of one sample in an .npz, where gray stands in all three channels."""
-    height, width = drawing.image_size(bundles.load_tokenizer(asked.tokenizer))
+    height, width = drawing.image_size(bundles.load_tokenizer(requested.tokenizer))
     return 3 * height * width
