@@ -64,7 +64,7 @@ def write(path: Path) -> None:
 
 
 def measure(*arguments: str) -> None:
-    """Run a command; prints its wall time and peak memory."""
+    """Run a command; print its wall time and peak memory."""
     before = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
@@ -75,7 +75,7 @@ def measure(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Write the file if it is not there, converts it, exports it, compares."""
+    """Write the file if it is not there, convert it, export it, compare."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     folder = parser.parse_args().folder

@@ -67,7 +67,7 @@ def zipped(members: Mapping[str, bytes], kind: int = zipfile.ZIP_STORED) -> byte
 
 
 def bomb(data: bytes, rng: np.random.Generator) -> bytes:
-    """Change one member of an archive, or makes all of them 64 MB of zeros."""
+    """Change one member of an archive, or make all of them 64 MB of zeros."""
     if rng.random() < 0.9:
         return zip_member(data, rng)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -105,7 +105,7 @@ SIDES = {
 
 
 def main() -> None:
-    """Write pictures and weights, then runs the two in turns."""
+    """Write pictures and weights, then run the two in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=256, help="samples")
     parser.add_argument("--real", type=int, default=16, help="real images")

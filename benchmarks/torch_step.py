@@ -153,7 +153,7 @@ def jax_step(config: dict[str, Any], network: models.Network, start: Any) -> Cal
 
 
 def main() -> None:
-    """Compile, warms up, then runs the three in turns."""
+    """Compile, warm up, then run the three in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=20, help="rounds")
     parser.add_argument("--calls", type=int, default=5, help="steps of each in a round")

@@ -26,7 +26,7 @@ from tests.tokenizers import test_vq_model as reference  # noqa: E402
 
 
 def main() -> None:
-    """Compile, warms up, then runs the two in turns."""
+    """Compile, warm up, then run the two in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=2, help="rounds")
     parser.add_argument("--image_size", type=int, default=1024, help="pixels along a side")

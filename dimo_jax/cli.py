@@ -26,7 +26,7 @@ BAD_INPUT, FAILED, INTERRUPTED, READER_GONE = 2, 1, 130, 141
 
 
 def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
-    """Parse sys.argv, calls main() and exits; never returns.
+    """Parse sys.argv, call main() and exit; never returns.
 
     Exit status 0: done, or stopped with all other processes of the run and saved. 2: bad input (a
     flag, a config field, a file), or more than the device's memory holds, explained in one line on
@@ -165,7 +165,7 @@ def numbers(
 
 
 def start_processes(flag_values: flags.FlagValues) -> None:
-    """Join the other processes of the run, if there are any, and starts JAX's backend.
+    """Join the other processes of the run, if there are any, and start JAX's backend.
 
     Args:
         flag_values: as for `define_process_flags`.

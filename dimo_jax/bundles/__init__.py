@@ -247,7 +247,7 @@ def _expected_params(kind: str, model: Mapping[str, Any]) -> Any:
 
 
 def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
-    """Read a bundle and checks all of it.
+    """Read a bundle and check all of it.
 
     Args:
         path: the bundle's folder, or a run's; see bundle_places.find.
@@ -308,7 +308,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
 
 
 def load_tokenizer(path: str | os.PathLike, model: Bundle | None = None) -> Bundle:
-    """Read a tokenizer's bundle and checks that it is the one the model's tokens belong to.
+    """Read a tokenizer's bundle and check that it is the one the model's tokens belong to.
 
     Args:
         path: the tokenizer's folder, usually <model's bundle>/tokenizer.

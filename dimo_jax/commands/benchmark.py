@@ -143,7 +143,7 @@ def _measure(
 
 
 def run(flags: FlagValues) -> None:
-    """Measure, and writes JSON.
+    """Measure, and write JSON.
 
     Args:
         flags: those of dimo_jax.benchmark.

@@ -81,7 +81,7 @@ def _hash(paths: list[Path], progress: Progress) -> str:
 
 
 def run(flags: FlagValues) -> None:
-    """Convert, and says what it has made.
+    """Convert, and say what it has made.
 
     Args:
         flags: those of dimo_jax.convert.

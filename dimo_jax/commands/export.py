@@ -114,7 +114,7 @@ def stablehlo(generator: bundles.Bundle, tokenizer: bundles.Bundle) -> bytes:
 
 
 def write_torch(path: Path, bundle: bundles.Bundle) -> None:
-    """Write a PyTorch state dict of the original's keys, without PyTorch, and reads it back.
+    """Write a PyTorch state dict of the original's keys, without PyTorch, and read it back.
 
     Args:
         path: the file.

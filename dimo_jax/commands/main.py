@@ -21,7 +21,7 @@ from dimo_jax.training.metrics import Metrics
 
 
 def run(flags: FlagValues) -> None:
-    """Check the config and runs what it describes; says at the end where everything is.
+    """Check the config and run what it describes; say at the end where everything is.
 
     Args:
         flags: those of dimo_jax.main.

@@ -13,7 +13,7 @@ from dimo_jax.profiling import plans, topologies
 
 
 def run(flags: FlagValues) -> None:
-    """Print the plan, and writes it where --output says.
+    """Print the plan, and write it where --output says.
 
     Args:
         flags: those of dimo_jax.plan.

@@ -115,7 +115,7 @@ def _overrides(flags: FlagValues, model: bundles.Bundle) -> dict[str, Any]:
 
 
 def run(flags: FlagValues) -> None:
-    """Draws what the flags describe, and says where it is.
+    """Draw what the flags describe, and say where it is.
 
     Args:
         flags: those of dimo_jax.sample.
@@ -181,7 +181,7 @@ def _draw_labels(
     output: AnyPath,
     _: text_encoder.TextEncoder | None,
 ) -> int:
-    """Images of classes; returns how many."""
+    """Draw images of classes; return how many."""
     network = model.build()
     labels = chosen_labels(flags.labels, flags.num, flags.num_per_label, network.num_classes)
     batch_size = drawing.images_at_once(network.num_tokens, flags.batch_size, len(labels))
@@ -239,7 +239,7 @@ def _draw_prompts(
     output: AnyPath,
     encoder: text_encoder.TextEncoder | None,
 ) -> int:
-    """Images of prompts; returns how many."""
+    """Draw images of prompts; return how many."""
     if bool(flags.prompt) == bool(flags.prompts):
         raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=FILE")
     found = benchmark_prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)

@@ -79,7 +79,7 @@ def _check_members(archive: zipfile.ZipFile, file_bytes: int) -> None:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, where: str, most: int) -> bytes:
-    """Read a member of an archive of `open_zip`, and compares its checksum.
+    """Read a member of an archive of `open_zip`, and compare its checksum.
 
     Args:
         archive: the archive.

@@ -131,7 +131,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def check_writable(place: str | os.PathLike) -> None:
-    """Before the work that makes a file: tries one where it or its folders will be, unnamed.
+    """Try, before the work that makes a file, one where it or its folders will be, unnamed.
 
     Args:
         place: the file to come; in a store nothing is looked at.

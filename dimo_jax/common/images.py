@@ -25,7 +25,7 @@ MAX_SIDE_PIXELS = 32_767  # of Cairo and the browsers
 
 
 def to_uint8(images: Float[ndarray, "*N H W C"]) -> UInt8[ndarray, "*N H W C"]:
-    """Pixels 0..255 from [0, 1], rounded half up; values outside are clipped.
+    """Return pixels 0..255 from [0, 1], rounded half up; values outside are clipped.
 
     Args:
         images: float pixels.

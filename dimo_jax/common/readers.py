@@ -156,7 +156,7 @@ def json_object(path: Any, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
-    """Give back a JSON object, and refuses every other value."""
+    """Give back a JSON object, and refuse every other value."""
     if not isinstance(value, dict):
         kind = type(value).__name__
         raise InputError(f"{where} is not a JSON object but a {kind}; give the file it should be")

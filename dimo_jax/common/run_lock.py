@@ -80,7 +80,7 @@ class _Lock:
         self._thread = threading.Thread(target=self._keep, name=_THREAD, daemon=True)
 
     def acquire(self, note: Callable[[str], None]) -> None:
-        """Take the folder, or refuses with who has it."""
+        """Take the folder, or refuse with who has it."""
         if not files.is_remote(self._path) and self._path.is_symlink():
             raise InputError(f"{self._path} is a link, expected a file of this program; remove it")
         if not files.is_remote(self._path):

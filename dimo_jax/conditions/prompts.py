@@ -44,7 +44,7 @@ class PromptConditions:
         return {"prompts": self._prompts.sha256, **self._encoder.identity}
 
     def open_cache(self, folder: str, dtype: str) -> None:
-        """Choose a folder for the features, and checks it; nothing is written.
+        """Choose a folder for the features, and check it; nothing is written.
 
         Args:
             folder: see TextCache.

@@ -146,7 +146,7 @@ class TextConditions:
         return jax.tree.map(lambda x: x.astype(jnp.float32), made)
 
     def with_micro(self, features: Mapping[str, Float[np.ndarray, "N ..."]]) -> Features:
-        """Text features with the micro-conditions beside them, as the network takes them."""
+        """Return text features with the micro-conditions beside them, as the network takes them."""
         num = len(features["pooled"])
         return {**features, "micro": np.tile(self._micro, (num, 1))}
 

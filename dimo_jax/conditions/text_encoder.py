@@ -57,7 +57,7 @@ class TextEncoder:
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
-        """What decides the features, as the bundle of a generator remembers it."""
+        """Return what decides the features, as the bundle of a generator remembers it."""
         return identity_of(self.params, self.tokenizer)
 
     def content(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _check_parts(places: Mapping[str, Path], note: Callable[[str], None]) -> Non
 
 
 def _write(name: str, bundle: bundles.Bundle, output: Path, note: Callable[[str], None]) -> int:
-    """Write the sub-folders of one bundle; returns its number of parameters."""
+    """Write the sub-folders of one bundle; return its number of parameters."""
     folder, config = FOLDERS[name], bundle.build().config
     note(f"writes {output / name}, and reads it back")
     shapes = diffusers_folder.write(

@@ -224,7 +224,7 @@ def _generate(data_dir: str, files: str) -> None:
 
 @contextlib.contextmanager
 def _only_writer(files: str) -> Iterator[None]:
-    """Keep other processes from writing, and removes what those that were killed have left.
+    """Keep other processes from writing, and remove what those that were killed have left.
 
     A lock ends with its process, so whatever bears tfds's temporary name while it is held belongs
     to nobody. File systems without locks keep such remains.

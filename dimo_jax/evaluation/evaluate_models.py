@@ -192,7 +192,7 @@ def evaluate(
     def measure(
         model: str, steps: int, sampler: Sampler, sample: Callable[[int, Labels], Images]
     ) -> InMemory:
-        """Add the row of all seeds; gives the first seed's outputs."""
+        """Add the row of all seeds; give the first seed's outputs."""
         of_seeds: list[Row] = []
         first: list[InMemory] = []
         about = {"model": model, "steps": steps, "sampler": sampler}
@@ -258,7 +258,7 @@ def images_with_labels(
     image_labels: Int[np.ndarray, "N"],
     labels: Int[np.ndarray, "M"],
 ) -> Float[np.ndarray, "M H W C"]:
-    """For each label the next image of that class, in their own order; cycles if there are few."""
+    """Return for each label the next image of that class, in turn; again from the first if few."""
     of_class = {label: np.flatnonzero(image_labels == label) for label in set(labels.tolist())}
     seen = dict.fromkeys(of_class, 0)
     index = []
@@ -336,5 +336,5 @@ def _distinct(samplers: Sequence[Sampler], steps: int) -> list[Sampler]:
 
 
 def _calls(steps: int, sampler: Mapping) -> int:
-    """Network calls of a sampler; guidance needs two in each step, unless it is 1."""
+    """Count a sampler's network calls; guidance needs two in each step, unless it is 1."""
     return max(steps, 1) * (1 if sampler.get("guidance", 1.0) == 1.0 else 2)

@@ -185,7 +185,7 @@ def _hash(prompts: Sequence[Prompt]) -> str:
 
 
 def _settings_file(output: Path) -> Path:
-    """Beside the folder that the images go to, links resolved."""
+    """Return the path beside the folder that the images go to, links resolved."""
     folder = files.followed(output)
     return folder.with_name(f"{folder.name}.settings.json")
 

@@ -79,7 +79,7 @@ class GoogleMaskGitModule(nn.Module):
         perturb: Callable | None,
         deterministic: bool,
     ) -> Float[Array, "B L V"]:
-        """Logits of the image positions over the codes; [MASK] and classes have none."""
+        """Return logits of the image positions over the codes; [MASK] and classes have none."""
         vocabulary = self.codebook_size + self.num_classes + 1
         normal = nn.initializers.truncated_normal(0.02)
         table = self.param("token_embedding", normal, (vocabulary, self.width))

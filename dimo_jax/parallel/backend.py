@@ -35,7 +35,7 @@ _config: Any = jax.config  # whose options are attributes that JAX's types do no
 
 
 def prepare() -> None:
-    """Set what must stand before the backend starts; starts nothing.
+    """Set what must stand before the backend starts; start nothing.
 
     JAX_ENABLE_X64 is switched off with a line on stderr: weights are float32, and with it
     random numbers are others than those of every recorded run.

@@ -145,7 +145,7 @@ def barrier(name: str) -> None:
 
 
 def meet(*, key: str, timeout_ms: int) -> None:
-    """Is a barrier for a background thread, which a process that leaves breaks.
+    """Wait at a barrier for background threads, which a process that leaves breaks.
 
     In the runtime's own, the others would notice after HEARTBEAT_SECONDS that one is missing.
 
@@ -299,18 +299,12 @@ def abandon_threads() -> None:
 
 
 def must_leave() -> bool:
-    """Return whether this process is to end by `leave` where it failed.
-
-    Others, or threads, may hang.
-    """
+    """Return whether a process that failed ends by `leave`, as others or threads may hang."""
     return started() or abandoned.is_set()
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once, without the shutdown in which all wait for each other.
-
-    The others then fail in their next exchange, instead of waiting for one that cannot take part.
-    """
+    """End this process at once, without a shutdown: the others fail in their next exchange."""
     sys.stdout.flush()
     sys.stderr.flush()
     # Not is_lead() and started(), which need the backend: what failed may be its start.

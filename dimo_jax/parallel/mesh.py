@@ -122,7 +122,7 @@ def check_batch(name: str, batch_size: int, parts: int, mesh: Mesh) -> None:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Host arrays that every process holds whole, as global arrays.
+    """Return host arrays, complete on every process, as global arrays.
 
     Args:
         tree: pytree of arrays, the same on every process.

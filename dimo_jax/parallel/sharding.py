@@ -75,7 +75,7 @@ class Layout:
         )
 
     def abstract(self, tree: Any) -> Any:
-        """Shapes, dtypes and shardings of a tree, without memory."""
+        """Return shapes, dtypes and shardings of a tree, without memory."""
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, self.of(tree)
         )

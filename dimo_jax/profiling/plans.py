@@ -53,7 +53,7 @@ def plan(
     sampling: Sampling,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Compile one program of a run and reads off what it needs.
+    """Compile one program of a run and read off what it needs.
 
     Args:
         config: a complete config.

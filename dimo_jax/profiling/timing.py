@@ -24,7 +24,7 @@ class Times:
         return float(np.median(self.seconds))
 
     def report(self) -> dict[str, float | int]:
-        """Median, quartiles (interpolated linearly), the least, and how many repetitions."""
+        """Return median, quartiles (interpolated linearly), the least, and how many repetitions."""
         low, high = np.percentile(self.seconds, [25, 75])
         return {
             "median": self.median,

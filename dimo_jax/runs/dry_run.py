@@ -23,7 +23,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def show(run: ImageRun | JointRun) -> None:
-    """Trace the run's training steps and prints what it would do, a fact on each line.
+    """Trace the run's training steps and print what it would do, a fact on each line.
 
     Args:
         run: loaded, and thereby checked.

@@ -52,7 +52,7 @@ def _bundles_of(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def write_config(config: Mapping[str, Any], path: AnyPath) -> None:
-    """Record the config; finds out whether all processes have the same work directory."""
+    """Record the config; find out whether all processes have the same work directory."""
     if distributed.is_lead():
         files.write_file(path, json.dumps(config, indent=1).encode())
     distributed.barrier("config.json")

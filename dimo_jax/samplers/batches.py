@@ -24,7 +24,7 @@ def in_batches(
     batch_size: int,
     first_index: int = 0,
 ) -> Any:
-    """Call sample(keys, condition) on batches and joins what it returns.
+    """Call sample(keys, condition) on batches and join what it returns.
 
     Image i has the key fold_in(key, first_index + i): it does not depend on the batch it stands in,
     and the images from first_index on are those of one longer call.

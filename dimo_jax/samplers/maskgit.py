@@ -177,7 +177,7 @@ def _decode_step(
     index: Int[Array, ""] | int,
     grid: tuple[Int[Array, "B L"], Bool[Array, "B L"]],
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
-    """Predict every position, then writes the most confident of the masked ones."""
+    """Predict every position, then write the most confident of the masked ones."""
     tokens, mask = grid
     # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
     pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)

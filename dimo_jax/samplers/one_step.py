@@ -70,6 +70,6 @@ def decode(
     settings: GeneratorSettings,
     plan: None = None,
 ) -> Int[Array, "B L"]:
-    """Tokens in one network call, as `generate`; neither null condition nor plan are used."""
+    """Return tokens of one network call, as `generate`; null condition and plan are not used."""
     del null_condition, plan
     return generate(network.apply, params, keys, condition, settings)

@@ -153,7 +153,7 @@ def build(
     embed_dim: int = 256,
     n_embed: int = 1024,
 ) -> Tokenizer:
-    """Google's VQGAN; the defaults are those of the published one, fields are named as in vqgan.py.
+    """Return Google's VQGAN, by default the published one; fields are named as in vqgan.py.
 
     Args:
         image_size: pixels along a side, a multiple of 2^(levels - 1). The parameters do not depend

@@ -21,7 +21,7 @@ GROUPS = 32
 
 
 def group_norm(name: str) -> nn.GroupNorm:
-    """GroupNorm over 32 groups, epsilon 1e-6, its variance from centred values as in PyTorch."""
+    """Return GroupNorm of 32 groups, epsilon 1e-6, variance of centred values as in PyTorch."""
     # Flax's fast variance E[x^2] - E[x]^2 cancels where a group's mean is far from zero.
     return nn.GroupNorm(num_groups=GROUPS, epsilon=1e-6, use_fast_variance=False, name=name)
 

@@ -93,7 +93,7 @@ class Checkpoints:
         counters: Mapping[str, int] | None = None,
         figures: Mapping[str, float] | None = None,
     ) -> None:
-        """Start to save; returns once the state is copied, so that it may be donated.
+        """Start to save; return once the state is copied, so that it may be donated.
 
         Args:
             step: the state's step; a step that is saved already is left as it is.
@@ -196,7 +196,7 @@ class Checkpoints:
         distributed.abandon_threads()
 
     def close(self) -> None:
-        """Finish the save that is under way and frees the background threads.
+        """Finish the save that is under way and free the background threads.
 
         Raises:
             InputError: if that save failed, and that was not reported yet.

@@ -126,7 +126,7 @@ def run_config(workdir: AnyPath) -> dict[str, Any]:
 
 
 def tokenizer_bundle(config: Config, teacher: AnyPath | None) -> AnyPath | str | None:
-    """Path of the tokenizer's bundle; None where the config gives its name and sizes instead.
+    """Return the path of the tokenizer's bundle; None where the config gives name and sizes.
 
     Args:
         config: a complete config.

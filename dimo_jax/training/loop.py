@@ -151,7 +151,7 @@ def run_stage(
 def changed_entries(
     saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Entries that differ between two JSON objects, one line each: 'a/b: was 1, is 2'.
+    """Return what differs between two JSON objects, one line each: 'a/b: was 1, is 2'.
 
     Args:
         saved: from a checkpoint.

@@ -68,7 +68,7 @@ class Reader:
         self._pending.append((step, values))
 
     def read(self, late: bool) -> None:
-        """Check what is pending, and records the lines that are due.
+        """Check what is pending, and record the lines that are due.
 
         Args:
             late: leave the newest step alone, and wait for the others only where a line is due:

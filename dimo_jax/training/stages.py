@@ -76,7 +76,7 @@ def run_pretrain(
     metrics: Metrics,
     pictures: Pictures | None = None,
 ) -> Any:
-    """Train a teacher on data tokens, or goes on from its newest checkpoint.
+    """Train a teacher on data tokens, or go on from its newest checkpoint.
 
     Args:
         config: a complete config.
@@ -127,7 +127,7 @@ def run_distill(
     measure: Measure | None = None,
     generator: Any = None,
 ) -> Any:
-    """Distil a teacher into a one-step generator, or goes on from the newest checkpoint.
+    """Distil a teacher into a one-step generator, or go on from the newest checkpoint.
 
     Args:
         config: a complete config.

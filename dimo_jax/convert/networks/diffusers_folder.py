@@ -28,7 +28,7 @@ def write(
     params: Tree,
     weights_file: str = folders.DIFFUSERS_WEIGHTS,
 ) -> dict[str, tuple[int, ...]]:
-    """Write a model's folder in float32 and reads it back.
+    """Write a model's folder in float32 and read it back.
 
     Args:
         folder: replaced whole, if there is one.

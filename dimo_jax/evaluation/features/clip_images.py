@@ -91,7 +91,7 @@ def hps_pixels(image: Image.Image, size: int, antialias: bool = True) -> Float[n
 def resized(
     pixels: Float[np.ndarray, "H W 3"], height: int, width: int, antialias: bool
 ) -> Float[np.ndarray, "H2 W2 3"]:
-    """Bicubic on float pixels, as torch.nn.functional.interpolate does it, without rounding.
+    """Resize float pixels by bicubic, as torch.nn.functional.interpolate does it, without rounding.
 
     Args:
         pixels: on any scale.

@@ -61,7 +61,7 @@ class ImageSet:
         return False
 
     def identity(self, start: int, stop: int) -> str:
-        """Change when these images do, as far as can be known without decoding them."""
+        """Return a text that changes when these images do, as far as is known without decoding."""
         raise NotImplementedError
 
     def read(self, start: int, stop: int) -> Batch:

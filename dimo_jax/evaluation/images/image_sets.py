@@ -164,7 +164,7 @@ class _Npz(ImageSet):
             self._stream.close()
 
     def _open(self) -> tuple[int, ...]:
-        """Go to the first image; returns the array's shape."""
+        """Go to the first image; return the array's shape."""
         if hasattr(self, "_stream"):
             self._stream.close()
         with archives.explained(f"arr_0 of {self._path}"):

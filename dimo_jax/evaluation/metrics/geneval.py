@@ -49,7 +49,7 @@ class Summary:
     partial: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for results.json; shares in 0..1."""
+        """Return plain values for results.json; shares in 0..1."""
         shares = {f"geneval_{tag}": right / num for tag, (right, num) in self.tags.items()}
         return {
             **shares,

@@ -10,7 +10,7 @@ def share_of_duplicates(samples: Int[np.ndarray, "N L"]) -> float:
 
 
 def share_of_copies(samples: Int[np.ndarray, "N L"], training: Int[np.ndarray, "M L"]) -> float:
-    """Share of rows that equal any row of the training set; dtypes must agree."""
+    """Return the share of rows that equal any of the training set; dtypes must agree."""
     if samples.dtype != training.dtype:
         raise ValueError(f"dtypes differ: {samples.dtype} and {training.dtype}")
     known = {row.tobytes() for row in training}

@@ -68,7 +68,7 @@ class Run:
 
 
 def compare(paths: Sequence[AnyPath | str], title: str = "Runs side by side") -> Comparison:
-    """Read the runs and puts them side by side.
+    """Read the runs and put them side by side.
 
     Args:
         paths: two or more workdirs, evaluation folders or results.json files; the others are

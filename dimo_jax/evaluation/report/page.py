@@ -233,7 +233,7 @@ def warnings(results: Results) -> list[str]:
 
 
 def same_labels(pictures: Sequence[page_pictures.Picture]) -> str:
-    """Labels that all sample grids share, as text; '' if they differ or are not known."""
+    """Return the labels that all sample grids share, as text; '' if they differ or are unknown."""
     labels = {picture.labels for picture in pictures if picture.kind == "samples"}
     return labels.pop() if len(labels) == 1 else ""
 

@@ -3,6 +3,7 @@
 Files of before have no "version"; their "protocol" may be a name alone, and rows are all that must
 be there: [{"model", "steps", "metrics": {name: {"mean", "std"}}, "sampler"}]. Files may come from
 strangers: an entry that is not what it should be is passed over, as if it were missing.
+Over 350 lines, so that the writer and the reader of every field stay side by side.
 """
 
 import json

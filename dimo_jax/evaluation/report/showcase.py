@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
         return [entry for entry, _ in self.pictures]
 
     def save(self, folder: AnyPath) -> list[AnyPath]:
-        """Write FOLDER/pictures/*.png; returns the paths."""
+        """Write FOLDER/pictures/*.png; return the paths."""
         return [images.save_png(folder / entry.file, pixels) for entry, pixels in self.pictures]
 
 

@@ -96,7 +96,7 @@ def adaptive_scale(scale: float, mask_ratio: Float[Array, "B"]) -> Float[Array, 
 def filter_top_k(
     logits: Float[Array, "*N V"], k: int, lowered_by: float = jnp.inf
 ) -> Float[Array, "*N V"]:
-    """Keep the k largest logits and lowers the others; all that equal the k-th are kept.
+    """Keep the k largest logits and lower the others; all that equal the k-th are kept.
 
     Args:
         logits: [..., V].
@@ -117,7 +117,7 @@ def filter_top_k(
 def filter_top_p(
     logits: Float[Array, "*N V"], p: float, lowered_by: float = jnp.inf
 ) -> Float[Array, "*N V"]:
-    """Keep the smallest set of most probable tokens whose mass reaches p; lowers the others.
+    """Keep the smallest set of most probable tokens whose mass reaches p; lower the others.
 
     Args:
         logits: [..., V].
