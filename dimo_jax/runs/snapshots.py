@@ -141,7 +141,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
 def _around(
     config: Mapping[str, Any], workdir: AnyPath
 ) -> tuple[Network, bundles.Bundle | None, TextEncoder | None]:
-    """Return network, tokenizer and text encoder of a run, without data and the teacher's weights."""
+    """Return network, tokenizer and text encoder of a run, without data and teacher weights."""
     if config["data"]["name"] == "joint":
         joint = joints.load(config["data"]["joint"])
         return settings.network_of(config, joint.ndim, joint.shape[0]), None, None
