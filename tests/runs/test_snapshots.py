@@ -142,7 +142,7 @@ def test_it_is_evaluated_before_the_end_each_step_on_its_own(unfinished, tmp_pat
              f"--output={tmp_path / 'eval'}", "--features=none", "--steps=1,2"]
         )  # fmt: skip
         with pytest.raises(InputError, match="enough"):
-            evaluate_command.run(evaluate.FLAGS, "workdir", [])
+            evaluate_command.run(evaluate.FLAGS, "run", [])
     names = [one.name for one in asked]
     assert names == ["generator_1_checkpoint_8", "teacher_2", *names[2:]]
     assert names[2] == "generator_1_checkpoint_12"
