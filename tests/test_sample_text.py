@@ -155,6 +155,7 @@ def test_genevals_folder_is_filled_and_goes_on(run, tmp_path, monkeypatch):
     assert "other settings" in run(*flags, "--seed=1", status=2)
 
 
+@pytest.mark.slow
 def test_the_teacher_takes_steps_and_a_negative_prompt(run, tmp_path):
     seen = {}
     for name, more in {"a": [], "b": ["--negative_prompt=ugly"], "c": ["--guidance=1"]}.items():
@@ -263,6 +264,7 @@ def finished(place):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_the_images_that_sample_draws(finished, tmp_path, built):
     texts = ["a red ball", "a blue cube", "x"]
     asked = run_samples.sets_of(finished, [1, 3], prompts=texts)

@@ -138,6 +138,7 @@ def test_works_where_tensorflow_is_not_installed(data_dir, tmp_path):
     assert_same_as(data_dir, tmp_path)
 
 
+@pytest.mark.slow
 def test_works_where_tensorflow_is_loaded(data_dir, tmp_path):
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("TensorFlow is not installed")

@@ -114,6 +114,7 @@ def test_dropout_acts_only_with_a_key(network, params):
     np.testing.assert_array_equal(one, again)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(network, params):
     def total(p):
         return (network.apply(p, jnp.asarray(TOKENS), jnp.asarray(LABELS)) ** 2).sum()

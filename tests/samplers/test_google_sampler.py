@@ -16,6 +16,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.models import Network
 from dimo_jax.samplers import google
 from dimo_jax.samplers.google import GoogleSettings
+from tests.helpers import mostly_slow
 
 B, L, CODES, CLASSES = 5, 12, 6, 3
 MASK_ID = CODES
@@ -107,7 +108,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", ["base", *OPTIONS])
+@pytest.mark.parametrize("option", ["base", *mostly_slow(OPTIONS)])
 def test_decoding_is_the_numpy_loop(option):
     settings = dataclasses.replace(BASE, **OPTIONS.get(option, {}))
     tokens = decode(settings)

@@ -18,6 +18,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.models import Network
 from dimo_jax.samplers import halton
 from dimo_jax.samplers.halton import HaltonSettings
+from tests.helpers import mostly_slow
 
 B, SIDE, CODES, CLASSES = 4, 4, 6, 3
 L, MASK_ID, NULL = SIDE**2, CODES, CLASSES
@@ -171,7 +172,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", ["base", *OPTIONS])
+@pytest.mark.parametrize("option", ["base", *mostly_slow(OPTIONS)])
 def test_decoding_is_the_numpy_loop(option):
     settings = dataclasses.replace(BASE, **OPTIONS.get(option, {}))
     tokens = decode(settings)

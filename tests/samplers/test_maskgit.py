@@ -17,6 +17,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.models import Network
 from dimo_jax.samplers import maskgit
 from dimo_jax.samplers.maskgit import MaskGitSettings
+from tests.helpers import mostly_slow
 
 B, L, CODES, CLASSES = 5, 12, 6, 3
 MASK_ID, NULL = CODES, CLASSES
@@ -156,7 +157,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", ["base", *OPTIONS, "everything"])
+@pytest.mark.parametrize("option", ["everything", *mostly_slow(["base", *OPTIONS], 0)])
 def test_decoding_is_the_numpy_loop(option):
     changes = {
         "base": {},

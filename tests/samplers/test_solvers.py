@@ -17,6 +17,7 @@ from dimo_jax.evaluation.report import joint_report
 from dimo_jax.models import Network
 from dimo_jax.samplers import solvers
 from dimo_jax.samplers.solvers import SolverSettings
+from tests.helpers import mostly_slow
 
 B, L, CODES, CLASSES = 3, 8, 5, 3
 MASK_ID, NULL = CODES, CLASSES
@@ -187,7 +188,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", ["base", *OPTIONS])
+@pytest.mark.parametrize("option", ["base", *mostly_slow(OPTIONS)])
 def test_decoding_is_the_numpy_loop(option):
     settings = dataclasses.replace(BASE, **OPTIONS.get(option, {}))
     tokens = decode(settings)

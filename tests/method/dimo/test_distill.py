@@ -12,6 +12,7 @@ from dimo_jax.method.dimo import distill, distill_state, divergences, generate, 
 from dimo_jax.method.dimo.settings import DistillSettings
 from dimo_jax.method.masked import denoise, guidance, losses, masking
 from dimo_jax.training import optimizers
+from tests.helpers import mostly_slow
 from tests.helpers.small_network import CLASSES, MASK_ID, L, V, apply, init
 
 B = 16
@@ -214,7 +215,7 @@ def base():
     return run(BASE)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIONS, 4))
 def test_each_option_changes_what_it_should_and_nothing_else(name, base):
     changes, moves_generator, moves_auxiliary = OPTIONS[name]
     if name in AGAINST:
