@@ -9,7 +9,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.images import to_uint8
 from dimo_jax.evaluation import evaluate_images, evaluate_models, shown
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
-from dimo_jax.evaluation.metrics import frechet, of_outputs
+from dimo_jax.evaluation.metrics import frechet, neighbours, of_outputs
 
 BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
 SETTINGS = evaluate_models.ProtocolSettings(
@@ -24,6 +24,15 @@ SETTINGS = evaluate_models.ProtocolSettings(
 )
 SMALL = dataclasses.replace(SETTINGS, teacher_steps=(2,), sweep_steps=(1,))
 SAMPLERS = evaluate_models.candidates((1.0, 2.0), (0.0, 9.0), random_order=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Blocks are filled up, which eight devices and programs without optimization make dear."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "ROWS_PER_DEVICE", 64)
+        patch.setattr(neighbours, "COLUMNS", 256)
+        yield
 
 
 class FakeNetwork(FeatureNetwork):
