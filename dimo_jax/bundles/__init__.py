@@ -250,7 +250,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> Bundle:
     """Read a bundle and check all of it.
 
     Args:
-        path: the bundle's folder, or a run's; see bundle_places.find.
+        path: the bundle's folder, or a run's; see places.find.
         kind: the kind that is wanted; None for any.
 
     Returns:

@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 
 from dimo_jax import bundles
 from dimo_jax.common import images
+from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.generation import drawing
 from dimo_jax.generation.benchmark_files import Item, image_keys
 from dimo_jax.generation.drawing import Drawn, sampler_of
-from dimo_jax.training.load_conditions import TextEncoder
 
 
 def takes_text(model: bundles.Bundle) -> bool:
@@ -26,7 +26,7 @@ class TextImages:
     Args:
         model: a bundle of kind "generator" or "teacher", of a network with text.
         tokenizer: its tokenizer's.
-        encoder: its text encoder, of conditions.load_encoder.
+        encoder: its text encoder, of text_encoder.load_encoder.
         seed: of all images.
         batch_size: images in a batch.
         overrides: as drawing.sampler_of.
@@ -47,10 +47,8 @@ class TextImages:
         overrides: Mapping[str, Any],
         negative_prompt: str = "",
     ):
-        self._model, self._sampler = (
-            drawing.model_of(model, tokenizer),
-            sampler_of(model, overrides),
-        )
+        self._model = drawing.model_of(model, tokenizer)
+        self._sampler = sampler_of(model, overrides)
         self._seed, self._batch_size = seed, batch_size
         self._conditions = encoder.conditions(self._model.network, batch_size)
         # The one step of a generator has no guidance.

@@ -142,10 +142,8 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     if load_models.is_text(config):
         encoder = text_encoder.open_encoder(config, None if teacher is None else teacher.path)
     conditions = load_conditions.open_conditions(config, network, encoder)
-    shapes, pretrains = (
-        jax.eval_shape(network.init, jax.random.key(0)),
-        configs.trains_teacher(config),
-    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    pretrains = configs.trains_teacher(config)
     programs = checks.stage_programs(config, network, network, shapes, layout, pretrains)
     return ImageRun(
         config=config,

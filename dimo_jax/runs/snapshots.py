@@ -16,10 +16,10 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
+from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.data import joints
 from dimo_jax.models import Network
 from dimo_jax.training import load_models, saved, settings, stages
-from dimo_jax.training.load_conditions import TextEncoder
 
 
 class Snapshot(NamedTuple):

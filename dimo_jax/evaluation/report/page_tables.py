@@ -134,7 +134,7 @@ def metric_cells(
         row: one measurement.
         names: of the columns.
         best: the best mean of each.
-        precise: see naming.value.
+        precise: see metrics.names.value.
     """
     cells = []
     for name in names:
