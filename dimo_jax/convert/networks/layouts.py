@@ -83,6 +83,21 @@ def norm(prefix: str, path: str, bias: bool = True) -> list[Entry]:
     return entries + ([same(f"{prefix}.bias", f"{path}/bias")] if bias else [])
 
 
+def residual(prefix: str, path: str, shortcut: str | None = None) -> list[Entry]:
+    """Return a residual block of Taming's kind: two norms, two convolutions.
+
+    Args:
+        prefix: of its tensors.
+        path: of its leaves.
+        shortcut: what the convolution is called that changes the width; None: there is none.
+    """
+    table = []
+    for i in (1, 2):
+        table += norm(f"{prefix}.norm{i}", f"{path}/norm{i}")
+        table += conv(f"{prefix}.conv{i}", f"{path}/conv{i}")
+    return table + (conv(f"{prefix}.{shortcut}", f"{path}/shortcut_conv") if shortcut else [])
+
+
 def attention(prefix: str, path: str, heads: int) -> list[Entry]:
     """torch.nn.MultiheadAttention as Flax's MultiHeadDotProductAttention.
 

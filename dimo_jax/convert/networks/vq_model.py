@@ -10,7 +10,7 @@ from typing import Any
 from dimo_jax.common import readers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import quoted
-from dimo_jax.convert.networks.layouts import Entry, conv, norm, same
+from dimo_jax.convert.networks.layouts import Entry, conv, norm, residual, same
 
 # What config.json must say, since the network has no other way.
 _FIXED = {
@@ -56,24 +56,16 @@ def _side(config: Mapping[str, Any], side: str) -> list[Entry]:
         number = level if encoder else top - level
         prefix, path = f"{side}.{'down' if encoder else 'up'}_blocks.{number}", f"level_{level}"
         for i in range(config["num_res_blocks"] + (not encoder)):
-            widens = i == 0 and incoming[level] != factor
-            table += _residual(f"{prefix}.resnets.{i}", f"{side}/{path}_block_{i}", widens)
+            shortcut = "conv_shortcut" if i == 0 and incoming[level] != factor else None
+            table += residual(f"{prefix}.resnets.{i}", f"{side}/{path}_block_{i}", shortcut)
         if encoder and level < top:
             table += conv(f"{prefix}.downsamplers.0.conv", f"{side}/{path}_downsample")
         if not encoder and level > 0:
             table += conv(f"{prefix}.upsamplers.0.conv", f"{side}/{path}_upsample")
     for i in (0, 1):
-        table += _residual(f"{side}.mid_block.resnets.{i}", f"{side}/middle_block_{i}", False)
+        table += residual(f"{side}.mid_block.resnets.{i}", f"{side}/middle_block_{i}")
     table += norm(f"{side}.conv_norm_out", f"{side}/norm_out")
     return table + conv(f"{side}.conv_out", f"{side}/conv_out")
-
-
-def _residual(prefix: str, path: str, shortcut: bool) -> list[Entry]:
-    table = []
-    for i in (1, 2):
-        table += norm(f"{prefix}.norm{i}", f"{path}/norm{i}")
-        table += conv(f"{prefix}.conv{i}", f"{path}/conv{i}")
-    return table + (conv(f"{prefix}.conv_shortcut", f"{path}/shortcut_conv") if shortcut else [])
 
 
 @readers.well_typed("its config.json")

@@ -11,7 +11,15 @@ from typing import Any
 from dimo_jax.common import readers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
-from dimo_jax.convert.networks.layouts import Entry, conv, count_layers, norm, same, shape_of
+from dimo_jax.convert.networks.layouts import (
+    Entry,
+    conv,
+    count_layers,
+    norm,
+    residual,
+    same,
+    shape_of,
+)
 
 # Left out before a table is applied: Taming's discriminator and perceptual network, and LlamaGen's
 # record of recently used codes.
@@ -54,26 +62,18 @@ def _side(config: Mapping[str, Any], side: str) -> list[Entry]:
             prefix, block = f"{side}.conv_blocks.{level if encoder else top - level}", "res"
         path = f"{side}/level_{level}"
         for i in range(config["num_res_blocks"] + (not encoder)):
-            widens = i == 0 and incoming[level] != factor
-            table += _residual(f"{prefix}.{block}.{i}", f"{path}_block_{i}", widens)
+            shortcut = "nin_shortcut" if i == 0 and incoming[level] != factor else None
+            table += residual(f"{prefix}.{block}.{i}", f"{path}_block_{i}", shortcut)
             if level in config["attn_levels"]:
                 table += _attention(f"{prefix}.attn.{i}", f"{path}_attention_{i}")
         if level != end:
             table += conv(f"{prefix}.{resample}.conv", f"{path}_{resample}")
     first, attention, second = ("block_1", "attn_1", "block_2") if taming else "012"
-    table += _residual(f"{side}.mid.{first}", f"{side}/middle_block_0", False)
+    table += residual(f"{side}.mid.{first}", f"{side}/middle_block_0")
     table += _attention(f"{side}.mid.{attention}", f"{side}/middle_attention")
-    table += _residual(f"{side}.mid.{second}", f"{side}/middle_block_1", False)
+    table += residual(f"{side}.mid.{second}", f"{side}/middle_block_1")
     table += norm(f"{side}.norm_out", f"{side}/norm_out")
     return table + conv(f"{side}.conv_out", f"{side}/conv_out")
-
-
-def _residual(prefix: str, path: str, shortcut: bool) -> list[Entry]:
-    table = []
-    for i in (1, 2):
-        table += norm(f"{prefix}.norm{i}", f"{path}/norm{i}")
-        table += conv(f"{prefix}.conv{i}", f"{path}/conv{i}")
-    return table + (conv(f"{prefix}.nin_shortcut", f"{path}/shortcut_conv") if shortcut else [])
 
 
 def _attention(prefix: str, path: str) -> list[Entry]:
