@@ -127,24 +127,27 @@ FRECHET_PERCENTS = (
 
 def _inception_scores(samples: Outputs, protocol: Protocol) -> Found:
     """Return both forms, of logits without bias, the protocol's own first."""
-    num = sum(len(part) for part in samples.parts("logits_unbiased"))
+    output = "logits_unbiased"
+    if (num := samples.num(output)) is None:
+        raise ValueError("the samples do not say how many they are")
     forms = {
         "torch_fidelity": inception_score.torch_fidelity_splits(num),
         "adm": inception_score.adm_splits(num),
     }
-    values, parts = {}, {}
-    for form, splits in sorted(forms.items(), key=lambda item: item[0] != protocol.score):
-        num_splits, at, sums = int(splits.max()) + 1, 0, []
-        for logits in samples.parts("logits_unbiased"):
+    sums, at = {form: [] for form in forms}, 0
+    for logits in samples.parts(output):
+        for form, splits in forms.items():
             part = splits[at : at + len(logits)]
-            sums.append(inception_score.sums(logits, part, num_splits))
-            at += len(logits)
-        score = inception_score.score(inception_score.merge(sums))
+            sums[form].append(inception_score.sums(logits, part, int(splits.max()) + 1))
+        at += len(logits)
+    values, parts = {}, {}
+    for form in sorted(forms, key=lambda form: form != protocol.score):
+        score = inception_score.score(inception_score.merge(sums[form]))
         values[SCORES[form]] = Value(score.mean, score.std)
         parts[SCORES[form]] = {
             **values[SCORES[form]]._asdict(),
             "splits": score.splits.tolist(),
-            "split_sizes": np.bincount(splits).tolist(),
+            "split_sizes": np.bincount(forms[form]).tolist(),
         }
     return Found(values, parts)
 
