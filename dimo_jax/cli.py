@@ -5,7 +5,6 @@ Imports nothing that takes long, jax least of all: --help and a refused flag are
 
 import functools
 import inspect
-import os
 import re
 import sys
 import traceback
@@ -19,10 +18,10 @@ from dimo_jax.common import host_memory
 from dimo_jax.common.command_flags import Flags
 from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.common.outputs import FULL_DISK
-from dimo_jax.common.shown import printable
+from dimo_jax.common.shown import printable, stop_printing
 from dimo_jax.config import overrides, reference
 
-BAD_INPUT, FAILED, INTERRUPTED, READER_GONE = 2, 1, 130, 141
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
@@ -67,9 +66,7 @@ def run(main: Callable[..., None], flag_values: Flags) -> NoReturn:
     except KeyboardInterrupt:
         _stop(INTERRUPTED, "interrupted")
     except BrokenPipeError:
-        # The reader has seen enough (| head). Python flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(READER_GONE) from None
+        raise SystemExit(stop_printing()) from None
     except Exception as error:
         from dimo_jax.parallel import distributed, runtime_errors
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dimo_jax.common.errors import InputError
+from dimo_jax.common.shown import stop_printing
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,10 +122,15 @@ class Shell:
 def launch(main: Callable[[list[str]], None]) -> NoReturn:
     """Call `main` with this process's arguments, and end as it does: bad input with 2."""
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
         status, text = 0, ""
     except InputError as error:
         status, text = 2, str(error)
+    except BrokenPipeError:
+        status, text = stop_printing(), ""
     except OSError as error:  # a program that is not installed, a folder that cannot be written
         status, text = 127, f"{error.filename}: {error.strerror}"
     except subprocess.CalledProcessError as error:

@@ -26,7 +26,7 @@ from launch.commands import COUNT, COUNT_OR_0, ROOT, Parser, Shell, launch, matc
 
 NAME = matching(
     "[a-z]([a-z0-9-]{0,38}[a-z0-9])?",
-    "a letter first, then letters, digits and hyphens, all small, 40 at most",
+    "a name: a letter first, then letters, digits and hyphens, all small, 40 at most",
 )
 SLICE = matching("[a-z0-9]+:[1-9][0-9]*(x[1-9][0-9]*){1,2}", "VERSION:TOPOLOGY, e.g. v5e:4x4")
 PAIR = matching("[^=]+=.*", "KEY=VALUE")

@@ -38,7 +38,8 @@ IMAGES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 NAME = matching(
-    "[a-z]([a-z0-9-]*[a-z0-9])?", "a letter first, then letters, digits and hyphens, all small"
+    "[a-z]([a-z0-9-]*[a-z0-9])?",
+    "a name: a letter first, then letters, digits and hyphens, all small",
 )
 SECONDS = matching(r"[0-9]+(\.[0-9]+)?", "a number of seconds", float)
 # What the checkout on a worker says of it; without the checkout it is new.

@@ -192,11 +192,19 @@ def test_help_has_the_modules_docstring_and_the_flags(run, flag):
     assert __doc__ in out and "help of steps" in out and "help of config" in out
 
 
-@pytest.mark.parametrize("flags_", [["--help"], ["--config=configs/toy.py:pair", "--print_config"]])
-def test_a_reader_that_has_gone_is_no_defect(flags_):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dimo_jax.main", "--help"],
+        ["dimo_jax.main", "--config=configs/toy.py:pair", "--print_config"],
+        ["launch.gke", "stop", "--name=a", "--dry-run"],
+        ["launch.tpu_vm", "delete", "--name=a", "--zone=z", "--dry-run"],
+    ],
+)
+def test_a_reader_that_has_gone_is_no_defect(words):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "dimo_jax.main", *flags_]
+    command = [sys.executable, "-m", *words]
     ran = subprocess.run(
         command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
     )

@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def about(field: str) -> Iterator[None]:
-    """Names the field that bad input came from, where its message does not name it already.
+    """Name the field that bad input came from, where its message does not name it already.
 
     Args:
         field: in full, e.g. "config.teacher.bundle".

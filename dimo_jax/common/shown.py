@@ -1,5 +1,8 @@
 """Text from files in messages: what a terminal would take for a command never reaches it."""
 
+import os
+import signal
+import sys
 from typing import Any
 
 _MOST = 120  # characters of a file's content in a message
@@ -32,3 +35,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+
+
+def stop_printing() -> int:
+    """Let go of stdout, whose reader has gone (| head); return the exit status for that.
+
+    Python flushes stdout once more at its end, which would fail again.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
