@@ -1,6 +1,9 @@
+import logging
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -147,3 +150,21 @@ def test_no_checkpoint(opened):
         checkpoints.restore(make_state())
     with pytest.raises(InputError, match="no checkpoint of step 5"):
         checkpoints.restore(make_state(), step=5)
+
+
+def test_what_the_process_prints_is_as_before_once_all_are_closed(opened, monkeypatch):
+    logger, record = logging.getLogger("absl"), logging.makeLogRecord({})
+    record.pathname, record.exc_info = "/lib/orbax/x.py", (OSError, OSError(), None)
+    said = []
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    both = [opened(name) for name in ("one", "two")]
+    for closing in [None, *reversed(both)]:
+        if closing is not None:
+            closing.close()
+        for text in ("Event loop is closed", "another"):
+            sys.unraisablehook(SimpleNamespace(exc_value=text))
+        said.append("logged" if logger.filter(record) else "not logged")
+    quiet = ["another", "not logged"]
+    expected = [*quiet, *quiet, "Event loop is closed", "another", "logged"]
+    assert [getattr(x, "exc_value", x) for x in said] == expected
