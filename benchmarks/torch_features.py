@@ -22,6 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.helpers import torch_peers  # noqa: E402, F401
+
+# isort: split
+
 import in_turns  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -34,7 +38,7 @@ from dimo_jax.evaluation import evaluate_images, references  # noqa: E402
 from dimo_jax.evaluation.images import image_sets  # noqa: E402
 from dimo_jax.evaluation.metrics import frechet  # noqa: E402
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS  # noqa: E402
-from tests.helpers import inception_weights, torch_peers  # noqa: E402, F401
+from tests.helpers import inception_weights  # noqa: E402
 
 
 def write_pictures(folder: Path, num: int, size: int, seed: int) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "tokenizers")]
+sys.path.insert(0, str(ROOT))
 
 import in_turns  # noqa: E402
 import jax  # noqa: E402
