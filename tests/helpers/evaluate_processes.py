@@ -6,6 +6,7 @@ test_evaluate_processes.py starts it. Forks before any JAX backend exists, so th
 paid for once. Prints one JSON line for each list of flags: [{"status": ..., "output": ...}, ...].
 """
 
+import functools
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features import feature_store
 from dimo_jax.evaluation.metrics import neighbours
 from tests.helpers import picture_files
+from tests.helpers.forked import fork
 
 
 def replace_network():
@@ -30,13 +32,7 @@ def replace_network():
     evaluate_images.open_network = lambda bundle, protocol, batch_size: picture_files.extractor()
 
 
-def fork(arguments, output):
-    pid = os.fork()
-    if pid:
-        return pid
-    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def command(*arguments):
     jax.config.update("jax_num_cpu_devices", 2)
     sys.argv = ["evaluate", *arguments]
     cli.run(evaluate.main, evaluate.FLAGS)
@@ -49,7 +45,10 @@ def live(flags, folder):
         place = f"--coordinator=localhost:{free.getsockname()[1]}"
     outputs = [folder / f"process_{i}" for i in range(2)]
     pids = [
-        fork([*flags, place, "--num_processes=2", f"--process_id={i}"], output)
+        fork(
+            functools.partial(command, *flags, place, "--num_processes=2", f"--process_id={i}"),
+            output,
+        )
         for i, output in enumerate(outputs)
     ]
     told = []

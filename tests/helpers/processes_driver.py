@@ -8,6 +8,7 @@ or minus the signal, "stderr": ...}.
 """
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
 from tests.helpers import small_network
+from tests.helpers.forked import fork
 
 NUM_STEPS, SAVE_EVERY, BATCH = 20, 5, 16
 # A life without one of its two processes may take that long.
@@ -147,15 +149,8 @@ def main() -> None:
         np.savez(workdir / "final.npz", draws=host["draws"], **arrays)
 
 
-def fork(arguments: list[str], num_devices: int, output: Path) -> int:
-    """A process that runs the command; its process id."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def command(arguments: list[str], num_devices: int) -> None:
+    """The command, which ends its process."""
     jax.config.update("jax_num_cpu_devices", num_devices)
     sys.argv = ["processes_driver", *arguments]
     cli.run(main, FLAGS)
@@ -188,7 +183,7 @@ def live(name: str, workdir: Path, *extra: list[str]) -> None:
             own += [f"--coordinator=localhost:{port}", f"--num_processes={len(extra)}"]
             own += [f"--process_id={index}"]
         outputs.append(workdir.with_name(f"{name}.{index}"))
-        pids.append(fork(own, 8 // len(extra), outputs[-1]))
+        pids.append(fork(functools.partial(command, own, 8 // len(extra)), outputs[-1]))
     began = time.monotonic()
     for index, status in enumerate(wait(pids)):
         told = {"life": name, "process": index, "status": status}
