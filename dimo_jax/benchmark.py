@@ -57,7 +57,13 @@ FLAGS.group("Peak and profile")
 flags.DEFINE_float(
     "peak_tflops", None, "peak of one device, in TFLOP/s, for MFU", flag_values=FLAGS
 )
-flags.DEFINE_string("profile", None, "train: a folder for a trace of more steps", flag_values=FLAGS)
+flags.DEFINE_string(
+    "profile",
+    None,
+    "STEP:STEPS, train: once all is timed, STEP steps more, and then STEPS that are recorded, for "
+    "xprof and TensorBoard, in the folder `profile` beside --output",
+    flag_values=FLAGS,
+)
 cli.define_process_flags(FLAGS)
 FLAGS.require("config")
 

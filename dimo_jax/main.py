@@ -33,6 +33,13 @@ flags.DEFINE_bool(
     "check everything, say what would be done stage by stage, and write nothing",
     flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "profile",
+    None,
+    "STEP:STEPS, such as 20:5: record so many steps of the distillation from that one on, for "
+    "xprof and TensorBoard, in WORKDIR/profile",
+    flag_values=FLAGS,
+)
 cli.define_print_config(FLAGS)
 cli.define_process_flags(FLAGS)
 FLAGS.require("config", "workdir", print_config=["config"])

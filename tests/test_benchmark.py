@@ -107,6 +107,8 @@ def test_the_largest_batch_is_that_of_sample(run, monkeypatch, tokens_at_once, e
         (["--what=decode", "--batch_size=0"], "--batch_size=0 must be whole numbers above 0"),
         (["--what=teacher_sample", "--steps="], "--steps= must be whole numbers"),
         (["--what=train", "--steps=8"], "--steps is for --what=teacher_sample, not for --what=tr"),
+        (["--profile=trace/"], "--profile=trace/ is not STEP:STEPS"),
+        (["--profile=3:2"], "--profile writes into a folder beside --output; give that too"),
         (["--what=decode", "--profile=x"], "--profile is for --what=train, not for --what=decode"),
         (["--what=all"], "should be one of"),
         (["--batch_size=12"], "does not divide by 8 devices; the nearest that fits: 8 or 16"),

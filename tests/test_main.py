@@ -12,6 +12,7 @@ import pytest
 from dimo_jax.training import metrics
 from tests.helpers import object_store
 from tests.helpers.command_line import command, finish
+from tests.helpers.recorded import recorded_steps
 
 # On one worker, which makes the fixtures once.
 pytestmark = pytest.mark.xdist_group("main")
@@ -55,7 +56,7 @@ METRICS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "digits"
-    out, err = finish(command("main", *SMALL, f"--workdir={workdir}"))
+    out, err = finish(command("main", *SMALL, "--profile=3:2", f"--workdir={workdir}"))
     return workdir, out, err
 
 
@@ -85,6 +86,8 @@ def test_a_run_leaves_teacher_generator_report_and_record(finished):
     final = rows["generator", 1]["metrics"]["frechet_features"]["mean"]
     assert 0.5 * final < interim[0]["interim/frechet_features_40"] < 2 * final
     assert list((workdir / "images" / "distill").glob("*.png"))
+    (trace,) = (workdir / "profile" / "plugins" / "profile" / "distill_step_3").iterdir()
+    assert recorded_steps(trace, "distill") == [3, 4] and str(trace) in err
 
 
 def test_the_same_command_again_has_nothing_to_do(finished):
@@ -93,6 +96,22 @@ def test_the_same_command_again_has_nothing_to_do(finished):
     out, _ = finish(command("main", *SMALL, f"--workdir={workdir}"))
     assert "done already" in out
     assert (workdir / "report" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("abc", "--profile=abc is not STEP:STEPS"),
+        ("10:3", "records steps 10 to 12, and the last step of the distillation is 11 (config.dis"),
+    ],
+)
+def test_steps_that_cannot_be_recorded_are_refused_before_anything_is_written(
+    tmp_path, given, words
+):
+    workdir = tmp_path / "run"
+    _, err = finish(command("main", *SMALL, f"--profile={given}", f"--workdir={workdir}"), status=2)
+    assert err.startswith("error: ") and words in err and len(err.splitlines()) == 1
+    assert not workdir.exists()
 
 
 def test_other_settings_in_the_same_place_are_refused(finished):
@@ -171,7 +190,7 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_a_disk(finished):
     local, _, _ = finished
     run = [*SMALL, "--workdir=gs://bucket/run"]
     with object_store.running() as (store, environment), mock.patch.dict(os.environ, environment):
-        process = command("main", *run)
+        process = command("main", *run, "--profile=1:1")
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
             if any("checkpoints/distill/4/" in name for name in object_store.names(store)):
@@ -187,11 +206,13 @@ def test_a_run_in_a_bucket_leaves_what_it_leaves_on_a_disk(finished):
         found = object_store.objects(store)
     found = {name.removeprefix("run/"): data for name, data in found.items()}
     assert found.pop("grid.png").startswith(b"\x89PNG")
+    assert found.pop("profile/plugins/profile/distill_step_1/process_0.xplane.pb")
     expected = {
         path.relative_to(local).as_posix(): path.read_bytes()
         for path in local.rglob("*")
         # Checkpoints are laid out for where they are; the digits are made on each machine.
-        if path.is_file() and path.relative_to(local).parts[0] not in ("checkpoints", "data")
+        if path.is_file()
+        and path.relative_to(local).parts[0] not in ("checkpoints", "data", "profile")
     }
     assert {name for name in found if not name.startswith("checkpoints/")} == set(expected)
     timed = ("metrics.jsonl", "report/results.json", "report/report.md", "report/report.html")

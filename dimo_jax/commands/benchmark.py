@@ -23,6 +23,7 @@ from dimo_jax.generation import drawing
 from dimo_jax.parallel import distributed
 from dimo_jax.profiling import devices, sampler_speed, step_speed
 from dimo_jax.runs import banner
+from dimo_jax.training import traces
 
 # Flag -> the only choice of --what that it is for.
 _OWN_FLAGS = {"steps": "teacher_sample", "guidance": "teacher_sample", "profile": "train"}
@@ -108,7 +109,7 @@ def _measure(
         flags.calls,
         stated["tflop_per_second_per_device"],
         note,
-        flags.profile or "",
+        _trace(flags),
     )
     banner.show(banner.machine_lines())
     if clock.peak_tflops is None:
@@ -142,6 +143,16 @@ def _measure(
     }
 
 
+def _trace(flags: FlagValues) -> traces.Request | None:
+    """Return what --profile requests; the sessions are named by the batch."""
+    if flags.profile is None:
+        return None
+    window = traces.window(flags.profile)
+    if not flags.output:
+        raise InputError("--profile writes into a folder beside --output; give that too")
+    return traces.Request(window, files.path(flags.output).parent / "profile", "batch")
+
+
 def run(flags: FlagValues) -> None:
     """Measure, and write JSON.
 
@@ -154,6 +165,7 @@ def run(flags: FlagValues) -> None:
     for name, what in _OWN_FLAGS.items():
         if flags[name].value is not None and what != flags.what:
             raise InputError(f"--{name} is for --what={what}, not for --what={flags.what}")
+    _trace(flags)
     if flags.output:
         files.check_writable(flags.output)
     config = flags.config.to_dict()

@@ -11,12 +11,13 @@ from absl.flags import FlagValues
 from dimo_jax import cli
 from dimo_jax import config as configs
 from dimo_jax.common import files, run_lock
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import format_seconds
 from dimo_jax.config import validation
 from dimo_jax.parallel import distributed, locks, sharding
 from dimo_jax.runs import banner, dry_run, image_run, joint_run, work_folder
-from dimo_jax.training import load_models, stages
+from dimo_jax.training import load_models, stages, traces
 from dimo_jax.training.metrics import Metrics
 
 
@@ -32,12 +33,18 @@ def run(flags: FlagValues) -> None:
     began = time.monotonic()
     config, workdir = flags.config.to_dict(), files.path(flags.workdir)
     validation.validate(config)
+    trace = _trace(flags.profile, config, workdir)
     work_folder.check(workdir, config)
     if config["compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache"])
     cli.start_processes(flags)
     distributed.assert_same(
-        {"config": config, "--workdir": str(workdir), "code": distributed.code_version()}
+        {
+            "config": config,
+            "--workdir": str(workdir),
+            "--profile": flags.profile,
+            "code": distributed.code_version(),
+        }
     )
     banner.show(banner.machine_lines())
     layout = sharding.layout(config["mesh"])
@@ -47,11 +54,24 @@ def run(flags: FlagValues) -> None:
         with lock if workdir.exists() else contextlib.nullcontext():
             return dry_run.show(_load(config, workdir, layout))
     with lock:
-        what = _run(config, workdir, layout, began)
+        what = _run(config, workdir, layout, began, trace)
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
             print(f"images of it: {banner.sample_command(workdir, load_models.is_text(config))}")
+
+
+def _trace(given: str | None, config: dict[str, Any], workdir: AnyPath) -> traces.Request | None:
+    """Return what --profile requests."""
+    if given is None:
+        return None
+    window, total = traces.window(given), config["distill"]["num_steps"]
+    if window.end > total:
+        raise InputError(
+            f"--profile={given} records steps {window.first} to {window.end - 1}, and the last "
+            f"step of the distillation is {total - 1} (config.distill.num_steps={total})"
+        )
+    return traces.Request(window, workdir / "profile", "distill")
 
 
 def _kind(config: dict[str, Any]) -> ModuleType:
@@ -68,13 +88,19 @@ def _load(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout) -> 
     return _kind(config).load(config, workdir, layout)
 
 
-def _run(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout, began: float) -> str:
+def _run(
+    config: dict[str, Any],
+    workdir: AnyPath,
+    layout: sharding.Layout,
+    began: float,
+    trace: traces.Request | None,
+) -> str:
     """Start the run, or go on with it where it was; return what it has made."""
     loaded = _load(config, workdir, layout)
     banner.show(banner.run_lines(config, loaded.network, layout, workdir))
     work_folder.write_config(config, workdir / work_folder.CONFIG_FILE)
     metrics = Metrics(workdir, config["logging"]["tensorboard"])
     try:
-        return _kind(config).run(loaded, metrics, began)
+        return _kind(config).run(loaded, metrics, began, trace)
     finally:
         metrics.close()

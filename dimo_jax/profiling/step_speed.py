@@ -18,7 +18,7 @@ from dimo_jax.models import Network
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.profiling import flops, timing
 from dimo_jax.tokenizers import Tokenizer
-from dimo_jax.training import load_conditions, load_models, programs
+from dimo_jax.training import load_conditions, load_models, programs, traces
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
@@ -36,7 +36,7 @@ class Clock:
         calls: training steps in a repetition, between two waits of the host.
         peak_tflops: of one device, for MFU; None: none is stated, and there is no MFU.
         note: takes a line about what is going on.
-        profile: a folder for a trace of some more training steps; empty: none.
+        profile: of a trace of more training steps, after those that are timed.
     """
 
     repetitions: int
@@ -44,7 +44,7 @@ class Clock:
     calls: int
     peak_tflops: float | int | None
     note: Callable[[str], None]
-    profile: str = ""
+    profile: traces.Request | None = None
 
     def time(self, name: str, call: Callable[[], Any], calls: int = 1) -> timing.Times:
         """Seconds of a call; a note of each repetition that takes long has the name and an ETA."""
@@ -165,9 +165,8 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
         return state, values
 
     times = clock.time("the step", call, clock.calls)
-    with timing.profiled(clock.profile):
-        if clock.profile:
-            clock.time("the step, recorded", call, clock.calls)
+    if clock.profile:
+        _record(clock.profile._replace(prefix=f"batch_{size}"), call, clock.note)
     if not np.isfinite(float(values["divergence"])):
         raise InputError(
             f"the timed step has a divergence of {float(values['divergence'])}; what it computes "
@@ -186,3 +185,13 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
         "program": timing.program_memory(step),
         **timing.peak_memory(jax.local_devices()),
     }
+
+
+def _record(request: traces.Request, call: Callable[[], Any], note: Callable[[str], None]) -> None:
+    """Make steps up to the end of what is recorded."""
+    result = None
+    with traces.Recorder(request, 0, note) as recorder:
+        for number in range(request.window.end):
+            with recorder.step(number, result):
+                result = call()
+        jax.block_until_ready(result)

@@ -1,6 +1,5 @@
 """How long a compiled program takes, and what memory it needs."""
 
-import contextlib
 import dataclasses
 import resource
 import sys
@@ -128,12 +127,3 @@ def peak_memory(devices: Sequence[Any]) -> dict[str, int | None]:
         "device_peak_bytes": max(peaks, default=None),
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-def profiled(folder: str | None) -> contextlib.AbstractContextManager:
-    """Return a block whose work on the devices is recorded for TensorBoard and Perfetto.
-
-    Args:
-        folder: where to; empty or None records nothing.
-    """
-    return jax.profiler.trace(folder) if folder else contextlib.nullcontext()

@@ -23,19 +23,22 @@ from dimo_jax.evaluation.report import digits_report, page, result_folders
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import checks, codebook, pictures, train_fid
 from dimo_jax.runs.image_setup import ImageRun, Images, load
-from dimo_jax.training import load_conditions, load_models, settings, stages
+from dimo_jax.training import load_conditions, load_models, settings, stages, traces
 from dimo_jax.training.metrics import Metrics
 
 __all__ = ["ImageRun", "load", "run"]
 
 
-def run(loaded: ImageRun, metrics: Metrics, began: float) -> str:
+def run(
+    loaded: ImageRun, metrics: Metrics, began: float, trace: traces.Request | None = None
+) -> str:
     """Make teacher, generator and report; each part is skipped where its result is there already.
 
     Args:
         loaded: of `load`.
         metrics: of the run.
         began: time.monotonic() of the command's start.
+        trace: of some steps of the distillation.
 
     Returns:
         What was done and where it is.
@@ -59,6 +62,7 @@ def run(loaded: ImageRun, metrics: Metrics, began: float) -> str:
         pictures=pictures.of_generator(loaded, teacher),
         measure=_measure(loaded, train),
         generator=loaded.start and loaded.start.params,
+        trace=trace,
     )
     made = load_models.provenance(config, config["distill"]["num_steps"], loaded.start)
     sampler = settings.sampler_of(config)

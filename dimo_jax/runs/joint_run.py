@@ -21,7 +21,7 @@ from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.runs import checks
 from dimo_jax.samplers import one_step
-from dimo_jax.training import load_models, settings, stages
+from dimo_jax.training import load_models, settings, stages, traces
 from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.programs import Program
 
@@ -85,7 +85,9 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> JointRu
     )
 
 
-def run(loaded: JointRun, metrics: Metrics, began: float) -> str:
+def run(
+    loaded: JointRun, metrics: Metrics, began: float, trace: traces.Request | None = None
+) -> str:
     """Distil from the exact posterior and compare the generator's joint with the true one.
 
     Generator and auxiliary cannot start as copies of such a teacher. They start from a masked
@@ -95,6 +97,7 @@ def run(loaded: JointRun, metrics: Metrics, began: float) -> str:
         loaded: of `load`.
         metrics: of the run.
         began: time.monotonic() of the command's start.
+        trace: of some steps of the distillation.
 
     Returns:
         What was done and where it is.
@@ -121,6 +124,7 @@ def run(loaded: JointRun, metrics: Metrics, began: float) -> str:
         directory=stages.checkpoints_of(workdir, "distill"),
         metrics=metrics,
         generator=loaded.start and loaded.start.params,
+        trace=trace,
     )
     if not distributed.is_lead():
         return "done"

@@ -22,6 +22,7 @@ from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress, format_seconds
 from dimo_jax.parallel import distributed
+from dimo_jax.training import traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.reader import Reader
@@ -65,6 +66,7 @@ def run_stage(
     abstract_state: State | None = None,
     max_skipped: int = 0,
     seed: int | None = None,
+    trace: traces.Request | None = None,
 ) -> State:
     """Run a stage to its end, from its newest checkpoint if there is one.
 
@@ -90,6 +92,7 @@ def run_stage(
             cannot tell them.
         max_skipped: steps in a row that leave updates out and end the run; 0 is any number.
         seed: of the run, for that message.
+        trace: of some of the steps.
 
     Returns:
         The state after num_steps; a finished stage is only read.
@@ -108,6 +111,7 @@ def run_stage(
         state, start = _open(
             name, create_state, abstract_state, checkpoints, metrics, meta, num_steps, progress
         )
+        recorder = traces.Recorder(trace, start, progress.note)
         if start == num_steps:
             return state
         reader = Reader(
@@ -124,9 +128,10 @@ def run_stage(
             counters=checkpoints.counters(start) if start else {},
         )
         began = time.monotonic()
-        with StopSignals() as signals, _saved_or_lost(name, checkpoints):
+        with StopSignals() as signals, _saved_or_lost(name, checkpoints), recorder:
             for step in range(start, num_steps):
-                state, values = step_fn(state, batch_fn(step))
+                with recorder.step(step, state):
+                    state, values = step_fn(state, batch_fn(step))
                 done = step + 1
                 reader.add(done, values)
                 stop = signals.stop()

@@ -15,7 +15,7 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import programs, saved
+from dimo_jax.training import programs, saved, traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
@@ -126,6 +126,7 @@ def run_distill(
     pictures: Pictures | None = None,
     measure: Measure | None = None,
     generator: Any = None,
+    trace: traces.Request | None = None,
 ) -> Any:
     """Distil a teacher into a one-step generator, or go on from the newest checkpoint.
 
@@ -144,6 +145,7 @@ def run_distill(
         generator: parameters that the generator and its average start from instead, those of a
             finished one; host arrays. The auxiliary then learns that generator's samples from
             `start`, as in every run.
+        trace: of some of the steps.
 
     Returns:
         The averaged generator, whole on the host.
@@ -181,6 +183,7 @@ def run_distill(
         pictures,
         measure,
         shown=("divergence", "aux_loss"),
+        trace=trace,
     )
 
 
@@ -196,6 +199,7 @@ def _run(
     pictures: Pictures | None,
     measure: Measure | None,
     shown: tuple[str, ...],
+    trace: traces.Request | None = None,
 ) -> Any:
     """Return the averaged parameters at the end of a stage, whole on the host."""
     observers = []
@@ -235,6 +239,7 @@ def _run(
             abstract_state=program.state,
             max_skipped=config["max_skipped_in_a_row"],
             seed=config["seed"],
+            trace=trace,
         )
         return mesh.gather(state.ema)
     finally:

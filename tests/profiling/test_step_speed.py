@@ -16,7 +16,8 @@ from dimo_jax.parallel import sharding
 from dimo_jax.profiling import sampler_speed, step_speed, timing
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import tokenizer
-from dimo_jax.training import programs, settings
+from dimo_jax.training import programs, settings, traces
+from tests.helpers.recorded import recorded_steps
 from tests.helpers.timed_models import (
     CLASSES,
     CODES,
@@ -251,6 +252,16 @@ def test_training_is_timed_as_it_runs_on_the_mesh(clock, step, monkeypatch):
     # The state is given back in its own place: nearly all that goes in and comes out.
     assert result["program"]["donated_bytes"] > 0.8 * result["program"]["outputs_bytes"] > 0
     assert result["compile_seconds"] == step[1]["compile_seconds"] > 0
+
+
+def test_more_steps_are_recorded_after_those_that_are_timed(clock, step, monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "compiled", lambda lower: step)
+    request = traces.Request(traces.Window(1, 2), tmp_path, "batch")
+    object.__setattr__(clock, "profile", request)
+    step_speed.train(train_config(), narrow(0.3), clock)
+    assert len(clock.seen) == 1
+    (path,) = (tmp_path / "plugins/profile/batch_8_step_1").iterdir()
+    assert recorded_steps(path, "batch_8") == [1, 2]
 
 
 def test_a_step_that_computes_no_numbers_is_refused(clock, step, monkeypatch):
