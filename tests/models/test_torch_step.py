@@ -1,8 +1,9 @@
 """One whole Di[M]O step against PyTorch: both gradients, for every parameter tensor.
 
 The random numbers (x_init, embedding noise, draws, masks) come from the package's keys; all that is
-computed from them is written here from the paper's equations, with autograd in place of closed
-forms, so that only the networks' state-dict keys are shared. Axes: B batch, L tokens, D width.
+computed from them is written in tests/helpers/torch_step.py from the paper's equations, with
+autograd in place of closed forms, so that only the networks' state-dict keys are shared. Axes: B
+batch, L tokens, D width.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from dimo_jax.convert.networks import layouts, maskgit
 from dimo_jax.method.dimo import distill, distill_state, generate
 from dimo_jax.method.masked import masking
 from dimo_jax.training import settings as training_settings
+from tests.helpers.torch_step import torch_step
 from tests.models.test_maskgit_parity import in_torch, random_state
 
 B, L, CODES, CLASSES, WIDTH = 8, 16, 12, 5, 32
@@ -46,6 +48,8 @@ class Draws:
     """The random numbers that the step draws, as tensors."""
 
     settings: distill.DistillSettings
+    labels, fresh_labels = torch.tensor(LABELS), torch.tensor(FRESH_LABELS)
+    mask_id, null = MASK_ID, NULL
 
     def keys(self, name):
         return rng.example_keys(rng.stream_key(SEED, name, STEP), jnp.asarray(INDEX))
@@ -67,56 +71,6 @@ class Draws:
         if name != "generator":  # an auxiliary's own mask shares its stream with dropped labels
             keys = jax.vmap(jax.random.split)(keys)[:, 0]
         return torch.tensor(np.asarray(masking.sample_mask(keys, L, self.settings.mask)[0]))
-
-
-def one_step(generator, noise, tokens, labels):
-    """z_theta(x_init), sigma = 0.1."""
-    return generator(tokens, labels, perturb=lambda e: (1 - 0.1**2) ** 0.5 * e + 0.1 * noise)
-
-
-def torch_step(variant, teacher, generator, auxiliary, draws):
-    """The step on PyTorch networks; leaves the gradients in their parameters.
-
-    "default" is the authors' code, "paper" the paper where the two differ (configs/imagenet.py).
-    Returns the auxiliary's loss.
-    """
-    paper = variant == "paper"
-    labels, fresh_labels = torch.tensor(LABELS), torch.tensor(FRESH_LABELS)
-
-    # Generator: equation 7.
-    start, noise = draws.start("generator")
-    assert ((start == MASK_ID).sum(1) == round(0.6 * L)).all()
-    z = one_step(generator, noise, start, labels)
-    tokens, mask = draws.tokens("generator", z), draws.mask("generator")
-    x_t = torch.where(mask, MASK_ID, tokens)
-    with torch.no_grad():
-        conditional, unconditional = teacher(x_t, labels), teacher(x_t, labels * 0 + NULL)
-        log_p = (unconditional + 2 * (conditional - unconditional)).log_softmax(-1)
-    judged = auxiliary(x_t, labels)
-    z_psi = judged.detach().requires_grad_()
-    log_q = z_psi.log_softmax(-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)  # forward KL
-    weight = mask / B
-    if paper:
-        reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
-        divergence = 1.2 * divergence - 0.2 * reverse  # equation 8, beta = -0.2
-        weight = weight / mask.sum(1, keepdim=True)  # 1 / L_M, equation 5
-        gap = (z.detach().softmax(-1) - log_p.exp()).abs().mean((1, 2))
-        weight = weight / gap[:, None]  # w(t), appendix C
-    (g,) = torch.autograd.grad((weight * divergence).sum(), z_psi)
-    z.backward(g)
-
-    # Auxiliary: equation 3.
-    if not paper:
-        start, noise = draws.start("aux0")
-        with torch.no_grad():
-            tokens = draws.tokens("aux0", one_step(generator, noise, start, fresh_labels))
-        mask = draws.mask("aux0")
-        judged = auxiliary(torch.where(mask, MASK_ID, tokens), fresh_labels)
-    smoothing = 0.0 if paper else 0.1
-    loss = torch.nn.functional.cross_entropy(judged[mask], tokens[mask], label_smoothing=smoothing)
-    loss.backward()
-    return loss.item()
 
 
 def keep_gradient():
@@ -157,8 +111,10 @@ def test_both_gradients_are_pytorchs_for_every_tensor(variant):
     found, metrics = our_step(settings, states)
 
     teacher, *trained = (in_torch(SIZES, state) for state in states)
-    loss = torch_step(variant, teacher, *trained, Draws(settings))
-    assert float(metrics["aux_loss"]) == pytest.approx(loss, rel=1e-6)
+    draws = Draws(settings)
+    assert ((draws.start("generator")[0] == MASK_ID).sum(1) == round(0.6 * L)).all()
+    loss = torch_step(variant, teacher, *trained, draws)
+    assert float(metrics["aux_loss"]) == pytest.approx(loss.item(), rel=1e-6)
     errors = {}
     for role, network, gradients in zip(("generator", "auxiliary"), trained, found, strict=True):
         for key, tensor in network.named_parameters():
