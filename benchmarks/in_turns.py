@@ -41,15 +41,14 @@ def measure(programs: Mapping[str, Callable[[], Any]], repetitions: int, calls: 
 
 
 def report(seconds: Seconds, ours: str = "dimo_jax") -> dict[str, Any]:
-    """Print medians and quartiles, and the others' times as a multiple of ours, round by round."""
+    """Return medians and quartiles, and the others' times as a multiple of ours, round by round."""
     result: dict[str, Any] = {}
     for clock, every in seconds.items():
-        own = np.array(every[ours])
         result[clock] = {name: timing.Times(tuple(x)).report() for name, x in every.items()}
         result[f"{clock}_ratio"] = {
-            f"{name}_over_{ours}": timing.Times(tuple(np.array(x) / own)).report()
+            f"{name}_over_{ours}": timing.Times(tuple(np.array(x) / every[ours])).report()
             for name, x in every.items()
-            if name != ours
+            if name != ours and ours in every
         }
     return result
 

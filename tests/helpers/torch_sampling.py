@@ -31,8 +31,8 @@ def torch_decode(network, draws, S, schedule, randomize, w=0.0, sm_temp=1.0, r_t
     """[B, L] of the original's loop, in its own terms: guidance 1 + w.
 
     `draws` has `labels` [B], the numbers `null` and `mask_id`, and the random numbers of step i:
-    `tokens(i, prob)` [B, L], `gumbel(i)` and `uniform(i)` [B, L] for the order, and `decided(conf,
-    count)`, which sees what the `count` most confident are chosen by.
+    `tokens(i, logits)` [B, L], `gumbel(i)` and `uniform(i)` [B, L] for the order, and
+    `decided(conf, count)`, which sees what the `count` most confident are chosen by.
     """
     labels, L = draws.labels, network.num_tokens
     grid = labels.new_full((len(labels), L), draws.mask_id)
@@ -47,9 +47,9 @@ def torch_decode(network, draws, S, schedule, randomize, w=0.0, sm_temp=1.0, r_t
             w_i = w * i / (S - 1)
             null = torch.full_like(labels, draws.null)
             logits = (1 + w_i) * logits - w_i * network(grid, null)
-        prob = (logits * sm_temp).softmax(-1)
-        drawn = draws.tokens(i, prob)
-        conf = prob.gather(-1, drawn[..., None])[..., 0]
+        logits = logits * sm_temp
+        drawn = draws.tokens(i, logits)
+        conf = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
         shuffled = randomize == "random" or (randomize == "warm_up" and i < 2)
         if randomize == "linear":
             conf = conf.log() + r_temp * draws.gumbel(i) * (1 - i / (S - 1))
@@ -83,11 +83,11 @@ def kept(logits, top_k, top_p):
 def torch_one_step(network, draws, sigma, temperature, top_k, top_p):
     """[B, L] of one call.
 
-    `draws` has `labels` [B], `start()` x_init [B, L] and the noise of its embeddings [B, L, D],
-    `one_step_tokens(logits)` [B, L].
+    `draws` has `labels` [B], `start(name)` x_init [B, L] and the noise of its embeddings [B, L, D],
+    `tokens(name, logits)` [B, L], as of a step.
     """
-    start, noise = draws.start()
+    start, noise = draws.start("sample")
     logits = network(
         start, draws.labels, perturb=lambda e: math.sqrt(1 - sigma**2) * e + sigma * noise
     )
-    return draws.one_step_tokens(kept(logits / temperature, top_k, top_p))
+    return draws.tokens("sample", kept(logits / temperature, top_k, top_p))

@@ -95,31 +95,25 @@ class Draws:
     def decided(self, scores, rank):
         self.gap = min(self.gap, smallest_gap(scores, rank))
 
-    def _largest(self, scores, keys):
-        scores = scores + numbers(jax.random.gumbel, keys, (L, V))
+    def _pairs(self, i):
+        fold = lambda key: key if i == "sample" else jax.random.fold_in(key, i)  # noqa: E731
+        return jax.vmap(lambda key: jax.random.split(fold(key)))(image_keys())
+
+    def tokens(self, i, logits):
+        which = 1 if i == "sample" else 0
+        scores = logits + numbers(jax.random.gumbel, self._pairs(i)[:, which], (L, V))
         self.decided(scores, 1)
         return scores.argmax(-1)
 
-    def _of_step(self, i, which):
-        at_step = lambda key: jax.random.split(jax.random.fold_in(key, i))  # noqa: E731
-        return jax.vmap(at_step)(image_keys())[:, which]
-
-    def tokens(self, i, prob):
-        return self._largest(prob.log(), self._of_step(i, 0))
-
     def gumbel(self, i):
-        return numbers(jax.random.gumbel, self._of_step(i, 1), (L,))
+        return numbers(jax.random.gumbel, self._pairs(i)[:, 1], (L,))
 
     def uniform(self, i):
-        return numbers(jax.random.uniform, self._of_step(i, 1), (L,))
+        return numbers(jax.random.uniform, self._pairs(i)[:, 1], (L,))
 
-    def start(self):
-        keys = jax.vmap(jax.random.split)(image_keys())[:, 0]
-        start, noise_keys = generate.initial_state(keys, self.settings)
+    def start(self, name):
+        start, noise_keys = generate.initial_state(self._pairs(name)[:, 0], self.settings)
         return torch.tensor(np.asarray(start)), numbers(jax.random.normal, noise_keys, (L, WIDTH))
-
-    def one_step_tokens(self, logits):
-        return self._largest(logits, jax.vmap(jax.random.split)(image_keys())[:, 1])
 
 
 DECODINGS = {
