@@ -9,7 +9,9 @@ from dimo_jax.profiling import hlo
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COLLECTIVE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[(.*?)\] \{(.*?)\})")
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[(.*?)\][^{]*\{(.*?)\})"
+)
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -26,7 +28,7 @@ def bytes_by_kind(text: str) -> dict[str, int]:
     """
     # By channel: a TPU program has one operation in several pieces, which overlap with others.
     received: dict[tuple[str, str], float] = defaultdict(float)
-    for line, computation, times in hlo.executed(text):
+    for line, computation, times, _ in hlo.executed(text):
         found = _COLLECTIVE.search(line)
         if not found:
             continue
@@ -42,15 +44,14 @@ def bytes_by_kind(text: str) -> dict[str, int]:
 
 
 def _received(line: str, found: re.Match) -> int | float:
-    shapes = [size for _, size in hlo.shapes(found[1])]
+    sizes = [shape.bytes for shape in hlo.shapes(found[1])]
     kind, started = found[2], found[3]
-    # The result of a start is (operands, results, ...) with flags that have no size to speak of.
-    if started and kind in ("all-gather", "collective-permute"):
-        size = max(shapes, default=0)
-    elif started and kind == "reduce-scatter":
-        size = min((s for s in shapes if s > 8), default=0)
-    else:
-        size = sum(shapes)
+    operation = hlo.operation(line)
+    if operation and started and kind != "all-reduce":
+        # The result of a start is all operands, all results, and flags.
+        count = len(operation.operands)
+        sizes = sizes[count : 2 * count]
+    size = sum(sizes)
     if kind == "collective-permute":
         return size
     n = _group_size(line)

@@ -99,6 +99,7 @@ ENTRY %main (p: bf16[48,768]) -> bf16[768,768] {
         ("mesh['axis_0'=16,'axis_1'=1] {'axis_0'}", 16),
         ("mesh['axis_0'=2,'axis_1'=8] {'axis_0','axis_1'}", 16),
         ("mesh['axis_0'=16] {'axis_0':(1)4}", 4),
+        ("mesh['axis_0'=1,'axis_1'=8,'axis_2'=4], device_ids=([4,8]T(1,0)) {'axis_1'}", 8),
         ("[2,8]<=[16]", 8),
         ("[4,4]<=[4,4]T(1,0)", 4),
         ("{{0,1},{2,3}}", 2),
@@ -113,6 +114,31 @@ def test_every_notation_of_groups_and_loops(groups, n, trips):
         "all-gather": round(whole * (n - 1) / n),
         "all-reduce": 24 * 2 * (4 + 16) * 3 // 4,
         "reduce-scatter": 2 * 64 * 4 * 3 // 4,
+    }
+
+
+# As the compiler for NVIDIA GPUs writes them: several arrays in one exchange, which is started and
+# waited for.
+STARTED = """
+ENTRY %main (p: bf16[8,64], q: f32[4]) -> bf16[64,64] {
+  %p = bf16[8,64]{1,0} parameter(0)
+  %q = f32[4]{0} parameter(1)
+  %g = ((bf16[8,64]{1,0}, f32[4]{0}), (bf16[64,64]{1,0}, f32[32]{0})) all-gather-start(%p, %q), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %d = (bf16[64,64]{1,0}, f32[32]{0}) all-gather-done(%g)
+  %s = ((bf16[64,64]{1,0}, f32[32]{0}), (bf16[8,64]{1,0}, f32[4]{0})) reduce-scatter-start(%x, /*index=1*/%y), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %r = (bf16[64,64]{1,0}, f32[32]{0}) all-reduce-start(%x, %y), channel_id=3, replica_groups=[1,8]<=[8], to_apply=%add
+  %m = (f32[32]{0}, f32[32]{0}, u32[], u32[]) collective-permute-start(%y), channel_id=4, source_target_pairs={{0,1},{1,0}}
+}
+"""  # noqa: E501
+
+
+def test_several_arrays_in_one_exchange_count_all():
+    whole = 64 * 64 * 2 + 32 * 4
+    assert collectives.bytes_by_kind(STARTED) == {
+        "all-gather": whole * 7 // 8,
+        "reduce-scatter": whole // 8 * 7,
+        "all-reduce": 2 * whole * 7 // 8,
+        "collective-permute": 32 * 4,
     }
 
 
