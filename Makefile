@@ -31,8 +31,9 @@ constraints:
 	rm -rf $(VENV).newest && $(PYTHON) -m venv $(VENV).newest
 	$(VENV).newest/bin/python $(INSTALL) --editable ".[dev]"
 	sed '/^[^#]/,$$d' constraints.txt >$(VENV).newest/constraints.txt
-	# Without the local part that PyTorch's builds for the CPU have: 2.13.0+cpu.
-	$(VENV).newest/bin/python -m pip freeze --exclude-editable | grep == | sed 's/+.*//' >>$(VENV).newest/constraints.txt
+	# Without the local part that PyTorch's builds for the CPU have, 2.13.0+cpu, and without NVIDIA's
+	# libraries, of which PyTorch's other builds need exact versions.
+	$(VENV).newest/bin/python -m pip freeze --exclude-editable | grep == | sed 's/+.*//; /^nvidia/d' >>$(VENV).newest/constraints.txt
 	mv $(VENV).newest/constraints.txt constraints.txt && rm -rf $(VENV).newest
 
 clean:

@@ -47,6 +47,10 @@ def prepare() -> None:
             flush=True,
         )
         jax.config.update("jax_enable_x64", False)
+    if not nvidia_found():
+        # Where the plug-in for NVIDIA GPUs is installed to plan with, JAX would report, with a
+        # traceback, that a part of CUDA is missing, before it finds no GPU (jax 0.10).
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     if "tpu" in (_config.jax_platforms or "tpu").split(",") and not tpu_found():
         silence_libtpu()
 

@@ -51,25 +51,31 @@ def build(data: int, fsdp: int, devices: Devices | None = None) -> Mesh:
     Args:
         data: see `sizes`.
         fsdp: see `sizes`.
-        devices: default all there are. Several slices of a TPU are joined along `data`, the axis
-            that sends least.
+        devices: default all there are. Several slices of a TPU, or nodes of GPUs, are joined along
+            `data`, the axis that sends least.
 
     Raises:
-        InputError: see `sizes`; if `data` is no multiple of the number of slices.
+        InputError: see `sizes`; if `data` is no multiple of the number of slices or nodes.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = sizes(data, fsdp, len(devices))
-    slices = {getattr(device, "slice_index", 0) for device in devices}
+    # A GPU's slice is its node (jax 0.10). That of one which is only planned for is 0 whatever its
+    # node; it has a process for each node, though this one is alone.
+    planned = devices[0].platform == "gpu" and jax.process_count() == 1
+    where = "process_index" if planned else "slice_index"
+    slices = {getattr(device, where, 0) for device in devices}
     if len(slices) == 1:
         grid = mesh_utils.create_device_mesh(shape, devices)
     else:
         if shape[0] % len(slices):
             raise InputError(
                 f"config.mesh.data={shape[0]} is no multiple of the {len(slices)} slices; make it "
-                "one, since parameters are not sharded across slices"
+                "one, since parameters are not sharded across slices (of GPUs: nodes)"
             )
         inner = (shape[0] // len(slices), shape[1])
-        grid = mesh_utils.create_hybrid_device_mesh(inner, (len(slices), 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (len(slices), 1), devices, process_is_granule=planned
+        )
     # Auto axes: with the Explicit ones of jax.make_mesh an embedding of sharded ids fails (0.10).
     return Mesh(grid, AXES)
 

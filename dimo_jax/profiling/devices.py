@@ -28,15 +28,17 @@ class Device:
     hbm_gb_per_second: int
 
 
-# Sources: NVIDIA's data sheets of A100, H100 and H200, SXM boards; the PCIe and NVL boards are
-# slower and are left out. cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "Peak compute per chip
-# (bf16)" and "HBM capacity and bandwidth". Kinds of TPUs: jax's own list (jax 0.10,
-# jax/_src/pallas/mosaic/tpu_info.py).
+# Sources: NVIDIA's data sheets of A100, H100 and H200, SXM boards, of L40S, and an eighth of what
+# DGX B200's says; the PCIe and NVL boards are slower and are left out.
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "Peak compute per chip (bf16)" and "HBM capacity and
+# bandwidth". Kinds of TPUs: jax's own list (jax 0.10, jax/_src/pallas/mosaic/tpu_info.py).
 DEVICES: dict[str, Device] = {
     "a100_40gb": Device("NVIDIA A100 SXM 40 GB", ("NVIDIA A100-SXM4-40GB",), 312, 40, 1555),
     "a100": Device("NVIDIA A100 SXM 80 GB", ("NVIDIA A100-SXM4-80GB",), 312, 80, 2039),
     "h100": Device("NVIDIA H100 SXM", ("NVIDIA H100 80GB HBM3",), 989, 80, 3350),
     "h200": Device("NVIDIA H200 SXM", ("NVIDIA H200",), 989, 141, 4800),
+    "b200": Device("NVIDIA B200 SXM", ("NVIDIA B200",), 2250, 180, 8000),
+    "l40s": Device("NVIDIA L40S", ("NVIDIA L40S",), 362, 48, 864),
     "v4": Device("TPU v4", ("TPU v4",), 275, 32, 1200),
     "v5e": Device("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197, 16, 819),
     "v5p": Device("TPU v5p", ("TPU v5", "TPU v5p"), 459, 95, 2765),

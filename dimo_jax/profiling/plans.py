@@ -17,7 +17,7 @@ from dimo_jax.conditions import text_encoder
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.profiling import collectives, flops
+from dimo_jax.profiling import collectives, flops, gpu_plans, gpu_targets
 from dimo_jax.profiling.decoding import Decoding, teacher_decoding
 from dimo_jax.profiling.devices import Device
 from dimo_jax.samplers import one_step
@@ -28,6 +28,8 @@ GIB = 2**30
 Program = tuple[Callable[[], Any], int, int]
 # Shares of the peak that a step's time is given for: what cannot be beaten, and what is usual.
 _UTILIZATIONS = (1.0, 0.5)
+# XLA chooses among kernels by timing them, where there is a GPU.
+_NO_GPU = {"xla_gpu_autotune_level": 0}
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
 
 
@@ -71,8 +73,9 @@ def plan(
     note(f"lowers the program for {layout.mesh.size} devices")
     began = time.monotonic()
     lowered = lower()
-    note("compiles it, which takes minutes for a TPU")
-    memory, text_of_program, refusal = _compile(lowered)
+    note("compiles it, which takes minutes for an accelerator")
+    gpu = gpu_targets.find(device)
+    memory, text_of_program, refusal = _compile(lowered, _NO_GPU if gpu else None)
     encoder = _encoder_bytes(config, layout)
     memory = {**memory, "text_encoder_bytes": encoder, "peak_bytes": memory["peak_bytes"] + encoder}
     result = {
@@ -83,7 +86,7 @@ def plan(
         "batch_size": images,
         "compile_seconds": round(time.monotonic() - began, 1),
         "memory": memory,
-        "hbm_bytes": round(device.hbm_gib * GIB) if device else None,
+        "hbm_bytes": gpu.memory_bytes if gpu else round(device.hbm_gib * GIB) if device else None,
         "flops": operations,
         "collectives_bytes": collectives.bytes_by_kind(text_of_program) if text_of_program else {},
         "refusal": refusal,
@@ -95,8 +98,14 @@ def plan(
             str(share): images * share / seconds for share in _UTILIZATIONS
         }
     fits = refusal is None and (device is None or memory["peak_bytes"] <= result["hbm_bytes"])
+    if gpu:
+        result |= gpu_plans.facts(text_of_program, gpu, device, result)
+        fits = result["mem_fraction"] is not None
     result["fits"] = fits
-    result["advice"] = [] if fits else _advice(config, what, memory, layout)
+    settled = fits and not (gpu and result["mem_fraction"] > gpu_plans.DEFAULT_FRACTION)
+    result["advice"] = [] if settled else _advice(config, what, memory, layout)
+    if fits and not settled:
+        result["advice"].insert(0, gpu_plans.MORE_MEMORY)
     return result
 
 
@@ -127,7 +136,11 @@ def text(result: Mapping[str, Any]) -> str:
     sent = result["collectives_bytes"]
     shown = ", ".join(f"{kind} {size / 2**20:.3g}" for kind, size in sent.items()) or "none"
     lines.append(f"received from other devices in a call, MiB a device: {shown}")
+    if result.get("kernels"):
+        lines += gpu_plans.lines(result)
     verdict = "fits" if result["fits"] else "does not fit"
+    if result["fits"] and result["advice"]:
+        verdict = "fits in more memory than XLA takes by default"
     if result["refusal"]:
         verdict += f" ({result['refusal']})"
     lines.append(
@@ -242,10 +255,10 @@ def _sampler_inputs(
 PROGRAMS = {"train": _train, "sample": _sample, "teacher_sample": _teacher_sample}
 
 
-def _compile(lowered: Any) -> tuple[dict[str, int], str, str | None]:
+def _compile(lowered: Any, options: Any) -> tuple[dict[str, int], str, str | None]:
     """Memory and text of the compiled program; or why the compiler refused."""
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         found = _OUT_OF_MEMORY.search(str(error))
         if not found:

@@ -253,7 +253,7 @@ def _program(
             step,
             out_shardings=(placed, layout.whole),
             donate_argnums=0,
-            compiler_options=_options(config),
+            compiler_options=_options(config, layout),
         ),
         layout.abstract(params),
         state,
@@ -292,9 +292,9 @@ def _abstract_batch(batch: Any, layout: Layout) -> Any:
     return trees.map_named(of, batch)
 
 
-def _options(config: Config) -> dict[str, Any] | None:
-    """XLA's options for a step; another backend than the CPU's does not know these."""
-    if not config["fast_compile"] or jax.default_backend() != "cpu":
+def _options(config: Config, layout: Layout) -> dict[str, Any] | None:
+    """XLA's options for a step on CPUs; a plan on a CPU is for the devices of its layout."""
+    if not config["fast_compile"] or layout.mesh.devices.flat[0].platform != "cpu":
         return None
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

@@ -1,0 +1,148 @@
+"""Plans for NVIDIA GPUs on a machine without one: by the compiler itself, and by the command."""
+
+import importlib
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dimo_jax.common.errors import InputError
+from dimo_jax.parallel import mesh, sharding
+from dimo_jax.profiling import collectives, devices, gpu_targets, kernels, topologies
+from dimo_jax.training import programs, settings
+from tests.helpers.command_line import command, finish
+
+PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+needs_plugin = pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, PLUGINS)),
+    reason="the compiler for NVIDIA GPUs is not installed: pip install -e '.[gpu_plan]'",
+)
+CONFIG = "--config=configs/imagenet.py:smoke"
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    """A plan switches JAX's cache off for its process; here for its test only."""
+    kept = jax.config.jax_enable_compilation_cache
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)
+    compilation_cache.reset_cache()
+
+
+def text_for(topology, function, *shapes):
+    found, _ = topologies.find(topology)
+    whole = NamedSharding(mesh.build(1, -1, found), PartitionSpec())
+    given = [jax.ShapeDtypeStruct(x, jnp.bfloat16, sharding=whole) for x in shapes]
+    return jax.jit(function, out_shardings=whole).lower(*given).compile().as_text()
+
+
+def test_every_gpu_is_described_by_its_own_figures():
+    for name, target in gpu_targets.TARGETS.items():
+        device = devices.DEVICES[name]
+        assert gpu_targets.find(device) is target
+        # What the maker sells as so many gigabytes, and what of it a program sees.
+        assert 0.91 < target.memory_bytes / 1e9 / device.hbm_gib < 1.08
+        assert target.gb_per_second == pytest.approx(device.hbm_gb_per_second, rel=0.05)
+        text = gpu_targets.text(target, device.kinds[0])
+        assert f"device_memory_size: {target.memory_bytes}\n" in text
+    assert gpu_targets.find(devices.DEVICES["v5e"]) is None and gpu_targets.find(None) is None
+
+
+@needs_plugin
+@pytest.mark.parametrize("name", sorted(gpu_targets.TARGETS))
+def test_every_gpu_compiles_a_product_and_its_operations_are_counted(name):
+    found, device = topologies.find(f"{name}:1")
+    assert [x.device_kind for x in found] == [devices.DEVICES[name].kinds[0]]
+    assert device is devices.DEVICES[name]
+
+    def chained(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=5)[0]
+
+    text = text_for(f"{name}:1", chained, (512, 256), (256, 256))
+    found = kernels.find(text)
+    assert sum(x.times * x.operations for x in found) == 5 * 2 * 512 * 256 * 256
+    assert kernels.counts(found)["products"] == 5
+
+
+@needs_plugin
+def test_cudnns_attention_compiles_and_is_counted_with_its_gradient():
+    def loss(q, k, v):
+        attended = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return attended.astype(jnp.float32).sum()
+
+    shape = (4, 130, 2, 32)
+    text = text_for("h100:1", jax.grad(loss, argnums=(0, 1, 2)), *[shape] * 3)
+    found = [x for x in kernels.find(text) if x.kind == "cudnn"]
+    assert [x.operations for x in found] == [n * 2 * 4 * 2 * 130 * 130 * 32 for n in (2, 5)]
+
+
+@needs_plugin
+def test_nodes_are_slices_that_send_what_a_gather_must():
+    found, _ = topologies.find("h100:8x4")
+    assert [x.process_index for x in found] == [n // 8 for n in range(32)]
+    built = mesh.build(-1, 8, found)
+    assert dict(built.shape) == {"data": 4, "fsdp": 8}
+    # What parameters are sharded over is one node.
+    assert [{x.process_index for x in row} for row in built.devices] == [{0}, {1}, {2}, {3}]
+    rows = jax.ShapeDtypeStruct(
+        (64, 128), jnp.bfloat16, sharding=NamedSharding(built, PartitionSpec("fsdp"))
+    )
+    whole = NamedSharding(built, PartitionSpec())
+    text = jax.jit(lambda x: x * 2, out_shardings=whole).lower(rows).compile().as_text()
+    assert collectives.bytes_by_kind(text) == {"all-gather": 64 * 128 * 2 * 7 // 8}
+
+
+@needs_plugin
+def test_parameters_are_not_sharded_across_nodes():
+    found, _ = topologies.find("a100:8x2")
+    with pytest.raises(InputError, match="data=1 is no multiple of the 2 slices"):
+        mesh.build(1, 16, found)
+
+
+@needs_plugin
+def test_options_for_a_cpu_stay_with_cpus(monkeypatch):
+    given = []
+    jit = jax.jit
+    monkeypatch.setattr(
+        programs.jax,
+        "jit",
+        lambda f, **options: given.append(options.get("compiler_options")) or jit(f, **options),
+    )
+    config = importlib.import_module("configs.imagenet").get_config("smoke").to_dict()
+    assert config["fast_compile"]
+    network = settings.network_of(config, 16, 30)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    for found, expected in ((jax.devices()[:1], True), (topologies.find("h100:1")[0], False)):
+        layout = sharding.layout(config["mesh"], found)
+        given.clear()
+        programs.distill_program(config, network, network, params, layout)
+        assert any(given) == expected
+
+
+@needs_plugin
+@pytest.mark.slow
+def test_the_step_on_a_node_by_the_command(tmp_path):
+    """What fsdp must send; what fits; a bound above what the products alone would take."""
+    output = tmp_path / "plan.json"
+    flags = ("--topology=h100:4", "--config.mesh.data=1", "--config.mesh.fsdp=4")
+    flags += ("--config.mesh.min_shard_elements=1000", f"--output={output}")
+    text, err = finish(command("plan", CONFIG, *flags, optimized=False))
+    assert [line for line in err.splitlines() if not line.startswith("plan: ")] == []
+    found = json.loads(output.read_text())
+    assert found["fits"] and found["advice"] == [] and found["mem_fraction"] == 0.75
+    assert found["memory_limits_bytes"]["0.95"] == int(0.95 * found["hbm_bytes"])
+    assert set(found["kernels"]) >= {"products", "triton", "loops", "reductions"}
+    predicted = found["predicted"]
+    assert predicted["is_bound"] and predicted["share_of_peak"] <= 1.01
+    assert predicted["step_seconds"] >= 0.99 * found["seconds_at_mfu"]["1.0"]
+    seconds = {k: x for k, x in predicted["parts"].items() if k != "collectives"}
+    assert predicted["step_seconds"] == pytest.approx(
+        max(sum(seconds.values()), predicted["parts"]["collectives"])
+    )
+    for words in ("4 x NVIDIA H100 SXM", "(75% of the card)", "a bound", "verdict: fits"):
+        assert words in text
