@@ -1,5 +1,6 @@
 """What a compiled program starts on an NVIDIA GPU: its kernels, and their least time."""
 
+import collections
 import functools
 import math
 import re
@@ -11,7 +12,7 @@ from dimo_jax.profiling import hlo
 # "products": cuBLAS, and the products that XLA writes in Triton; "cudnn": fused attention,
 # convolutions; "triton": norms, softmaxes and the like; "loops": element by element; "reductions":
 # sums over rows or columns; "others": copies, sorts, slices.
-KINDS = ("products", "cudnn", "triton", "loops", "reductions", "others")
+KINDS: tuple[str, ...] = ("products", "cudnn", "triton", "loops", "reductions", "others")
 
 # Results that no kernel computes: names, loops (their bodies are visited), waiting.
 _NO_KERNEL = {
@@ -71,10 +72,10 @@ def find(text: str) -> list[Kernel]:
 
 def counts(kernels: Iterable[Kernel]) -> dict[str, int]:
     """Return {kind: kernels that one run starts}, without the kinds that do not occur."""
-    totals = dict.fromkeys(KINDS, 0)
+    totals: collections.Counter[str] = collections.Counter()
     for kernel in kernels:
         totals[kernel.kind] += kernel.times
-    return {kind: total for kind, total in totals.items() if total}
+    return {kind: totals[kind] for kind in KINDS if totals[kind]}
 
 
 def least_seconds(

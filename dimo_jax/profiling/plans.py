@@ -98,7 +98,7 @@ def plan(
             str(share): images * share / seconds for share in _UTILIZATIONS
         }
     fits = refusal is None and (device is None or memory["peak_bytes"] <= result["hbm_bytes"])
-    if gpu:
+    if gpu and device:
         result |= gpu_plans.facts(text_of_program, gpu, device, result)
         fits = result["mem_fraction"] is not None
     result["fits"] = fits

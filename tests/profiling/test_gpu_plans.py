@@ -53,6 +53,31 @@ def test_every_gpu_is_described_by_its_own_figures():
     assert gpu_targets.find(devices.DEVICES["v5e"]) is None and gpu_targets.find(None) is None
 
 
+@pytest.mark.parametrize(
+    ("topology", "num_slices", "words"),
+    [
+        ("h100", 1, "--topology=h100 is none of .*h100:8x4"),
+        ("x100:8", 1, "--topology=x100:8 is none of"),
+        ("h100:8x4x2", 1, "is none of"),
+        ("h100:" + "9" * 30, 1, "is none of"),
+        ("h100:0", 1, "give 1 to 8 GPUs of a node, and 1 to 1024 nodes, as in h100:8 or h100:8x4"),
+        ("a100:8x0", 1, "give 1 to 8 GPUs of a node, and 1 to 1024 nodes, as in a100:8"),
+        ("h100:9999999", 1, "give 1 to 8 GPUs"),
+        ("h100:8x9999999", 1, "and 1 to 1024 nodes"),
+        ("h100:8", 2, "--num_slices is for TPUs; several nodes of GPUs are --topology=h100:8x4"),
+    ],
+)
+def test_what_is_no_number_of_gpus_is_refused(topology, num_slices, words):
+    with pytest.raises(InputError, match=words):
+        topologies.find(topology, num_slices)
+
+
+def test_without_the_plugin_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(topologies, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install -e '.\\[gpu_plan\\]' \\(no GPU is needed\\)"):
+        topologies.find("h100:8")
+
+
 @needs_plugin
 @pytest.mark.parametrize("name", sorted(gpu_targets.TARGETS))
 def test_every_gpu_compiles_a_product_and_its_operations_are_counted(name):
