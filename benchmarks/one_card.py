@@ -212,18 +212,26 @@ def device_kind() -> str:
     return done.stdout.split("\n")[-2]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments; fields of the config come beside them."""
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--config", default="configs/imagenet.py", help="any of benchmark's")
+    found.add_argument("--output", default="one_card", help="a folder")
+    found.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 256])
+    found.add_argument("--repetitions", type=int, default=10)
+    found.add_argument("--torch_python", default="", help="an interpreter that has PyTorch")
+    found.add_argument("--timeout_seconds", type=float, default=3600, help="of each part")
+    return found
+
+
 def main() -> None:
     """Measure each part, and write the file after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/imagenet.py", help="any of benchmark's")
-    parser.add_argument("--output", default="one_card", help="a folder")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--repetitions", type=int, default=10)
-    parser.add_argument("--torch_python", default="", help="an interpreter that has PyTorch")
-    parser.add_argument("--timeout_seconds", type=float, default=3600, help="of each part")
-    arguments, arguments.options = parser.parse_known_args()
+    flags = parser()
+    arguments, arguments.options = flags.parse_known_args()
     if wrong := [x for x in arguments.options if not x.startswith("--config.")]:
-        parser.error(f"{wrong[0]} is no flag of this program, nor a field --config.NAME=VALUE")
+        flags.error(f"{wrong[0]} is no flag of this program, nor a field --config.NAME=VALUE")
     # A kill ends what runs too, as Ctrl-C does; what is done stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder, kind, records = Path(arguments.output).resolve(), device_kind(), {}

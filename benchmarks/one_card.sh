@@ -12,7 +12,10 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 output=one_card
 for argument in "$@"; do
-  case $argument in --output=*) output=${argument#*=} ;; esac
+  case $argument in
+    --output=*) output=${argument#*=} ;;
+    --output) echo "one_card.sh: write --output=FOLDER" >&2 && exit 2 ;;
+  esac
 done
 mkdir -p "$output"
 output=$(cd "$output" && pwd)

@@ -98,6 +98,42 @@ def test_the_table_has_measured_and_predicted_and_pytorch_side_by_side():
     ]  # fmt: skip
 
 
+def commands(kind, *given):
+    arguments = one_card.parser().parse_args(given)
+    arguments.options = []
+    return {x.name: x for x in one_card.parts(arguments, kind)}
+
+
+def test_what_runs_on_a_gpu():
+    found = commands("NVIDIA H100 80GB HBM3", "--torch_python=other/python")
+    assert list(found) == [
+        "train_64", "train_256", "sample_1", "teacher_sample_1", "sample_64", "teacher_sample_64",
+        "torch_64", "torch_256", "plan_64", "plan_256",
+    ]  # fmt: skip
+    assert "--topology=h100:1" in found["plan_256"].command
+    assert "--config.distill.batch_size=256" in found["plan_256"].command
+    assert found["torch_64"].command[0] == "other/python"
+    assert {"--config=full", "--device=cuda", "--dtype=bfloat16"} <= {*found["torch_64"].command}
+    # The card is left to what is measured, and that may take nearly all of it.
+    assert found["torch_64"].environment == found["plan_64"].environment == {"JAX_PLATFORMS": "cpu"}
+    assert found["train_64"].environment == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    assert not any(part.impossible for part in found.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "name", "words"),
+    [
+        ("NVIDIA T4", [], "plan_64", "there is no plan for the device NVIDIA T4"),
+        ("cpu", [], "torch_64", "there is no PyTorch"),
+        ("cpu", ["--torch_python=p", "--config=configs/meissonic.py"], "torch_64",
+         "torch_step.py has no network for configs/meissonic.py"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_says_why(tmp_path, kind, given, name, words):
+    found = one_card.measure(commands(kind, *given)[name], tmp_path, 60)
+    assert words in found["not_measured"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The command on this processor: (its file, its folder, how to start it again)."""

@@ -30,6 +30,7 @@ from dimo_jax.common import rng
 from dimo_jax.common.command_flags import Flags
 from dimo_jax.method.masked import denoise, masking, pretrain
 from dimo_jax.parallel import distributed, mesh, sharding
+from dimo_jax.training import traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
@@ -134,6 +135,7 @@ def main() -> None:
         log_every_steps=1,
         save_every_steps=SAVE_EVERY,
         abstract_state=abstract,
+        trace=traces.Request(traces.Window(3, 2), workdir / "profile", "fit"),
     )
     checkpoints.close()
     draw = jax.jit(

@@ -12,6 +12,7 @@ import pytest
 
 from dimo_jax.training import metrics
 from tests.helpers import ROOT
+from tests.helpers.recorded import recorded_steps
 
 # On one worker, which makes the fixtures once.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -70,6 +71,13 @@ def test_two_processes_compute_what_one_does(lives):
         np.testing.assert_allclose(first[name], second[name], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(first["draws"], second["draws"])
     assert np.ptp(first["draws"]) > 1
+
+
+def test_each_process_records_itself_in_one_session(lives):
+    root, _ = lives
+    files = sorted((root / "two" / "profile" / "plugins" / "profile" / "fit_step_3").iterdir())
+    assert [path.name for path in files] == ["process_0.xplane.pb", "process_1.xplane.pb"]
+    assert [recorded_steps(path, "fit") for path in files] == [[3, 4], [3, 4]]
 
 
 def test_sigterm_to_one_stops_both_at_the_same_step_with_status_0(lives):
