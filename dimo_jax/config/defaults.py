@@ -111,7 +111,10 @@ FIELDS: dict[str, Any] = {
         False, SWITCH, "one compiled block that is run depth times: a shorter compilation"
     ),
     "attention": Field(
-        "xla", names("xla", "cudnn"), "cudnn: NVIDIA's fused kernels, bfloat16 only"
+        "auto",
+        names("auto", "xla", "cudnn", "pallas"),
+        "cudnn, pallas: fused kernels of NVIDIA GPUs and of TPUs, in bfloat16 without dropout; "
+        "auto: the one that applies, else xla",
     ),
     "compilation_cache": Field("", FOLDER, "for compiled programs, shared by all processes"),
     "max_skipped_in_a_row": Field(

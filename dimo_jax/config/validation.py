@@ -147,9 +147,9 @@ def _validate_network(config: Config) -> None:
             f"{'text' if takes_text else 'classes'}, and config.data.name is "
             f"{config['data']['name']}; change one of them"
         )
-    if config["attention"] == "cudnn" and config["compute_dtype"] != "bfloat16":
+    if config["attention"] in ("cudnn", "pallas") and config["compute_dtype"] != "bfloat16":
         raise InputError(
-            "config.attention=cudnn needs config.compute_dtype=bfloat16, which is "
+            f"config.attention={config['attention']} needs config.compute_dtype=bfloat16, which is "
             f"{config['compute_dtype']}; change one of them"
         )
 

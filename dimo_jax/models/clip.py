@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from dimo_jax.common import limits
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
+from dimo_jax.models.attention import attention_fn
 from dimo_jax.models.network import Compute
 
 Params = Any  # a pytree of arrays
@@ -105,7 +106,7 @@ class Block(nn.Module):
             dtype=x.dtype,
             force_fp32_for_softmax=True,
             # Ours has no mask, and is the faster one on 257 positions.
-            attention_fn=nn.dot_product_attention if self.causal else blocks.attention("xla"),
+            attention_fn=nn.dot_product_attention if self.causal else attention_fn(Compute()),
             name="attention",
         )
         x = x + attention(_norm("attention_norm")(x), mask=mask)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -21,15 +20,17 @@ from jaxtyping import Array, Float, Int
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
+from dimo_jax.models.attention import AttentionFn, SelfAttention, attention_of
+from dimo_jax.models.layers import LayerNorm, gelu
 from dimo_jax.models.network import Compute, Network, from_module
 
 # Flax's own GELU of that time: the tanh form, in every place.
-_gelu = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
+_gelu = functools.partial(gelu, approximate=True)
 
 
-def _norm(name: str) -> nn.LayerNorm:
+def _norm(name: str) -> LayerNorm:
     # Unlike the networks from PyTorch: these weights were trained with Flax's fast variance.
-    return nn.LayerNorm(epsilon=1e-12, use_fast_variance=True, name=name)
+    return LayerNorm(epsilon=1e-12, use_fast_variance=True, name=name)
 
 
 class Block(nn.Module):
@@ -38,22 +39,14 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
         """Apply one layer; dropout acts on attention probabilities and on both branches."""
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        attention = nn.MultiHeadDotProductAttention(
-            num_heads=self.heads,
-            dropout_rate=self.dropout,
-            deterministic=deterministic,
-            # Without a dtype the float32 probabilities would carry the rest up with them.
-            dtype=x.dtype,
-            attention_fn=blocks.attention(self.attention),
-            name="attention",
-        )
-        x = _norm("attention_norm")(x + drop(attention(x)))
+        attention = SelfAttention(self.heads, self.dropout, self.attention, name="attention")
+        x = _norm("attention_norm")(x + drop(attention(x, deterministic)))
         y = _gelu(nn.Dense(self.mlp_dim, name="mlp_in")(x))
         return _norm("mlp_norm")(x + drop(nn.Dense(x.shape[-1], name="mlp_out")(y)))
 
@@ -93,9 +86,7 @@ class GoogleMaskGitModule(nn.Module):
         label = table[self.codebook_size + labels][:, None]
         x = _norm("first_norm")(jnp.concatenate([label, image], axis=1) + positions[None])
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        block = functools.partial(
-            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
-        )
+        block = functools.partial(Block, self.heads, self.mlp_dim, self.dropout, attention_of(self))
         x = blocks.run_blocks(self, block, self.depth, x, self.compute, deterministic=deterministic)
         # The class position is not predicted: leaving it out here changes no image logit.
         x = _norm("last_norm")(_gelu(nn.Dense(self.width, name="last")(x[:, 1:])))

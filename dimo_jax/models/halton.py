@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
+from dimo_jax.models.attention import AttentionFn, attention_of
+from dimo_jax.models.layers import normalized, swiglu
 from dimo_jax.models.network import Compute, Network, from_module
 
 # The released sizes; codebook 16384, 1000 classes, 256 or 576 tokens. mlp_dim is the width inside
@@ -51,9 +52,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Return the same shape and dtype."""
-        exact = x.astype(jnp.float32)
-        square = jnp.mean(exact**2, axis=-1, keepdims=True)
-        x = (exact * jax.lax.rsqrt(square + 1e-5)).astype(x.dtype)
+        x = normalized(x, None, None, 1e-5, False)
         width = x.shape[-1:]
         if self.scale:
             x = x * self.param("scale", nn.initializers.ones, width)[None, None]
@@ -71,7 +70,7 @@ class Attention(nn.Module):
 
     heads: int
     dropout: float
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
@@ -84,7 +83,7 @@ class Attention(nn.Module):
         query, key = RMSNorm(scale=False)(query), RMSNorm(scale=False)(key)
         shape = (batch, length, self.heads, head_dim)
         on = self.dropout > 0 and not deterministic
-        y = blocks.attention(self.attention)(
+        y = self.attention(
             *(part.reshape(shape) for part in (query, key, value)),
             dropout_rng=self.make_rng("dropout") if on else None,
             dropout_rate=self.dropout,
@@ -101,7 +100,7 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(
@@ -118,7 +117,7 @@ class Block(nn.Module):
         attention = Attention(self.heads, self.dropout, self.attention, name="attention")
         x = x + gate1[:, None] * attention(y, deterministic)
         y = _modulated(RMSNorm(name="mlp_norm")(x), shift2, scale2)
-        y = nn.silu(_dense(self.mlp_dim, "mlp_gate")(y)) * _dense(self.mlp_dim, "mlp_in")(y)
+        y = swiglu(_dense(self.mlp_dim, "mlp_gate")(y), _dense(self.mlp_dim, "mlp_in")(y))
         y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
         return x + gate2[:, None] * _dense(width, "mlp_out")(y)
 
@@ -164,9 +163,7 @@ class HaltonModule(nn.Module):
         last = jnp.broadcast_to(registers[None], (x.shape[0], *registers.shape))
         x = jnp.concatenate([x, last], axis=1)
         label = nn.silu(classes[labels])
-        block = functools.partial(
-            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
-        )
+        block = functools.partial(Block, self.heads, self.mlp_dim, self.dropout, attention_of(self))
         x = blocks.run_blocks(
             self, block, self.depth, x, self.compute, label, deterministic=deterministic
         )

@@ -6,50 +6,26 @@ each position. Axes: B batch, L image tokens, N = L + 1 with the class token, D 
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
+from dimo_jax.models.attention import AttentionFn, SelfAttention, attention_of
+from dimo_jax.models.layers import LayerNorm, Projection, gelu
 from dimo_jax.models.network import Compute, Network, from_module
 
-# PyTorch's GELU() is the erf form; jax.nn.gelu defaults to tanh.
-_gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+
+def _norm(epsilon: float, name: str) -> LayerNorm:
+    return LayerNorm(epsilon=epsilon, name=name)
 
 
-def _norm(epsilon: float, name: str) -> nn.LayerNorm:
-    # Flax's fast variance E[x^2] - E[x]^2 breaks parity with PyTorch, most of all at epsilon 1e-12.
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
-
-
-def _flat_dot_general(
-    x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
-) -> Array:
-    """lax.dot_general of the last axes of x and the first of the kernel, as one matrix product.
-
-    On three axes XLA's CPU backend copies activations into another order for each kernel's
-    gradient, a fifth of a step at width 64 (jax 0.10.2); on two it does not.
-    """
-    (inner, _), _ = dimension_numbers
-    lead, size = x.shape[: inner[0]], math.prod(x.shape[inner[0] :])
-    y = jax.lax.dot_general(
-        x.reshape(-1, size),
-        kernel.reshape(size, -1),
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        **kwargs,
-    )
-    return y.reshape(*lead, *kernel.shape[len(inner) :])
-
-
-def _dense(features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dot_general=_flat_dot_general, name=name)
+def _dense(x: Float[Array, "B N I"], features: int, name: str) -> Float[Array, "B N O"]:
+    dense = Projection((x.shape[-1], features), (features,), name=name)
+    return dense(x.reshape(-1, x.shape[-1]), x.shape[:-1])
 
 
 class Block(nn.Module):
@@ -58,26 +34,16 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     dropout: float
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], deterministic: bool) -> Float[Array, "B N D"]:
         """Apply one layer; dropout acts on the attention probabilities and in the feed-forward."""
-        attention = nn.MultiHeadDotProductAttention(
-            num_heads=self.heads,
-            dropout_rate=self.dropout,
-            deterministic=deterministic,
-            qkv_dot_general=_flat_dot_general,
-            out_dot_general=_flat_dot_general,
-            # Without a dtype the float32 probabilities would carry the rest up with them.
-            dtype=x.dtype,
-            attention_fn=blocks.attention(self.attention),
-            name="attention",
-        )
-        x = x + attention(_norm(1e-5, "attention_norm")(x))
+        attention = SelfAttention(self.heads, self.dropout, self.attention, name="attention")
+        x = x + attention(_norm(1e-5, "attention_norm")(x), deterministic)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        y = _gelu(_dense(self.mlp_dim, "mlp_in")(_norm(1e-5, "mlp_norm")(x)))
-        return x + drop(_dense(x.shape[-1], "mlp_out")(drop(y)))
+        y = gelu(_dense(_norm(1e-5, "mlp_norm")(x), self.mlp_dim, "mlp_in"))
+        return x + drop(_dense(drop(y), x.shape[-1], "mlp_out"))
 
 
 class MaskGitModule(nn.Module):
@@ -117,16 +83,14 @@ class MaskGitModule(nn.Module):
         label = table[self.codebook_size + 1 + labels][:, None]
         x = jnp.concatenate([image, label], axis=1) + positions[None]
 
-        x = _dense(self.width, "first_in")(drop(_norm(1e-12, "first_norm_in")(x)))
-        x = drop(_norm(1e-12, "first_norm_out")(_gelu(x)))
-        x = _dense(self.width, "first_out")(x)
-        block = functools.partial(
-            Block, self.heads, self.mlp_dim, self.dropout, self.compute.attention
-        )
+        x = _dense(drop(_norm(1e-12, "first_norm_in")(x)), self.width, "first_in")
+        x = drop(_norm(1e-12, "first_norm_out")(gelu(x)))
+        x = _dense(x, self.width, "first_out")
+        block = functools.partial(Block, self.heads, self.mlp_dim, self.dropout, attention_of(self))
         x = blocks.run_blocks(self, block, self.depth, x, self.compute, deterministic=deterministic)
         # The class position is not predicted: leaving it out here changes no image logit.
         x = drop(_norm(1e-12, "last_norm_in")(x[:, : self.num_tokens]))
-        x = _norm(1e-12, "last_norm_out")(_gelu(_dense(self.width, "last")(x)))
+        x = _norm(1e-12, "last_norm_out")(gelu(_dense(x, self.width, "last")))
         predicted = self.codebook_size + int(self.predict_mask_id)
         return x @ table[:predicted].T + bias[None, : self.num_tokens, :predicted]
 

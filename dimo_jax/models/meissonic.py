@@ -21,6 +21,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import blocks
+from dimo_jax.models.attention import AttentionFn, attention_of
+from dimo_jax.models.layers import LayerNorm, RMSNorm, gelu
 from dimo_jax.models.network import Compute, Network
 from dimo_jax.models.waves import rotary, rotated, sinusoids
 
@@ -31,7 +33,7 @@ TIMESTEPS = ("zero", "ratio")
 MICRO_CONDITIONS = (1024.0, 1024.0, 0.0, 0.0, 6.0)
 _STREAMS = ("text_", "")  # prefixes of their parameters, in the order of the joint sequence
 
-_gelu = lambda x: jax.nn.gelu(x, approximate=True)  # noqa: E731
+_gelu = functools.partial(gelu, approximate=True)
 
 Streams = tuple[Float[Array, "B T D"], Float[Array, "B M D"]]
 
@@ -40,15 +42,15 @@ def _dense(features: int, name: str, bias: bool = True) -> nn.Dense:
     return nn.Dense(features, use_bias=bias, name=name)
 
 
-def _rms(name: str) -> nn.RMSNorm:
-    return nn.RMSNorm(epsilon=1e-6, name=name)
+def _rms(name: str) -> RMSNorm:
+    return RMSNorm(epsilon=1e-6, name=name)
 
 
 def _modulated(
     x: Float[Array, "B N D"], shift: Float[Array, "B 1 D"], scale: Float[Array, "B 1 D"]
 ) -> Float[Array, "B N D"]:
     """Return a norm without weights of its own, then scale and shift."""
-    norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False)
+    norm = LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False)
     return norm(x) * (1 + scale) + shift
 
 
@@ -61,9 +63,9 @@ def _heads(x: Float[Array, "B N D"], heads: int, prefix: str) -> tuple[Array, Ar
     return _rms(f"{prefix}query_norm")(query), _rms(f"{prefix}key_norm")(key), value
 
 
-def _attended(name: str, query: Array, key: Array, value: Array, angles: Any) -> Array:
+def _attended(attention: AttentionFn, query: Array, key: Array, value: Array, angles: Any) -> Array:
     """Attention of all positions, [B, N, D] in the values' dtype."""
-    y = blocks.attention(name)(rotated(query, angles), rotated(key, angles), value)
+    y = attention(rotated(query, angles), rotated(key, angles), value)
     return y.reshape(*y.shape[:2], -1).astype(value.dtype)
 
 
@@ -72,7 +74,7 @@ class DoubleBlock(nn.Module):
 
     heads: int
     mlp_dim: int
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(
@@ -105,7 +107,7 @@ class SingleBlock(nn.Module):
 
     heads: int
     mlp_dim: int
-    attention: str = "xla"
+    attention: AttentionFn
 
     @nn.compact
     def __call__(
@@ -168,7 +170,7 @@ class MeissonicModule(nn.Module):
 
         angles = rotary(text.shape[1], math.isqrt(image.shape[1]), self.rope_dims)
         double, single = (
-            functools.partial(block, self.heads, self.mlp_dim, self.compute.attention)
+            functools.partial(block, self.heads, self.mlp_dim, attention_of(self))
             for block in (DoubleBlock, SingleBlock)
         )
         run = functools.partial(blocks.run_blocks, self, deterministic=True)

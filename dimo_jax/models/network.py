@@ -24,7 +24,10 @@ class Compute:
         remat: what a backward pass keeps of a block: "none" is recomputed, "full" all is, "dots"
             all but the products with parameters.
         scan_layers: one compiled block, run once for each layer.
-        attention: "xla", or "cudnn" for NVIDIA's fused kernels.
+        attention: "xla"; "cudnn" or "pallas", the fused kernels of an NVIDIA GPU or a TPU; or
+            "auto", the one that applies.
+        mesh: a jax.sharding.Mesh of the devices that share a batch, which may be absent; None: this
+            process's own.
         gather: for parameters that are divided over devices: a tree of them -> the same whole on
             every device. Called on each block as it is run, and on the rest at the start.
     """
@@ -33,6 +36,7 @@ class Compute:
     remat: str = "none"
     scan_layers: bool = False
     attention: str = "xla"
+    mesh: Any = None
     gather: Callable[[Any], Any] | None = None
 
 

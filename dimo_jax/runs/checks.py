@@ -15,7 +15,7 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.data import digits
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
-from dimo_jax.models import Network
+from dimo_jax.models import Network, attention
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.tokenizers import Tokenizer
 from dimo_jax.training import programs
@@ -92,23 +92,24 @@ def check_draws(config: Config, codebook_size: int) -> None:
 
 
 def check_attention(config: Config, network: Network) -> None:
-    """Refuse NVIDIA's attention where it cannot run."""
-    if config["attention"] != "cudnn":
+    """Refuse a fused attention where it cannot run."""
+    name = config["attention"]
+    if name not in attention.NEEDS:
         return
     on = [
         f"config.{path}"
         for path, value in configs.flat(config).items()
         if path.endswith(".dropout") and value is True
     ]
-    if jax.default_backend() != "gpu":
+    if attention.FUSED.get(attention.accelerator(None)) != name:
         raise InputError(
-            "config.attention=cudnn needs an NVIDIA GPU, and the devices are of the kind "
-            f"{jax.default_backend()}; give --config.attention=xla"
+            f"config.attention={name} needs {attention.NEEDS[name]}, and the devices are of the "
+            f"kind {jax.devices()[0].device_kind}; give --config.attention=auto"
         )
     if network.config.get("dropout") and on:
         raise InputError(
-            f"config.attention=cudnn has no dropout, and {on[0]} is on; turn it off, or give "
-            "--config.attention=xla"
+            f"config.attention={name} has no dropout, and {on[0]} is on; turn it off, or give "
+            "--config.attention=auto"
         )
 
 

@@ -28,6 +28,7 @@ def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
         remat=config["remat"],
         scan_layers=config["scan_layers"],
         attention=config["attention"],
+        mesh=layout.mesh if layout else None,
         gather=layout.gather if layout and layout.mesh.shape["fsdp"] > 1 else None,
     )
 

@@ -121,7 +121,7 @@ TABLE = [
     ("distill.divergence.parameter", (-0.2, 0, 3), (*NO_NUMBER, False)),
     ("compute_dtype teacher.dtype", ("float32", "bfloat16"), (*NO_TEXT, "", "float16", "FLOAT32")),
     ("remat", ("none", "full", "dots"), (*NO_TEXT, "", "all")),
-    ("attention", ("xla", "cudnn"), (*NO_TEXT, "", "flash")),
+    ("attention", ("auto", "xla", "cudnn", "pallas"), (*NO_TEXT, "", "flash")),
     ("data.name", ("digits", "joint", "labels", "prompts"), (*NO_TEXT, "", "mnist", "Digits")),
     ("data.joint", ("", "pair", "modes", "parity"), (*NO_TEXT, "xor")),
     (
@@ -423,6 +423,7 @@ CONTRADICTIONS = [
         ("config.model.name is maskgit", "config.data.name is prompts"),
     ),
     (DIGITS, {"attention": "cudnn"}, ("config.attention=cudnn", "config.compute_dtype=bfloat16")),
+    (DIGITS, {"attention": "pallas"}, ("config.attention=pallas", "config.compute_dtype=bfloat16")),
     (DIGITS, {"data.num_classes": 11}, ("config.data.num_classes is 11", "must be 10")),
     (DIGITS, {"data.num_classes": 9}, ("config.data.num_classes is 9", "must be 10")),
     (TOY, {"data.num_classes": 2}, ("config.data.num_classes is 2", "must be 1")),

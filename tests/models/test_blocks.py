@@ -1,6 +1,5 @@
 """How a network is computed changes nothing in what it computes."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 
 from dimo_jax import models
 from dimo_jax.common import trees
-from dimo_jax.common.errors import InputError
-from dimo_jax.models import blocks
 
 SIZES = {"num_tokens": 16, "codebook_size": 30, "num_classes": 7, "width": 16, "depth": 3}
 SIZES |= {"heads": 2, "mlp_dim": 32}
@@ -69,48 +66,3 @@ def test_parameters_are_the_same_tree_in_every_mode():
         for compute in (models.Compute(), models.Compute(remat="full", scan_layers=True))
     )
     assert trees.differences(plain, scanned) == []
-
-
-def qkv(dtype="float32"):
-    keys = jax.random.split(jax.random.key(2), 3)
-    return [jax.random.normal(key, (2, 5, 3, 4), dtype) for key in keys]
-
-
-def test_attention_is_flaxs():
-    for scale in (1.0, 30.0):
-        arguments = [scale * x for x in qkv()]
-        ours, theirs = (
-            jax.value_and_grad(lambda *x, f=f: (f(*x) ** 3).sum(), argnums=(0, 1, 2))(*arguments)
-            for f in (blocks.attention("xla"), nn.dot_product_attention)
-        )
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
-
-
-def test_attentions_softmax_is_float32_in_bfloat16():
-    text = str(jax.make_jaxpr(blocks.attention("xla"))(*qkv("bfloat16")))
-    assert "exp" in text and all("f32" in x for x in text.splitlines() if " exp " in x)
-    assert blocks.attention("xla")(*qkv("bfloat16")).dtype == jnp.bfloat16
-
-
-def test_attentions_dropout_keeps_the_mean():
-    query, key, value = qkv()
-    plain = blocks.attention("xla")(query, key, value)
-    dropped = jax.vmap(
-        lambda k: blocks.attention("xla")(query, key, value, k, 0.5, deterministic=False)
-    )(jax.random.split(jax.random.key(0), 2000))
-    assert np.abs(dropped[0] - plain).max() > 0.1
-    np.testing.assert_allclose(dropped.mean(0), plain, atol=0.15)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "options", "words"),
-    [
-        ("bfloat16", {}, "found devices of the kind cpu; give --config.attention=xla"),
-        ("float32", {}, "cpu, config.compute_dtype=float32"),
-        ("bfloat16", {"dropout_rate": 0.1, "deterministic": False}, "cpu, dropout"),
-    ],
-)
-def test_cudnn_says_what_it_lacks(dtype, options, words):
-    with pytest.raises(InputError, match=words):
-        blocks.attention("cudnn")(*qkv(dtype), **options)

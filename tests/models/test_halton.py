@@ -12,9 +12,12 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.convert.networks import halton as table
 from dimo_jax.convert.networks import layouts
 from dimo_jax.models import halton
+from dimo_jax.models.attention import attention_fn
+from dimo_jax.models.network import Compute
 from tests.helpers.golden import golden_state
 from tests.helpers.torch_halton import TorchHalton
 
+XLA = attention_fn(Compute())
 # Three heads of 8 in 26: like "small", whose six heads do not divide its width either.
 SIZES = {
     "name": "halton",
@@ -171,7 +174,7 @@ def test_dropout_acts_only_with_a_key():
 
 
 def test_attention_drops_probabilities_too_and_not_only_outputs():
-    attention = halton.Attention(heads=2, dropout=0.5)
+    attention = halton.Attention(heads=2, dropout=0.5, attention=XLA)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 8)), jnp.float32)
     still, variables = attention.init_with_output(jax.random.key(0), x, True)
     y = attention.apply(variables, x, False, rngs={"dropout": jax.random.key(1)})
@@ -199,7 +202,7 @@ def test_every_parameter_has_a_gradient():
 
 def test_at_the_start_a_block_is_the_identity():
     x, label = jnp.arange(8.0).reshape(1, 2, 4), jnp.ones((1, 4))
-    block = halton.Block(heads=2, mlp_dim=4, dropout=0.0)
+    block = halton.Block(heads=2, mlp_dim=4, dropout=0.0, attention=XLA)
     y, _ = jax.jit(lambda key: block.init_with_output(key, x, label, True))(jax.random.key(0))
     np.testing.assert_array_equal(y, x)
 

@@ -123,6 +123,7 @@ WRONG = [
     (TEXT, {"model.vocabulary": 32}, "config.model: vocabulary"),
     (TEXT, {"tokenizer.image_size": 20}, "config.model: num_tokens"),
     (TEXT, {"attention": "cudnn"}, "config.attention=cudnn needs an NVIDIA GPU"),
+    (TEXT, {"attention": "pallas"}, "config.attention=pallas needs a TPU, and the devices are"),
 ]
 PATHS = (
     *("teacher.bundle", "tokenizer.bundle", "text_encoder.bundle", "data.directory"),
