@@ -34,11 +34,12 @@ def no_cache():
     compilation_cache.reset_cache()
 
 
-def text_for(topology, function, *shapes):
+def text_for(topology, function, *shapes, **options):
     found, _ = topologies.find(topology)
     whole = NamedSharding(mesh.build(1, -1, found), PartitionSpec())
     given = [jax.ShapeDtypeStruct(x, jnp.bfloat16, sharding=whole) for x in shapes]
-    return jax.jit(function, out_shardings=whole).lower(*given).compile().as_text()
+    lowered = jax.jit(function, out_shardings=whole).lower(*given)
+    return lowered.compile(compiler_options=options).as_text()
 
 
 def test_every_gpu_is_described_by_its_own_figures():
@@ -92,6 +93,14 @@ def test_every_gpu_compiles_a_product_and_its_operations_are_counted(name):
     found = kernels.find(text)
     assert sum(x.times * x.operations for x in found) == 5 * 2 * 512 * 256 * 256
     assert kernels.counts(found)["products"] == 5
+
+
+@needs_plugin
+def test_a_product_in_cublas_is_counted_without_its_scratch_space():
+    text = text_for("a100:1", jnp.matmul, (512, 256), (256, 384), xla_gpu_enable_triton_gemm=False)
+    assert "__cublas" in text
+    expected = (2 * 512 * 256 * 384, 2 * (512 * 256 + 256 * 384), 2 * 512 * 384)
+    assert kernels.find(text) == [kernels.Kernel("products", 1, *expected)]
 
 
 @needs_plugin

@@ -83,7 +83,7 @@ def test_every_kernel_with_its_operations_and_bytes():
         Kernel("reductions", 1, 0, STACK, STACK + 24 * 4),
         Kernel("triton", 1, 0, STACK, STACK + 24 * 4),
         Kernel("others", 1, 0, STACK, STACK),
-        Kernel("products", 1, 2 * 128 * 128 * 24, 2 * STACK, 128 * 128 * 4 + 1024),
+        Kernel("products", 1, 2 * 128 * 128 * 24, 2 * STACK, 128 * 128 * 4),
     ]
 
 
