@@ -1,6 +1,7 @@
-"""What a run would need on TPUs that are not there; runs on any CPU.
+"""What a run would need on TPUs or GPUs that are not there; runs on any CPU.
 
 python -m dimo_jax.plan --config=configs/imagenet.py --topology=v5e:4x4
+python -m dimo_jax.plan --config=configs/imagenet.py --topology=h100:8
 """
 
 from absl import flags
@@ -22,7 +23,8 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "topology",
     None,
-    "e.g. v5e:4x4, v5p:2x2x2, v6e:16x16, v4:2x2x1, cpu:8",
+    "a TPU slice, e.g. v5e:4x4, v5p:2x2x2, v6e:16x16, v4:2x2x1; GPUs of one node, h100:8, h200:8, "
+    "b200:8, a100:8, a100_40gb:8, l40s:4, or of several, h100:8x4 (four nodes of 8); cpu:8",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("num_slices", 1, "TPU slices of that shape", lower_bound=1, flag_values=FLAGS)

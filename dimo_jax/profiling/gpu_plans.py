@@ -14,8 +14,9 @@ DEFAULT_FRACTION, LARGEST_FRACTION = 0.75, 0.95
 MORE_MEMORY = f"set {VARIABLE}={LARGEST_FRACTION} in the run's environment"
 
 _LEAVES_OUT = (
-    "every kernel at the card's peak or at its memory's full bandwidth, what its cache holds free; "
-    "no time between kernels; collectives beside them at the full speed of the links in a node"
+    "kernels at the card's peak or at its memory's full bandwidth, one after the other, what its "
+    "cache can hold free, collectives beside them at the full speed of a node's links; not the "
+    "time between kernels, nor that with a GPU at hand XLA times some kernels and takes the best"
 )
 
 

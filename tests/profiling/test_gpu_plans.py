@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import mesh, sharding
-from dimo_jax.profiling import collectives, devices, gpu_targets, kernels, topologies
+from dimo_jax.profiling import collectives, devices, gpu_targets, kernels, plans, topologies
 from dimo_jax.training import programs, settings
 from tests.helpers.command_line import command, finish
 
@@ -22,6 +22,24 @@ needs_plugin = pytest.mark.skipif(
     reason="the compiler for NVIDIA GPUs is not installed: pip install -e '.[gpu_plan]'",
 )
 CONFIG = "--config=configs/imagenet.py:smoke"
+# One product, 24 times.
+PROGRAM = """
+%gemm (a: bf16[128,64], b: bf16[64,32]) -> bf16[128,32] {
+  %a = bf16[128,64]{1,0} parameter(0)
+  %b = bf16[64,32]{1,0} parameter(1)
+  ROOT %dot = bf16[128,32]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body (x: bf16[128,64], w: bf16[64,32]) -> bf16[128,32] {
+  %x = bf16[128,64]{1,0} parameter(0)
+  %w = bf16[64,32]{1,0} parameter(1)
+  ROOT %product = bf16[128,32]{1,0} fusion(%x, %w), kind=kCustom, calls=%gemm
+}
+
+ENTRY %main (a: bf16[128,64]) -> bf16[128,32] {
+  %loop = bf16[128,32]{1,0} while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+}
+"""  # noqa: E501
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +95,34 @@ def test_without_the_plugin_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(topologies, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install -e '.\\[gpu_plan\\]' \\(no GPU is needed\\)"):
         topologies.find("h100:8")
+
+
+@pytest.mark.parametrize(
+    ("gib", "fraction", "verdict"),
+    [
+        (59.3, 0.75, "verdict: fits"),
+        (59.4, 0.95, "verdict: fits in more memory than XLA takes by default: set XLA_PYTHON_CLIENT"
+         "_MEM_FRACTION=0.95 in the run's environment; or give a smaller --batch_size"),
+        (75.1, 0.95, "verdict: fits in more memory than XLA takes by default"),
+        (75.2, None, "verdict: does not fit: give a smaller --batch_size"),
+    ],
+)  # fmt: skip
+def test_memory_is_held_against_what_xla_takes(monkeypatch, gib, fraction, verdict):
+    memory = dict.fromkeys(("arguments_bytes", "temporaries_bytes", "new_results_bytes"), 0)
+    memory["peak_bytes"] = round(gib * 2**30)
+    monkeypatch.setattr(plans, "_compile", lambda *_: (memory, PROGRAM, None))
+    config = importlib.import_module("configs.imagenet").get_config("smoke").to_dict()
+    layout = sharding.layout(config["mesh"], jax.devices()[:1])
+    sampling, device = plans.Sampling(batch_size=4), devices.DEVICES["h100"]
+    found = plans.plan(config, "sample", layout, device, sampling, lambda _: None)
+    assert found["mem_fraction"] == fraction and found["fits"] == (fraction is not None)
+    assert plans.text(found).splitlines()[-1].startswith(verdict)
+    assert "59.33 GiB (75% of the card) by default, 75.15 with" in plans.text(found)
+    assert json.loads(json.dumps(found)) == found
+    # The products of PROGRAM at the peak; all that it moves is in the cache.
+    seconds = found["predicted"]["step_seconds"]
+    assert seconds == pytest.approx(24 * 2 * 128 * 32 * 64 / 989e12)
+    assert found["kernels"] == {"products": 24}
 
 
 @needs_plugin
