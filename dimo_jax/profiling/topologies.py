@@ -65,6 +65,9 @@ def _gpus(topology: str, num_slices: int) -> Sequence[Any]:
             "is not installed here; install it with: pip install -e '.[gpu_plan]' (no GPU is "
             "needed)"
         )
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":  # JAX's default
+        # Without the compiler's warning of a program that needs more than it may use: a plan's own.
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     (name, *_) = devices.DEVICES[kind].kinds
     # Slices x processes x devices of each: JAX makes a slice of what shares a host (jax 0.10).
     return topologies.get_topology_desc(
