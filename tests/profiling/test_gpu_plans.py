@@ -207,7 +207,7 @@ def test_options_for_a_cpu_stay_with_cpus(monkeypatch):
 @needs_plugin
 @pytest.mark.slow
 def test_the_step_on_a_node_by_the_command(tmp_path):
-    """What fsdp must send; what fits; a bound above what the products alone would take."""
+    """What fits; attention by cuDNN, as on a GPU; a bound above what the products would take."""
     output = tmp_path / "plan.json"
     flags = ("--topology=h100:4", "--config.mesh.data=1", "--config.mesh.fsdp=4")
     flags += ("--config.mesh.min_shard_elements=1000", f"--output={output}")
@@ -216,7 +216,7 @@ def test_the_step_on_a_node_by_the_command(tmp_path):
     found = json.loads(output.read_text())
     assert found["fits"] and found["advice"] == [] and found["mem_fraction"] == 0.75
     assert found["memory_limits_bytes"]["0.95"] == int(0.95 * found["hbm_bytes"])
-    assert set(found["kernels"]) >= {"products", "triton", "loops", "reductions"}
+    assert set(found["kernels"]) >= {"products", "cudnn", "triton", "loops", "reductions"}
     predicted = found["predicted"]
     assert predicted["is_bound"] and predicted["share_of_peak"] <= 1.01
     assert predicted["step_seconds"] >= 0.99 * found["seconds_at_mfu"]["1.0"]
