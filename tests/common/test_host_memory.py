@@ -9,21 +9,28 @@ import numpy as np
 if sys.argv[1] == "keep":
     from dimo_jax.common import host_memory
     assert host_memory.keep_freed_memory()
-for _ in range(3):
-    np.ones(1 << 24)
+size = int(sys.argv[2])
+np.ones(size, np.int8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    np.ones(1 << 24)
+np.ones(size, np.int8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
-def test_freed_memory_is_not_faulted_in_again():
+@pytest.mark.parametrize(
+    "size",
+    [
+        1 << 28,
+        # More than the greatest threshold that mallopt takes as a number.
+        pytest.param(5 << 29, marks=pytest.mark.slow),
+    ],
+)
+def test_freed_memory_is_not_faulted_in_again(size):
     faults = [
         int(
             subprocess.run(
-                [sys.executable, "-c", PROGRAM, mode],
+                [sys.executable, "-c", PROGRAM, mode, str(size)],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -33,5 +40,5 @@ def test_freed_memory_is_not_faulted_in_again():
         )
         for mode in ("default", "keep")
     ]
-    assert faults[0] > 10_000  # 3 times 128 MiB in pages of 4 KiB
+    assert faults[0] > size / 4096 / 2  # in pages of 4 KiB
     assert faults[1] < 100
