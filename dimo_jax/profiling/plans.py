@@ -72,7 +72,15 @@ def plan(
     lower, operations, images = PROGRAMS[what](config, network, layout, sampling)
     note(f"lowers the program for {layout.mesh.size} devices")
     began = time.monotonic()
-    lowered = lower()
+    try:
+        lowered = lower()
+    except RuntimeError as error:
+        if "cuDNN" not in str(error):
+            raise
+        raise InputError(
+            f"the attention of this program is cuDNN's, and: {error} Install it with: pip install "
+            "-e '.[gpu_plan]', or plan with --config.attention=xla"
+        ) from error
     note("compiles it, which takes minutes for an accelerator")
     gpu = gpu_targets.find(device)
     memory, text_of_program, refusal = _compile(lowered, _NO_GPU if gpu else None)

@@ -125,6 +125,17 @@ def test_memory_is_held_against_what_xla_takes(monkeypatch, gib, fraction, verdi
     assert found["kernels"] == {"products": 24}
 
 
+def test_without_cudnn_it_says_how_to_install_it(monkeypatch):
+    def lower():
+        raise RuntimeError("cuDNN not found.")  # as jax 0.10 words it
+
+    monkeypatch.setitem(plans.PROGRAMS, "sample", lambda *_: (lower, 1, 1))
+    config = importlib.import_module("configs.imagenet").get_config("smoke").to_dict()
+    layout = sharding.layout(config["mesh"], jax.devices()[:1])
+    with pytest.raises(InputError, match="cuDNN not found. Install it with: pip install -e"):
+        plans.plan(config, "sample", layout, None, plans.Sampling(), lambda _: None)
+
+
 @needs_plugin
 @pytest.mark.parametrize("name", sorted(gpu_targets.TARGETS))
 def test_every_gpu_compiles_a_product_and_its_operations_are_counted(name):
