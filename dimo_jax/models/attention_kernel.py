@@ -1,13 +1,15 @@
 """Attention of sequences short enough for a TPU core's memory, as one kernel each way.
 
 Scores and probabilities never leave the core: a program reads the queries, keys and values of some
-heads of one example, [N, heads x d] as the projections lie, and writes their result. Heads come in
-groups whose channels fill whole registers of 128 lanes; no array is padded or transposed in HBM.
-Queries are taken some rows at a time, so that their scores fit; keys and values are all there.
+heads of one example, [N, heads x d] as the projections write them, and writes their result. Heads
+come in groups whose channels fill whole registers of 128 lanes; no array is padded or transposed in
+HBM. In the core queries, values and gradients are transposed once for all heads: a head is then a
+range of rows, not of lanes, and nothing is moved to cut it out. Scores have the keys along rows, so
+that sums over keys are sums of registers; queries are taken some at a time, so that scores fit.
 
 The backward pass recomputes the probabilities from queries and keys, all that is kept.
 
-Axes: B batch, N positions, H heads, d channels of a head.
+Axes: B batch, N positions, R some of them, H heads, d channels of a head.
 """
 
 import functools
@@ -74,7 +76,7 @@ def _call(body, outputs, interpret, sizes, *arrays):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_BYTES
         ),
-        name=body.__name__,
+        name=f"attention{body.__name__}_{width}",
     )(*flat)
     return [x.reshape(arrays[0].shape) for x in found]
 
@@ -90,36 +92,65 @@ def _product(a, b, contracted):
     )
 
 
-def _probs(query, key, scale):
-    scores = _product(query, key, (1, 1)) * scale
-    exponentials = jnp.exp(scores - scores.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
+def _over_channels(a_ref, b, own):
+    """Return a b for one head, [N, R]: `a_ref` [1, N, heads x d], b [d, R].
+
+    Whole registers of `a_ref`, with zeros against the channels of other heads: nothing is moved.
+    """
+    first = own.start // _LANES * _LANES
+    last = min(-(-own.stop // _LANES) * _LANES, a_ref.shape[2])
+    before, after = (
+        jnp.zeros((n, b.shape[1]), b.dtype) for n in (own.start - first, last - own.stop)
+    )
+    padded = jnp.concatenate([x for x in (before, b, after) if len(x)])
+    return _product(a_ref[0, :, first:last], padded, (1, 0))
+
+
+def _exponentials(key_ref, query, own):
+    scores = _over_channels(key_ref, query, own)
+    return jnp.exp2(scores - scores.max(0, keepdims=True))
+
+
+def _transposed(ref, rows, factor=None):
+    x = ref[0, rows]
+    if factor is not None:
+        x = (x.astype(jnp.float32) * factor).astype(x.dtype)
+    return x.T
 
 
 def _forward(group, width, query_ref, key_ref, value_ref, out_ref):
     length, dtype = query_ref.shape[1], query_ref.dtype
-    for head in range(group):
-        own = slice(head * width, (head + 1) * width)
-        key, value = key_ref[0, :, own], value_ref[0, :, own]
-        for rows in _rows(length):
-            probs = _probs(query_ref[0, rows, own], key, 1 / math.sqrt(width))
-            out_ref[0, rows, own] = _product(probs.astype(dtype), value, (1, 0)).astype(dtype)
+    value = value_ref[0].T
+    for rows in _rows(length):
+        query = _transposed(query_ref, rows, math.log2(math.e) / math.sqrt(width))
+        results = []
+        for head in range(group):
+            own = slice(head * width, (head + 1) * width)
+            weights = _exponentials(key_ref, query[own], own)
+            y = _product(value[own], weights.astype(dtype), (1, 0))
+            results.append((y / weights.sum(0, keepdims=True)).astype(dtype))
+        out_ref[0, rows] = jnp.concatenate(results).T
 
 
 def _backward(group, width, query_ref, key_ref, value_ref, ct_ref, dq_ref, dk_ref, dv_ref):
     length, dtype, scale = query_ref.shape[1], query_ref.dtype, 1 / math.sqrt(width)
-    for head in range(group):
-        own = slice(head * width, (head + 1) * width)
-        key, value = key_ref[0, :, own], value_ref[0, :, own]
-        dk = dv = jnp.zeros((length, width), jnp.float32)
-        for rows in _rows(length):
-            query, ct = query_ref[0, rows, own], ct_ref[0, rows, own]
-            probs = _probs(query, key, scale)
-            d_probs = _product(ct, value, (1, 1))
-            d_scores = probs * (d_probs - (probs * d_probs).sum(-1, keepdims=True)) * scale
+    key = key_ref[0].T
+    dks = [jnp.zeros((width, length), jnp.float32) for _ in range(group)]
+    dvs = list(dks)
+    for rows in _rows(length):
+        scaled = _transposed(query_ref, rows, math.log2(math.e) / math.sqrt(width))
+        query, ct = query_ref[0, rows].T, ct_ref[0, rows].T
+        dqs = []
+        for head in range(group):
+            own = slice(head * width, (head + 1) * width)
+            weights = _exponentials(key_ref, scaled[own], own)
+            probs = weights * (1 / weights.sum(0, keepdims=True))
+            d_probs = _over_channels(value_ref, ct[own], own)
+            d_scores = probs * (d_probs - (probs * d_probs).sum(0, keepdims=True))
             d_scores = d_scores.astype(dtype)
-            dq_ref[0, rows, own] = _product(d_scores, key, (1, 0)).astype(dtype)
-            dk += _product(d_scores, query, (0, 0))
-            dv += _product(probs.astype(dtype), ct, (0, 0))
-        dk_ref[0, :, own] = dk.astype(dtype)
-        dv_ref[0, :, own] = dv.astype(dtype)
+            dqs.append((_product(key[own], d_scores, (1, 0)) * scale).astype(dtype))
+            dks[head] += _product(query[own], d_scores, (1, 1))
+            dvs[head] += _product(ct[own], probs.astype(dtype), (1, 1))
+        dq_ref[0, rows] = jnp.concatenate(dqs).T
+    dk_ref[0] = jnp.concatenate([(dk * scale).astype(dtype) for dk in dks]).T
+    dv_ref[0] = jnp.concatenate([dv.astype(dtype) for dv in dvs]).T

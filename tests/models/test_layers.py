@@ -64,6 +64,19 @@ def test_norms_are_flaxs(centred):
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
 
 
+def test_a_projection_in_bfloat16_has_flaxs_parameters_and_gradients():
+    x, ct = (jax.random.normal(jax.random.key(n), (6, n)) for n in (8, 12))
+    ours, theirs = layers.Projection((8, 3, 4), (3, 4)), nn.DenseGeneral((3, 4))
+    variables = theirs.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x, (2, 3)), variables)
+    low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), (variables, x, ct))
+    found, pull = jax.vjp(lambda v, x: ours.apply(v, x, (6,)), *low[:2])
+    right, pull_right = jax.vjp(lambda v, x: theirs.apply(v, x).reshape(6, 12), variables, x)
+    np.testing.assert_allclose(found.astype("f"), right, atol=0.03)
+    for a, b in zip(*map(jax.tree.leaves, (pull(low[2]), pull_right(ct))), strict=True):
+        np.testing.assert_allclose(a.astype("f"), b, atol=0.06)
+
+
 def test_swiglu_is_its_formula():
     gate, x, ct = (jax.random.normal(key, (64,)) for key in jax.random.split(jax.random.key(0), 3))
     plain = lambda gate, x: gate * jax.nn.sigmoid(gate) * x  # noqa: E731
