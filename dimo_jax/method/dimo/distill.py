@@ -92,10 +92,24 @@ def make_step(
         and F more where the sample is fresh. With "reuse" the divergence's forward of the auxiliary
         serves the first update too.
     """
-    networks = Networks(apply, apply_teacher, apply_auxiliary or apply)
+    networks = Networks(
+        _named("generator", apply),
+        _named("teacher", apply_teacher),
+        _named("auxiliary", apply_auxiliary or apply),
+    )
     return functools.partial(
         step, networks, Optimizers(generator_optimizer, aux_optimizer), settings
     )
+
+
+def _named(name: str, apply: Apply) -> Apply:
+    """Return the network under its role's name in a program's text and in traces."""
+
+    def run(*args: Any, **options: Any) -> Array:
+        with jax.named_scope(name):
+            return apply(*args, **options)
+
+    return run
 
 
 def step(

@@ -75,6 +75,7 @@ def sample_logits(
     return generator_logits(apply, params, start, condition, sigma, dropout_key)
 
 
+@jax.named_scope("sampling")
 def draw_tokens(
     logits: Float[Array, "B L V"], streams: Streams, name: str, settings: DistillSettings
 ) -> Int[Array, "B L"]:

@@ -61,6 +61,7 @@ def teacher_logits(
     )
 
 
+@jax.named_scope("divergence")
 def token_gradient(
     teacher: Float[Array, "B L V"],
     auxiliary: Float[Array, "B L V"],
@@ -96,6 +97,7 @@ def token_gradient(
     return jnp.where(masked[..., None], weights[..., None] * gradient, 0.0)
 
 
+@jax.named_scope("divergence")
 def sample_metrics(
     generator: Float[Array, "B L V"],
     teacher: Float[Array, "B L V"],

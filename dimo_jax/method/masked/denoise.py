@@ -88,6 +88,7 @@ def corruption(
     return Corruption(mask, weights_of(mask, settings), seen)
 
 
+@jax.named_scope("loss")
 def denoise_loss(
     logits: Float[Array, "B L V"],
     targets: Int[Array, "B L"],
@@ -134,6 +135,7 @@ def denoise_gradient(
     return jax.value_and_grad(loss)(params)
 
 
+@jax.named_scope("optimizer")
 def descend(
     optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any, dict[str, Array]]:

@@ -26,6 +26,7 @@ def decay_at(step: Int[Array, ""] | int, decay: float, warmup: bool) -> Float[Ar
     return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
 
 
+@jax.named_scope("ema")
 def update(average: Any, params: Any, decay: Float[Array, ""] | float) -> Any:
     """Return the average moved: a + (1 - decay) (p - a), leaf by leaf.
 
