@@ -40,8 +40,9 @@ def distill_step(config: Mapping[str, Any], network: Network, layout: Layout) ->
         network: of generator, auxiliary and teacher.
         layout: the mesh and its rules.
     """
-    # Options of the compiler are refused in a function that is traced as part of another.
-    config = {**config, **_COUNTED, "fast_compile": False}
+    # Options of the compiler are refused in a function that is traced as part of another; and in
+    # bfloat16 a bias's gradient is a product.
+    config = {**config, **_COUNTED, "fast_compile": False, "compute_dtype": "float32"}
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     program = programs.distill_program(config, network, network, shapes, layout)
     return products(program.step, program.state, program.teacher, program.batch)

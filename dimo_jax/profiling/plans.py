@@ -17,7 +17,7 @@ from dimo_jax.conditions import text_encoder
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.profiling import collectives, flops, gpu_plans, gpu_targets
+from dimo_jax.profiling import collectives, flops, gpu_plans, gpu_targets, tpu_times
 from dimo_jax.profiling.decoding import Decoding, teacher_decoding
 from dimo_jax.profiling.devices import Device
 from dimo_jax.samplers import one_step
@@ -109,6 +109,8 @@ def plan(
     if gpu and device:
         result |= gpu_plans.facts(text_of_program, gpu, device, result)
         fits = result["mem_fraction"] is not None
+    elif device and text_of_program:
+        result |= tpu_times.facts(text_of_program, device, result)
     result["fits"] = fits
     settled = fits and not (gpu and result["mem_fraction"] > gpu_plans.DEFAULT_FRACTION)
     result["advice"] = [] if settled else _advice(config, what, memory, layout)
@@ -146,6 +148,8 @@ def text(result: Mapping[str, Any]) -> str:
     lines.append(f"received from other devices in a call, MiB a device: {shown}")
     if result.get("kernels"):
         lines += gpu_plans.lines(result)
+    elif result.get("predicted"):
+        lines += tpu_times.lines(result)
     verdict = "fits" if result["fits"] else "does not fit"
     if result["fits"] and result["advice"]:
         verdict = "fits in more memory than XLA takes by default"
