@@ -11,7 +11,7 @@ from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import backend
-from dimo_jax.profiling import topologies
+from dimo_jax.profiling import topologies, tpu_times
 from tests.helpers.command_line import command, finish
 
 has_libtpu = importlib.util.find_spec("libtpu") is not None
@@ -115,7 +115,14 @@ def test_the_step_on_a_tpu_slice_sends_what_fsdp_must(tmp_path):
     assert expected < found["memory"]["arguments_bytes"] < (expected + whole) / 2
     assert found["fits"] and found["hbm_bytes"] == 16 * 2**30
     assert found["seconds_at_mfu"]["1.0"] * 197e12 * 4 == pytest.approx(found["flops"])
-    for words in ("4 x TPU v5e", "all-gather", "TFLOP", "images/s", "verdict: fits"):
+    predicted = found["predicted"]
+    assert 0 < predicted["share_of_peak"] < 1 and not predicted["is_bound"]
+    assert set(tpu_times.NETWORKS) | {"divergence", "optimizer", "ema"} <= set(predicted["parts"])
+    # By the kernel for TPUs: the plan's own machine has none.
+    assert predicted["parts"]["teacher"]["attention forward"] > 0
+    seconds = [x.values() if isinstance(x, dict) else [x] for x in predicted["parts"].values()]
+    assert sum(map(sum, seconds)) == pytest.approx(predicted["step_seconds"])
+    for words in ("4 x TPU v5e", "all-gather", "TFLOP", "images/s", "MLP forward", "verdict: fits"):
         assert words in text
 
 
