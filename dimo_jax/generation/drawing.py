@@ -48,7 +48,7 @@ def open_pair(
     is_open = isinstance(tokenizer, bundles.Bundle)
     found = tokenizer if is_open else open_tokenizer(model, tokenizer)
     if compute_dtype != "float32":
-        model = dataclasses.replace(model, compute=models.Compute(dtype=compute_dtype))
+        model = dataclasses.replace(model, compute=models.Compute(compute_dtype, attention="auto"))
     # Once: from the host's memory every batch would send them to the device again.
     model, found = (dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
     return model, found

@@ -21,13 +21,16 @@ def compute_of(config: Config, layout: Layout | None = None) -> models.Compute:
 
     Args:
         config: a complete config.
-        layout: of the mesh that parameters are divided over; None where they are whole.
+        layout: of the mesh that parameters are sharded over; None where they are replicated, as in
+            sampling. The kernel for TPUs needs a mesh wherever there are several devices, so that
+            naming it is then a wish, not a condition.
     """
+    attention = config["attention"]
     return models.Compute(
         dtype=config["compute_dtype"],
         remat=config["remat"],
         scan_layers=config["scan_layers"],
-        attention=config["attention"],
+        attention="auto" if attention == "pallas" and not layout else attention,
         mesh=layout.mesh if layout else None,
         gather=layout.gather if layout and layout.mesh.shape["fsdp"] > 1 else None,
     )

@@ -76,6 +76,18 @@ def test_attentions_kernel_counts_and_is_named_by_its_direction():
     assert parts["attention forward"] > registers * 5.8 / 1.5e9
 
 
+# MaskGit at 256 pixels; Meissonic's image and text, whose queries come in several pieces.
+@pytest.mark.parametrize("shape", [(2, 257, 16, 48), (2, 1101, 8, 128)])
+@pytest.mark.parametrize("kind", SLICES)
+def test_attentions_kernel_compiles_for_every_generation(kind, shape):
+    def both(query, key, value, ct):
+        y, pull = jax.vjp(attention_kernel.attend, query, key, value)
+        return y, *pull(ct)
+
+    text, _ = compiled(kind, both, *[shape] * 4)
+    assert text.count(tpu_times._KERNEL_CALL) == 2
+
+
 @pytest.mark.parametrize(
     ("op_name", "part"),
     [
