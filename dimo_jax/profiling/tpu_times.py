@@ -119,6 +119,8 @@ def _parts(text: str, device: Device) -> dict[tuple[str, str], float]:
 
 def _part(op_name: str) -> tuple[str, str]:
     network = next((x for x in NETWORKS if re.search(rf"\b{x}\b", op_name)), None)
+    # A sampler has one network, which has no role.
+    network = network or ("network" if "Module" in op_name else None)
     if network is None:
         return next((x for x in _STEP_PARTS if re.search(rf"\b{x}\b", op_name)), "other"), ""
     direction = "backward" if "transpose(" in op_name else "forward"

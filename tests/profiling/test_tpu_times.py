@@ -106,6 +106,7 @@ def test_attentions_kernel_compiles_for_every_generation(kind, shape):
             ("teacher", "attention forward"),
         ),
         ("jit(run)/teacher/M/last/dot_general", ("teacher", "embedding and head forward")),
+        ("jit(draw)/MaskGitModule/Block/mlp_in/dot_general", ("network", "MLP forward")),
         ("jit(run)/divergence/sub", ("divergence", "")),
         ("jit(run)/vmap(sampling)/argmax", ("sampling", "")),
         ("", ("other", "")),
