@@ -39,7 +39,7 @@ class Projection(nn.Module):
     bias_shape: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R I"], lead: tuple[int, ...]) -> Float[Array, "*B O"]:
+    def __call__(self, x: Float[Array, "R I"], lead: tuple[Any, ...]) -> Float[Array, "..."]:
         """Multiply and add; the result's rows lie in the axes `lead`."""
         inputs = x.shape[-1]
 
@@ -58,7 +58,7 @@ class Projection(nn.Module):
 
 
 @jax.custom_vjp
-def _biased(x: Float[Array, "R O"], bias: Float[Array, "O"]) -> Float[Array, "R O"]:
+def _biased(x: Float[Array, "R O"], bias: Any) -> Float[Array, "R O"]:
     return x + bias[None]
 
 
@@ -112,8 +112,8 @@ def _weighted(module: Any, x: Array, centred: bool) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalized(
     x: Float[Array, "*B D"],
-    scale: Float[Array, "D"] | None,
-    bias: Float[Array, "D"] | None,
+    scale: Any,
+    bias: Any,
     epsilon: float,
     centred: bool,
 ) -> Float[Array, "*B D"]:
@@ -121,8 +121,8 @@ def normalized(
 
     Args:
         x: of any float dtype, which the result has.
-        scale: None: 1.
-        bias: None: 0.
+        scale: [D]; None: 1.
+        bias: [D]; None: 0.
         epsilon: added to the variance.
         centred: whether the mean is subtracted.
     """
