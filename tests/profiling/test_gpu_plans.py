@@ -7,7 +7,6 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dimo_jax.common.errors import InputError
@@ -40,16 +39,6 @@ ENTRY %main (a: bf16[128,64]) -> bf16[128,32] {
   %loop = bf16[128,32]{1,0} while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"24"}}
 }
 """  # noqa: E501
-
-
-@pytest.fixture(autouse=True)
-def no_cache():
-    """A plan switches JAX's cache off for its process; here for its test only."""
-    kept = jax.config.jax_enable_compilation_cache
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", kept)
-    compilation_cache.reset_cache()
 
 
 def text_for(topology, function, *shapes, **options):

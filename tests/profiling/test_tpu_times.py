@@ -1,6 +1,7 @@
 """A TPU program's predicted time: against the chip's peak, and by layer."""
 
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dimo_jax.models import attention_kernel
-from dimo_jax.parallel import mesh
+from dimo_jax.parallel import backend, mesh
 from dimo_jax.profiling import devices, topologies, tpu_times
 
 pytestmark = pytest.mark.skipif(
@@ -114,6 +115,11 @@ def test_attentions_kernel_compiles_for_every_generation(kind, shape):
 )
 def test_an_instruction_belongs_to_a_network_a_layer_and_a_direction(op_name, part):
     assert tpu_times._part(op_name) == part
+
+
+def test_after_a_plan_the_next_command_inherits_no_signs_of_a_tpu():
+    # JAX sets TPU_SKIP_MDS_QUERY itself.
+    assert set(backend.NO_TPU) & set(os.environ) <= {"TPU_SKIP_MDS_QUERY"}
 
 
 def test_a_prediction_in_words():
