@@ -71,17 +71,12 @@ def settle(before: Collection[threading.Thread], folder: str) -> bool:
         Whether all threads have ended; a disk that hangs keeps them.
     """
     end = time.monotonic() + SETTLE_SAVE_SECONDS
-    # The pool of Orbax's metadata store keeps its threads, idle, for the next save.
-    left = [
-        x
-        for x in threading.enumerate()
-        if not (x in before or x.daemon or x.name.startswith("metadata_store"))
-    ]
-    for thread in left:
-        # Not its own method, which Orbax lets raise the thread's error.
-        threading.Thread.join(thread, max(end - time.monotonic(), 0))
-    if any(thread.is_alive() for thread in left):
-        return False
+    while left := _at_work(before):  # again: one that ends may have started another
+        if time.monotonic() > end:
+            return False
+        for thread in left:
+            # Not its own method, which Orbax lets raise the thread's error.
+            threading.Thread.join(thread, max(end - time.monotonic(), 0))
     seen, quiet_from = None, time.monotonic()
     while "://" not in folder and time.monotonic() < min(end, quiet_from + SETTLE_SECONDS):
         found = [(place, names) for place, _, names in os.walk(folder)]
@@ -89,6 +84,15 @@ def settle(before: Collection[threading.Thread], folder: str) -> bool:
             seen, quiet_from = found, time.monotonic()
         time.sleep(0.02)
     return True
+
+
+def _at_work(before: Collection[threading.Thread]) -> list[threading.Thread]:
+    # The pool of Orbax's metadata store keeps its threads, idle, for the next save.
+    return [
+        x
+        for x in threading.enumerate()
+        if not (x in before or x.daemon or x.name.startswith("metadata_store"))
+    ]
 
 
 @contextlib.contextmanager
