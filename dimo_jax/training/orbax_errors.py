@@ -101,25 +101,31 @@ def quiet_failures() -> Iterator[None]:
 
     It logs the error in the background thread where it happens, at any time between the save and
     the wait for it; and as it leaves its event loop at the first error, as below, every array still
-    under way prints that the loop is closed.
+    under way prints that the loop is closed. Arrays of a failed restore, which ends as early, say
+    whenever they are done that nobody waited for them.
     """
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    system, before = sys, sys.unraisablehook  # the name `sys` is gone at the interpreter's exit
 
     def is_news(record: logging.LogRecord) -> bool:
+        if record.name == "asyncio":
+            return "tensorstore_spec" not in record.getMessage()
         return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
     def without_closed_loops(unraisable: Any) -> None:
         if str(getattr(unraisable, "exc_value", "")) != "Event loop is closed":
             before(unraisable)
 
-    logger.addFilter(is_news)
-    sys.unraisablehook = without_closed_loops
+    for logger in loggers:
+        logger.addFilter(is_news)
+    system.unraisablehook = without_closed_loops
     try:
         yield
     finally:
-        logger.removeFilter(is_news)
-        if sys.unraisablehook is without_closed_loops:
-            sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(is_news)
+        if system.unraisablehook is without_closed_loops:
+            system.unraisablehook = before
 
 
 def _in_short(error: BaseException) -> str:
