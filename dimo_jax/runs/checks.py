@@ -60,17 +60,17 @@ def check_digits(config: Config, tokenizer: Tokenizer, workdir: AnyPath) -> None
     Raises:
         InputError: with the fields that are wrong.
     """
-    if tokenizer.image_shape != digits.IMAGE_SHAPE:
+    if tokenizer.image_shape != digits.Digits.IMAGE_SHAPE:
         raise InputError(
             f"config.tokenizer takes images of {tokenizer.image_shape}, and those of "
-            f"config.data.name=digits are {digits.IMAGE_SHAPE}; set config.tokenizer to match, "
-            "e.g. name=gray_levels and image_size=8"
+            f"config.data.name=digits are {digits.Digits.IMAGE_SHAPE}; set config.tokenizer to "
+            "match, e.g. name=gray_levels and image_size=8"
         )
     where = config["data"]["directory"] or workdir / "data"
-    kept = not files.is_remote(where) and os.path.isdir(digits.folder_of(where))
+    kept = not files.is_remote(where) and os.path.isdir(digits.Digits.folder_of(where))
     if not kept and not files.is_remote(where):
         with about("config.data.directory"):
-            files.check_writable(digits.folder_of(where))
+            files.check_writable(digits.Digits.folder_of(where))
     # k-means is scikit-learn's too.
     fits = tokenizer.config["name"] == "patches" and not config["tokenizer"]["bundle"]
     if (fits or not kept) and importlib.util.find_spec("sklearn") is None:

@@ -36,7 +36,7 @@ def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
         return found
     size, patch_size = (tokenizer.config[name] for name in ("codebook_size", "patch_size"))
     with about("config.tokenizer"):
-        return patches.fit(digits.in_memory("train").images, size, seed, patch_size)
+        return patches.fit(digits.Digits.in_memory("train").images, size, seed, patch_size)
 
 
 def keep(path: AnyPath, tokenizer: Tokenizer, params: Any) -> Any:

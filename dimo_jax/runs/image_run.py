@@ -17,6 +17,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import digits
+from dimo_jax.data.built_in import Pictures
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.report import digits_report, page, result_folders
@@ -88,13 +89,13 @@ def run(
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
 
-def _data(loaded: ImageRun) -> list[digits.Images] | tuple[None, None]:
+def _data(loaded: ImageRun) -> list[Pictures] | tuple[None, None]:
     """Return the training and the test split, where there are data."""
     if not loaded.has_data:
         return None, None
     where = loaded.config["data"]["directory"] or loaded.workdir / "data"
     return distributed.lead_first(
-        lambda: [digits.load(split, where) for split in ("train", "test")]
+        lambda: [digits.Digits.load(split, where) for split in ("train", "test")]
     )
 
 
@@ -109,7 +110,7 @@ def _tokenizer_params(loaded: ImageRun) -> Any:
     return params
 
 
-def _teacher(loaded: ImageRun, train: digits.Images | None, metrics: Metrics) -> Any:
+def _teacher(loaded: ImageRun, train: Pictures | None, metrics: Metrics) -> Any:
     """Return the teacher's parameters: from its bundle, random, or trained here."""
     config, network = loaded.config, loaded.network
     if loaded.teacher is not None:
@@ -159,7 +160,7 @@ def _save(
     )
 
 
-def _classifier(loaded: ImageRun, train: digits.Images) -> classifier.FeatureNetwork:
+def _classifier(loaded: ImageRun, train: Pictures) -> classifier.FeatureNetwork:
     """Return the network of the data's own distances, trained once and kept."""
     return classifier.load_or_fit(
         loaded.workdir / "classifier",
@@ -170,7 +171,7 @@ def _classifier(loaded: ImageRun, train: digits.Images) -> classifier.FeatureNet
     )
 
 
-def _measure(loaded: ImageRun, train: digits.Images | None) -> stages.Measure | None:
+def _measure(loaded: ImageRun, train: Pictures | None) -> stages.Measure | None:
     """Return what config.interim wants measured of the generator in training."""
     section, size = loaded.config["interim"], loaded.config["evaluation"]["batch_size"]
     distance = loaded.distance
@@ -194,8 +195,8 @@ def _measure(loaded: ImageRun, train: digits.Images | None) -> stages.Measure | 
 
 def _evaluate(
     loaded: ImageRun,
-    train: digits.Images,
-    test: digits.Images,
+    train: Pictures,
+    test: Pictures,
     teacher: Any,
     generator: Any,
     hashes: Mapping[str, str],

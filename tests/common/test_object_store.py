@@ -207,7 +207,7 @@ def test_a_page_finds_its_pictures_and_those_of_nobody_else(folder):
 
 
 def test_the_digits_of_a_run_there_are_made_here(folder, store):
-    assert digits.load("test", folder / "data").images.shape == (397, 8, 8, 1)
+    assert digits.Digits.load("test", folder / "data").images.shape == (397, 8, 8, 1)
     assert names(store) == []
 
 

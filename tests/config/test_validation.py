@@ -351,7 +351,7 @@ def test_the_names_are_those_of_the_dicts_that_define_them():
     assert names("model.timestep") == set(meissonic.TIMESTEPS)
     assert names("distill.timestep") == {"", *meissonic.TIMESTEPS}
     assert names("text_encoder.activation") == set(clip.ACTIVATIONS)
-    assert digits.NUM_EXAMPLES["test"] == validation.NUM_TEST
+    assert digits.Digits.NUM_EXAMPLES["test"] == validation.NUM_TEST
 
 
 def test_the_sizes_are_those_that_the_networks_take():
