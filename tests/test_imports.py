@@ -49,7 +49,13 @@ SEAMS = {
     "jinja2": ["evaluation.report"],
     "matplotlib": ["evaluation.report"],
     # Of these common.pictures alone opens any; the others write and resize.
-    "PIL": ["common.pictures", "common.images", "generation.benchmark_files", "evaluation"],
+    "PIL": [
+        "common.pictures",
+        "common.images",
+        "data.emoji",
+        "generation.benchmark_files",
+        "evaluation",
+    ],
     "pyarrow": ["data.prompt_files"],
     "ml_collections": ["config", "main", "plan", "benchmark", "commands"],
     "tensorflow": [],

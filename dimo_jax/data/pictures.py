@@ -6,7 +6,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dimo_jax.common.errors import InputError
-from dimo_jax.data import digits, splits
+from dimo_jax.data import splits
+from dimo_jax.data.built_in import BuiltIn
+from dimo_jax.data.digits import Digits
+from dimo_jax.data.emoji import Emoji
+
+BUILT_IN: dict[str, type[BuiltIn]] = {"digits": Digits, "emoji": Emoji}
 
 
 class Source:
@@ -35,8 +40,8 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike) -> Source:
     """Return the pictures of a split.
 
     Args:
-        name: "digits", which is made on the spot, or a data set that tensorflow-datasets knows; one
-            that is not in data_dir is downloaded where its authors allow that.
+        name: one of BUILT_IN, which is made on the spot, or a data set that tensorflow-datasets
+            knows; one that is not in data_dir is downloaded where its authors allow that.
         split: e.g. "train", or "train[:1000]".
         data_dir: parent directory of the data sets, in the format array_record.
 
@@ -46,10 +51,10 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike) -> Source:
     Raises:
         InputError: it cannot be opened or has no pictures.
     """
-    if name == "digits":
-        levels = digits.load(split, data_dir).images * 255.0
+    if name in BUILT_IN:
+        levels = BUILT_IN[name].load(split, data_dir).images * 255.0
         found = [{"image": x} for x in (levels + 0.5).astype(np.uint8)]
-        return Source(found, "image", str(digits.Digits.VERSION))
+        return Source(found, "image", str(BUILT_IN[name].VERSION))
     features, examples, version = splits.open_split(name, split, data_dir)
     keys = [k for k, x in features.items() if len(x.shape or ()) == 3 and x.dtype == np.uint8]
     if not keys:
