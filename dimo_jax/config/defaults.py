@@ -16,7 +16,7 @@ from dimo_jax.common.fields import (
     text,
     whole,
 )
-from dimo_jax.config.sizes import BUNDLE, MODEL_FIELDS, TOKENIZER_FIELDS, WIDTH
+from dimo_jax.config.sizes import BUNDLE, MODEL_FIELDS, PICTURE_SETS, TOKENIZER_FIELDS, WIDTH
 
 BATCH, SAMPLES = whole(1, 2**20), whole(2, 10_000_000)
 COUNT, COUNT_OR_NONE = whole(1), whole(0)
@@ -140,7 +140,7 @@ FIELDS: dict[str, Any] = {
     "data": {
         "name": Field(
             "digits",
-            names("digits", "joint", "labels", "prompts"),
+            names(*PICTURE_SETS, "joint", "labels", "prompts"),
             "labels, prompts: no images, a teacher is given",
         ),
         "directory": Field("", FOLDER, "where data sets lie; empty: <workdir>/data"),

@@ -10,6 +10,9 @@ from dimo_jax.common.fields import SWITCH, Field, names, number, several, text, 
 WIDTH, DEPTH, HEADS = whole(1, 2**16), whole(1, 1024), whole(1, 1024)
 _IDS = whole(2, 2**20)
 _LEVELS = whole(0, 15)
+# Built-in sets of pictures: {name: (classes, pictures of the test split)}; data/pictures.py,
+# which has the rest, imports tensorflow-datasets.
+PICTURE_SETS = {"digits": (10, 397), "emoji": (9, 381)}
 BUNDLE = text("a bundle's folder, or empty; read at the start")
 
 # Of model.name -> the fields of the section `model`.

@@ -10,12 +10,15 @@ from typing import Any
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.fields import LARGEST, written
 from dimo_jax.config import fields_of, flat, trains_teacher
+from dimo_jax.config.sizes import PICTURE_SETS
 
 Config = Mapping[str, Any]
 _OPTIMIZERS = ("pretrain", "distill.generator", "distill.auxiliary")
-# Of data/digits.py, which imports tensorflow-datasets.
-NUM_TEST = 397
-_NUM_CLASSES = {"digits": 10, "joint": 1, "prompts": 0}
+_NUM_CLASSES = {
+    "joint": 1,
+    "prompts": 0,
+    **{name: num_classes for name, (num_classes, _) in PICTURE_SETS.items()},
+}
 
 
 def validate(config: Config, *, starts: bool = True) -> None:
@@ -204,14 +207,14 @@ def _validate_evaluation(config: Config) -> None:
             "False, which leaves no order to sample the teacher in; give one of them"
         )
     for name in ("num_samples", "sweep_num_samples"):
-        if section[name] < num_classes and config["data"]["name"] == "digits":
+        if section[name] < num_classes and config["data"]["name"] in PICTURE_SETS:
             raise InputError(
                 f"config.evaluation.{name} is {section[name]}; it must be at least {num_classes}, "
                 "one image of each class"
             )
     # The test split is measured with as many neighbours.
-    others = [NUM_TEST] if config["data"]["name"] == "digits" else []
-    least = min([section["num_samples"], *others])
+    _, num_test = PICTURE_SETS.get(config["data"]["name"], (0, section["num_samples"]))
+    least = min(section["num_samples"], num_test)
     if section["num_neighbours"] >= least:
         raise InputError(
             f"config.evaluation.num_neighbours is {section['num_neighbours']}; it must be below "

@@ -56,6 +56,7 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         HAS_TEXTS: whether each picture has one.
         ABOUT: description, homepage, citation and license, as tfds.core.DatasetInfo takes them.
         KEY: name of the pictures in the files.
+        NEEDS: {module: its package}, what `source` imports of the extra with the set's name.
     """
 
     NUM_EXAMPLES: Mapping[str, int]
@@ -66,6 +67,7 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
     HAS_TEXTS = False
     ABOUT: Mapping[str, str]
     KEY = "image"
+    NEEDS: Mapping[str, str]
 
     # Where tfds would look for lists of checksums of downloads; there are none. Its own search
     # imports importlib_resources, which it installs only for Python 3.8 (tfds 4.9.10).

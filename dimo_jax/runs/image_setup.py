@@ -11,8 +11,11 @@ from jaxtyping import Float
 
 from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions import text_encoder
+from dimo_jax.data.built_in import BuiltIn
+from dimo_jax.data.pictures import BUILT_IN
 from dimo_jax.generation import drawing
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models import Network
@@ -36,6 +39,7 @@ class ImageRun:
         config: a complete config.
         workdir: of the run.
         layout: the mesh and its rules.
+        pictures: what the run trains and is evaluated on; None: a teacher is given.
         teacher: its bundle; None: the run trains it, or it is random.
         tokenizer: images <-> tokens.
         tokenizer_params: its parameters; None: random ones, which the run makes.
@@ -52,6 +56,7 @@ class ImageRun:
     config: Mapping[str, Any]
     workdir: AnyPath
     layout: Layout
+    pictures: type[BuiltIn] | None
     teacher: bundles.Bundle | None
     tokenizer: Tokenizer
     tokenizer_params: Any
@@ -63,11 +68,6 @@ class ImageRun:
     encoder: text_encoder.TextEncoder | None
     distance: Any
     programs: Mapping[str, Program]
-
-    @property
-    def has_data(self) -> bool:
-        """Whether there are images to train and to evaluate on."""
-        return self.config["data"]["name"] == "digits"
 
     @functools.cached_property
     def pictured(self) -> tuple[Any, Any]:
@@ -115,18 +115,24 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     Raises:
         InputError: what the config names cannot be read, or does not fit.
     """
-    has_data = config["data"]["name"] == "digits"
+    pictures = BUILT_IN.get(config["data"]["name"])
     checks.check_places(config, workdir)
     teacher = load_models.open_teacher(config)
     tokenizer, tokenizer_params = load_models.open_tokenizer(config, teacher)
-    if has_data:
-        checks.check_digits(config, tokenizer, workdir)
+    if pictures is not None:
+        checks.check_pictures(config, pictures, tokenizer, workdir)
         checks.check_classifier(config, tokenizer.image_shape)
     name = tokenizer.config["name"]
     fits_tokenizer = tokenizer_params is None and name == "patches"
     if fits_tokenizer:
-        place = workdir / codebook.FOLDER
-        tokenizer_params = codebook.kept_or_fitted(place, tokenizer, config["seed"])
+        if pictures is None:
+            raise InputError(
+                "config.tokenizer.name=patches is fitted to a set's pictures, and "
+                f"config.data.name={config['data']['name']} has none; give config.tokenizer.bundle"
+            )
+        tokenizer_params = codebook.kept_or_fitted(
+            workdir / codebook.FOLDER, tokenizer, pictures, config["seed"]
+        )
     elif tokenizer_params is None and name == "gray_levels":
         tokenizer_params = {}
     known = tokenizer_params is not None
@@ -135,9 +141,9 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     start = load_models.open_generator(config, network, digest)
     checks.check_draws(config, network.codebook_size)
     checks.check_attention(config, network)
-    if has_data:
+    if pictures is not None:
         checks.evaluation_settings(config, network)
-    distance = train_fid.configured(config, tokenizer.image_shape[-1], has_data)
+    distance = train_fid.configured(config, tokenizer.image_shape[-1], pictures is not None)
     encoder = None
     if load_models.is_text(config):
         encoder = text_encoder.open_encoder(config, None if teacher is None else teacher.path)
@@ -149,6 +155,7 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
         config=config,
         workdir=workdir,
         layout=layout,
+        pictures=pictures,
         teacher=teacher,
         tokenizer=tokenizer,
         tokenizer_params=tokenizer_params,

@@ -15,6 +15,7 @@ from dimo_jax.common.errors import about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data import joints
+from dimo_jax.data.examples import in_memory
 from dimo_jax.evaluation.report import joint_report
 from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
@@ -104,11 +105,11 @@ def run(
     """
     config, workdir, network = loaded.config, loaded.workdir, loaded.network
     tokens = joints.sample(loaded.joint, NUM_JOINT_SAMPLES, config["seed"])
+    examples = in_memory(tokens, np.zeros(len(tokens), np.int32))
     start = stages.run_pretrain(
         config,
         network,
-        tokens,
-        np.zeros(len(tokens), np.int32),
+        examples,
         layout=loaded.layout,
         directory=stages.checkpoints_of(workdir, "pretrain"),
         metrics=metrics,

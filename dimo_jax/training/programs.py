@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from dimo_jax.common import trees
 from dimo_jax.conditions import labels, prompts
 from dimo_jax.data import stream
+from dimo_jax.data.examples import Examples
 from dimo_jax.method.dimo import distill, distill_state
 from dimo_jax.method.masked import pretrain
 from dimo_jax.models import Network
@@ -184,8 +184,7 @@ def pretrain_batches(
     config: Config,
     network: Network,
     layout: Layout,
-    tokens: Int[np.ndarray, "N L"],
-    classes: Int[np.ndarray, "N"],
+    examples: Examples,
 ) -> Callable[[int], pretrain.PretrainBatch]:
     """Return the batch of every step of the teacher's training.
 
@@ -193,8 +192,7 @@ def pretrain_batches(
         config: a complete config.
         network: the teacher's.
         layout: the mesh and its rules.
-        tokens: [N, L] the training split, the same on every process.
-        classes: [N] its labels.
+        examples: the training split.
 
     Returns:
         number of the step -> batch on the mesh, the same whatever the number of processes.
@@ -206,8 +204,8 @@ def pretrain_batches(
     )
 
     def batch_of(number: int) -> pretrain.PretrainBatch:
-        chosen = stream.batch_indices(seed, number, size, len(tokens))
-        now_tokens, now_labels = mesh.put((tokens[chosen], classes[chosen]), layout.batch)
+        chosen = stream.batch_indices(seed, number, size, examples.num)
+        now_tokens, now_labels = mesh.put(examples.at(chosen, np.zeros_like(chosen)), layout.batch)
         return pretrain.PretrainBatch(
             np.int32(seed), constants[0], now_tokens, now_labels, constants[1]
         )

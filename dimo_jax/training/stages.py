@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from dimo_jax import config as configs
 from dimo_jax.common import rng, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
+from dimo_jax.data.examples import Examples
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
@@ -68,8 +68,7 @@ def refuse_other_settings(config: Config, directories: Mapping[str, AnyPath]) ->
 def run_pretrain(
     config: Config,
     network: Network,
-    tokens: Int[np.ndarray, "N L"],
-    classes: Int[np.ndarray, "N"],
+    examples: Examples,
     *,
     layout: Layout,
     directory: AnyPath,
@@ -81,8 +80,7 @@ def run_pretrain(
     Args:
         config: a complete config.
         network: the teacher's.
-        tokens: [N, L] the training split, the same on every process.
-        classes: [N] its labels.
+        examples: the training split.
         layout: the mesh and its rules.
         directory: of the checkpoints.
         metrics: of the run.
@@ -101,7 +99,7 @@ def run_pretrain(
         program,
         create_state,
         (),
-        programs.pretrain_batches(config, network, layout, tokens, classes),
+        programs.pretrain_batches(config, network, layout, examples),
         config,
         configs.stage_settings(config, "pretrain"),
         directory,

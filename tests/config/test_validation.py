@@ -11,7 +11,8 @@ from dimo_jax import config as configs
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.fields import Field
 from dimo_jax.config import defaults, sizes, validation
-from dimo_jax.data import digits, joints
+from dimo_jax.data import joints
+from dimo_jax.data.pictures import BUILT_IN
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
 from dimo_jax.method.dimo import divergences
 from dimo_jax.method.masked import losses, masking, schedules
@@ -351,7 +352,9 @@ def test_the_names_are_those_of_the_dicts_that_define_them():
     assert names("model.timestep") == set(meissonic.TIMESTEPS)
     assert names("distill.timestep") == {"", *meissonic.TIMESTEPS}
     assert names("text_encoder.activation") == set(clip.ACTIVATIONS)
-    assert digits.Digits.NUM_EXAMPLES["test"] == validation.NUM_TEST
+    assert sizes.PICTURE_SETS == {
+        name: (known.NUM_CLASSES, known.NUM_EXAMPLES["test"]) for name, known in BUILT_IN.items()
+    }
 
 
 def test_the_sizes_are_those_that_the_networks_take():

@@ -11,6 +11,7 @@ from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.data.examples import in_memory
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import programs, settings
 
@@ -168,13 +169,13 @@ def test_a_batch_that_does_not_divide_stops_before_anything_is_compiled():
 def test_the_teachers_training_is_the_same_on_a_mesh():
     config = tiny()
     tokens = np.random.default_rng(0).integers(0, CODES, (40, NUM_TOKENS)).astype(np.int32)
-    classes = np.arange(40, dtype=np.int32) % 6
+    examples = in_memory(tokens, np.arange(40, dtype=np.int32) % 6)
     found = []
     for shape in ((1, 1), (2, 4)):
         layout, network = layout_of(config, *shape), network_of(config)
         program = programs.pretrain_program(config, network, layout)
         state = program.create(mesh.put(start_of(network, 2), layout.of(program.params)))
-        batch_of = programs.pretrain_batches(config, network, layout, tokens, classes)
+        batch_of = programs.pretrain_batches(config, network, layout, examples)
         state, _ = program.step(state, batch_of(3))
         found.append(optax.tree.get(mesh.gather(state).opt_state, "mu"))
     compare(*found, 1e-5)
