@@ -4,7 +4,7 @@ Axes: B batch, K auxiliary updates a step, N examples.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,19 +17,44 @@ from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 
 
-def draw(keys: Key[Array, "B"], num_classes: int) -> Int[Array, "B"]:
-    """Return a class for each example, uniformly.
+def draw(
+    keys: Key[Array, "B"], num_classes: int, shares: Sequence[float | int] = ()
+) -> Int[Array, "B"]:
+    """Return a class for each example, uniformly or by shares.
 
     Args:
         keys: [B].
         num_classes: labels are 0 .. num_classes - 1.
+        shares: of each class, in any unit; none: uniformly.
 
     Returns:
         [B] int32.
 
     Source: Di[M]O section 5, classes uniform.
     """
+    if shares:
+        logits = jnp.log(jnp.asarray(shares, jnp.float32))
+        return jax.vmap(lambda key: jax.random.categorical(key, logits))(keys).astype(jnp.int32)
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+
+
+def in_turn(num: int, shares: Sequence[float | int]) -> Int[np.ndarray, "N"]:
+    """Return labels in rounds, 0, 1, ..., as many of each class as its share of them.
+
+    Args:
+        num: N.
+        shares: of each class, in any unit; what is left after rounding down goes to the largest
+            remainders, of equal ones to the smaller label.
+
+    Returns:
+        [N] int32. A class that has no more of its own leaves the rounds: equal shares give
+        0, 1, ..., K - 1, 0, 1, ...
+    """
+    quota = num * np.asarray(shares, np.float64) / np.sum(shares)
+    counts = np.floor(quota).astype(int)
+    counts[np.argsort(counts - quota, kind="stable")[: num - counts.sum()]] += 1
+    rounds = [np.flatnonzero(counts > number) for number in range(counts.max(initial=0))]
+    return np.concatenate([*rounds, np.empty(0)]).astype(np.int32)
 
 
 def null(batch_size: int, num_classes: int) -> Int[np.ndarray, "B"]:
@@ -39,13 +64,15 @@ def null(batch_size: int, num_classes: int) -> Int[np.ndarray, "B"]:
 
 @dataclasses.dataclass(frozen=True)
 class LabelConditions:
-    """Classes, uniformly drawn: what a run with labels is conditioned on.
+    """Classes: what a run with labels is conditioned on.
 
     Attributes:
         num: of the classes.
+        shares: of each class in what is drawn, in any unit; none: uniform.
     """
 
     num: int
+    shares: tuple[int, ...] = ()
 
     def identity(self) -> dict[str, str]:
         """Return what a training depends on besides its settings: nothing."""
@@ -82,7 +109,8 @@ class LabelConditions:
 
         def drawn(number: Int[Array, ""], index: Int[Array, "B"]) -> tuple[Any, Any]:
             def of(name: str) -> Any:
-                return draw(rng.example_keys(rng.stream_key(seed, name, number), index), self.num)
+                keys = rng.example_keys(rng.stream_key(seed, name, number), index)
+                return draw(keys, self.num, self.shares)
 
             several = [of(f"aux{k}_condition") for k in range(updates)]
             return of("generator_condition"), jnp.stack(several) if several else None

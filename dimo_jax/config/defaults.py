@@ -147,6 +147,11 @@ FIELDS: dict[str, Any] = {
         "num_classes": Field(
             10, whole(0, 2**20), "10 of digits, 1 of a joint, 0 of prompts, else the teacher's"
         ),
+        "balanced": Field(
+            True,
+            SWITCH,
+            "whether classes are drawn evenly, or as often as the training split has them",
+        ),
         "joint": Field(
             "",
             names("", "pair", "modes", "parity"),

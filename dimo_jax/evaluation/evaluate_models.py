@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.images import to_uint8
+from dimo_jax.conditions.labels import in_turn
 from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.features.outputs import InMemory
@@ -36,7 +37,7 @@ class ProtocolSettings:
     """What is run.
 
     Attributes:
-        num_samples: images in each measurement; labels are cycled, so classes are balanced.
+        num_samples: images in each measurement; labels go in rounds, see labels.in_turn.
         seeds: sampling seeds; mean and spread are over them.
         teacher_steps: step counts at which the teacher is measured.
         sweep_steps: step counts at which its samplers are compared; any other step count takes the
@@ -92,6 +93,7 @@ class Data:
         num_classes: number of classes.
         encode: images -> tokens int [N, L].
         codebook_size: number of codes.
+        shares: of each class among the samples, in any unit; none: as many of each as can be.
     """
 
     train_images: Float[np.ndarray, "N H W C"]
@@ -101,6 +103,11 @@ class Data:
     num_classes: int
     encode: Callable[[Images], Any]
     codebook_size: int
+    shares: Sequence[int] = ()
+
+    def in_turn(self, num: int) -> Labels:
+        """Return the labels of so many samples."""
+        return in_turn(num, self.shares or (1,) * self.num_classes)
 
     def outputs(self, network: FeatureNetwork, images: Images, labels: Labels) -> InMemory:
         """Return what metrics.of_outputs.of_classifier reads of some images."""
@@ -122,12 +129,14 @@ class Evaluation:
         shown: of each row the first seed's first images, real images first; of the generator the
             training images nearest to them, in pixels, and its worst and best samples too.
         settings: what was run.
+        balanced: whether there are as many samples of each class as can be.
     """
 
     rows: list[Row]
     sweep: list[tuple[Row, bool]]
     shown: list[Shown]
     settings: ProtocolSettings
+    balanced: bool = True
 
 
 def candidates(
@@ -182,9 +191,9 @@ def evaluate(
     metrics = of_outputs.of_classifier(
         data.num_classes, data.codebook_size, settings.num_neighbours
     )
-    labels = balanced_labels(settings.num_samples, data.num_classes)
+    labels = data.in_turn(settings.num_samples)
     work = _Work(samplers, settings, progress)
-    few = balanced_labels(settings.sweep_num_samples, data.num_classes)
+    few = data.in_turn(settings.sweep_num_samples)
     sweep = _sweep(sample_teacher, outputs, real, few, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, shown = [], []
@@ -221,7 +230,7 @@ def evaluate(
     test_images = images_with_labels(data.test_images, data.test_labels, pictured)
     shown[-1] = _with_neighbours(shown[-1], generated, real)
     shown.insert(0, show("test_split", 0, test_images))
-    return Evaluation(rows, sweep, shown, settings)
+    return Evaluation(rows, sweep, shown, settings, not data.shares)
 
 
 def _with_neighbours(shown: Shown, samples: InMemory, real: InMemory) -> Shown:
@@ -238,11 +247,6 @@ def _with_neighbours(shown: Shown, samples: InMemory, real: InMemory) -> Shown:
 
     worst, best = ends(distances, tile)
     return shown._replace(neighbours=to_uint8(real.images[index]), worst=worst, best=best)
-
-
-def balanced_labels(num_samples: int, num_classes: int) -> Labels:
-    """int32 [num_samples]: 0, 1, ..., num_classes - 1, 0, 1, ...: as many of each as can be."""
-    return np.arange(num_samples, dtype=np.int32) % num_classes
 
 
 def chosen_sampler(sweep: Sequence[tuple[Row, bool]], steps: int) -> Sampler:

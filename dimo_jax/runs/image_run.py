@@ -15,6 +15,7 @@ from dimo_jax import config as configs
 from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
+from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data.built_in import Pictures
 from dimo_jax.data.examples import in_memory
@@ -47,6 +48,9 @@ def run(
     config, workdir, network = loaded.config, loaded.workdir, loaded.network
     train, test = _data(loaded)
     loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
+    if shares := _shares(loaded, train):
+        conditions = LabelConditions(network.num_classes, shares)
+        loaded = dataclasses.replace(loaded, conditions=conditions)
     loaded.conditions.fill_cache()
 
     teacher = _teacher(loaded, train, metrics)
@@ -96,6 +100,13 @@ def _data(loaded: ImageRun) -> list[Pictures] | tuple[None, None]:
         return None, None
     where = loaded.config["data"]["directory"] or loaded.workdir / "data"
     return distributed.lead_first(lambda: [found.load(split, where) for split in ("train", "test")])
+
+
+def _shares(loaded: ImageRun, train: Pictures | None) -> tuple[int, ...]:
+    """Return how many training pictures each class has; none where classes are drawn evenly."""
+    if train is None or loaded.config["data"]["balanced"]:
+        return ()
+    return tuple(np.bincount(train.labels, minlength=loaded.network.num_classes).tolist())
 
 
 def _tokenizer_params(loaded: ImageRun) -> Any:
@@ -222,6 +233,7 @@ def _evaluate(
                 loaded.network.num_classes,
                 functools.partial(loaded.tokenizer.encode, loaded.tokenizer_params),
                 loaded.tokenizer.codebook_size,
+                _shares(loaded, train),
             ),
             network=network,
             samplers=evaluate_models.candidates(
@@ -236,6 +248,7 @@ def _evaluate(
         folder,
         result,
         title=config["title"],
+        class_names=loaded.pictures.CLASS_NAMES if loaded.pictures else (),
         provenance={
             "seed": config["seed"],
             **versions.environment(),

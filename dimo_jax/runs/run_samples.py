@@ -13,7 +13,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import text_encoder
-from dimo_jax.evaluation.evaluate_models import balanced_labels
+from dimo_jax.conditions.labels import in_turn
 from dimo_jax.generation import drawing
 from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.parallel import distributed
@@ -173,7 +173,7 @@ def draw(
             size = drawing.images_at_once(network.num_tokens, batch_size, num)
             options = {"seed": seed, "batch_size": size, "overrides": one.overrides}
             if one.text is None:
-                labels, more = balanced_labels(num, network.num_classes), {}
+                labels, more = in_turn(num, (1,) * network.num_classes), {}
             else:
                 labels, more, cut = _of_prompts(model, tokenizer, one.text, num, options)
                 if cut and cut not in said and distributed.is_lead():

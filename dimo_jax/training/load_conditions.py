@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from dimo_jax.common.errors import about
 from dimo_jax.common.progress import Progress
+from dimo_jax.conditions import labels
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
 from dimo_jax.conditions.text_encoder import TextEncoder
@@ -85,5 +86,7 @@ def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) ->
 
 
 def in_turn(conditions: Conditions, num: int) -> Int[np.ndarray, "N"]:
-    """Numbers of classes, or of prompts, one after the other."""
+    """Numbers of classes by their shares, or of prompts, one after the other."""
+    if isinstance(conditions, LabelConditions) and conditions.shares:
+        return labels.in_turn(num, conditions.shares)
     return np.arange(num, dtype=np.int32) % np.int32(conditions.num)

@@ -56,7 +56,7 @@ TABLE = [
         "fast_compile scan_layers model.predict_mask_id teacher.random pretrain.dropout "
         "pretrain.ema_warmup distill.adaptive_guidance distill.ema_warmup distill.teacher.dropout "
         "distill.generator.dropout distill.auxiliary.dropout evaluation.random_order "
-        "checkpoint.allow_fallback logging.tensorboard",
+        "checkpoint.allow_fallback logging.tensorboard data.balanced",
         (True, False),
         (None, 0, 1, "True", "", NAN, ()),
     ),

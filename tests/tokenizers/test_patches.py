@@ -106,3 +106,10 @@ def test_a_missing_scikit_learn_names_the_extra(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(InputError, match=r"pip install -e \"\.\[digits\]\""):
         patches.fit(images[:10], 4, 0)
+
+
+def test_of_many_patches_equal_ones_count_once(images, monkeypatch):
+    some = np.asarray(images[:40])
+    monkeypatch.setattr(patches, "MANY_PATCHES", 0)
+    once, often = (patches.fit(x, 16, 0)["codebook"] for x in (some, np.repeat(some, 5, axis=0)))
+    np.testing.assert_array_equal(once, often)

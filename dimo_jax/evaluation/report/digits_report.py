@@ -19,7 +19,12 @@ PROTOCOL = "digits"
 
 
 def write(
-    folder: AnyPath | str, evaluation: Evaluation, *, title: str, provenance: Mapping[str, Any]
+    folder: AnyPath | str,
+    evaluation: Evaluation,
+    *,
+    title: str,
+    provenance: Mapping[str, Any],
+    class_names: Sequence[str] = (),
 ) -> list[AnyPath]:
     """Write results.json, report.md and pictures/*.png; files of these names are replaced.
 
@@ -28,6 +33,7 @@ def write(
         evaluation: what was measured.
         title: the report's first line.
         provenance: as schema.Results.
+        class_names: of the labels; none: their numbers.
 
     Returns:
         The paths written, report.md last, so that a report only ever names files that exist.
@@ -38,7 +44,7 @@ def write(
     """
     columns = columns_of(evaluation.shown)
     drawn = showcase.draw(evaluation.shown, columns, by_class.ORDER, overview=True)
-    results = results_of(evaluation, drawn, title, provenance)
+    results = results_of(evaluation, drawn, title, provenance, class_names)
     folder = files.path(folder)
     paths = [schema.write(folder, results), *drawn.save(folder)]
     report = markdown(results, columns)
@@ -46,7 +52,11 @@ def write(
 
 
 def results_of(
-    evaluation: Evaluation, drawn: showcase.Drawn, title: str, provenance: Mapping[str, Any]
+    evaluation: Evaluation,
+    drawn: showcase.Drawn,
+    title: str,
+    provenance: Mapping[str, Any],
+    class_names: Sequence[str] = (),
 ) -> Results:
     """Return an evaluation as results.json has it."""
     rows, settings = evaluation.rows, evaluation.settings
@@ -64,8 +74,8 @@ def results_of(
         sweep=[Candidate(*entry) for entry in evaluation.sweep],
         per_class=Classes(
             rows,
-            [str(label) for label in range(num_classes)],
-            settings.num_samples // num_classes,
+            class_names or [str(label) for label in range(num_classes)],
+            settings.num_samples // num_classes if evaluation.balanced else None,
             {name: metrics.metric(name).of_class for name in rows[0].per_class},
         ),
         extremes=drawn.extremes,
@@ -88,6 +98,8 @@ def markdown(results: Results, columns: int) -> str:
     """
     settings = results.settings
     seeds = ", ".join(map(str, settings["seeds"]))
+    balanced = results.per_class.num_samples is not None
+    balance = "balanced over the classes" if balanced else "of each class its share"
     spread = f"mean ± standard deviation over the sampling seeds {seeds}"
     explained = [
         f"* {name}: {text}" for name, _, text in page_tables.explained(results, results.metrics)
@@ -96,9 +108,9 @@ def markdown(results: Results, columns: int) -> str:
         f"# {results.title}",
         *headline(results.rows),
         "## Results",
-        f"{settings['num_samples']} samples in each measurement, balanced over the classes, "
-        f"against the training split; {spread}; k = {settings['num_neighbours']}. The test split "
-        "is the floor: real images, measured like samples (but fewer, which costs it some).",
+        f"{settings['num_samples']} samples in each measurement, {balance}, against the training "
+        f"split; {spread}; k = {settings['num_neighbours']}. The test split is the floor: real "
+        "images, measured like samples (but fewer, which costs it some).",
         page_tables.markdown(page_tables.every_metric(results), mark_best=False),
         "\n".join(explained),
         "## Pictures",
