@@ -65,7 +65,7 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
     NUM_CLASSES: int
     CLASS_NAMES: tuple[str, ...] = ()
     HAS_TEXTS = False
-    ABOUT: Mapping[str, str]
+    ABOUT: Mapping[str, Any]
     KEY = "image"
     NEEDS: Mapping[str, str]
 
@@ -83,13 +83,14 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         """
 
     def _info(self) -> tfds.core.DatasetInfo:
-        names = {"names": self.CLASS_NAMES} if self.CLASS_NAMES else {}
-        features = {
+        names = self.CLASS_NAMES or None
+        num_classes = None if names else self.NUM_CLASSES
+        features: dict[str, Any] = {
             "index": tfds.features.Scalar(dtype=np.int32),  # in the package's order
             # A plain tensor rather than features.Image, which wants TensorFlow to encode arrays and
             # would show few levels as black.
             self.KEY: tfds.features.Tensor(shape=self.IMAGE_SHAPE, dtype=np.uint8),
-            "label": tfds.features.ClassLabel(**names or {"num_classes": self.NUM_CLASSES}),
+            "label": tfds.features.ClassLabel(num_classes=num_classes, names=names),
         }
         if self.HAS_TEXTS:
             features["text"] = tfds.features.Text()
@@ -173,7 +174,7 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
         """
         found = cls.source()
         chosen = found.splits[split]
-        texts = [found.texts[i] for i in chosen] if found.texts else ()
+        texts = tuple(found.texts[int(i)] for i in chosen) if found.texts else ()
         return cls._pictures(found.levels[chosen], found.labels[chosen], texts)
 
     @classmethod
