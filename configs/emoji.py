@@ -2,6 +2,8 @@
 
 pip install -e ".[emoji]"
 python -m dimo_jax.main --config=configs/emoji.py --workdir=runs/emoji
+
+The distillation's settings are those of the digits' patches, and not tuned to these pictures yet.
 """
 
 from dimo_jax.config import default_config
@@ -17,16 +19,16 @@ def get_config():
     config.tokenizer.update(
         name="patches", image_size=32, channels=3, patch_size=4, codebook_size=2048
     )
-    config.model.update(width=128, depth=4, heads=4, mlp_dim=512, dropout=0.1)
+    config.model.update(width=128, depth=4, heads=4, mlp_dim=512, dropout=0.0)
     config.model.predict_mask_id = False
 
-    config.pretrain.update(num_steps=2500, batch_size=64, dropout=True, ema_decay=0.998)
+    config.pretrain.update(num_steps=1500, batch_size=64, dropout=False, ema_decay=0.998)
     config.pretrain.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, beta2=0.99
     )
 
     distill = config.distill
-    distill.update(num_steps=2500, batch_size=64, guidance=1.0, reduction="mean_masked")
+    distill.update(num_steps=1500, batch_size=32, guidance=1.0, reduction="mean_masked")
     distill.ema_decay = 0.998
     distill.sigma = 0.01
     distill.divergence = {"name": "jeffrey", "parameter": 0.3}
