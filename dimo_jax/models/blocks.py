@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dimo_jax.models.network import Compute
+from dimo_jax.models.network import Compute, mesh_device
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -69,6 +69,12 @@ def run_blocks(
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
         # Blocks are alike: where the first one's parameters lie, the others' lie too.
         return jax.lax.scan(lambda x, layer: body(x, layer, names[0]), x, (stacked, keys))[0]
+    on_cpu = mesh_device(compute.mesh).platform == "cpu"
     for layer, (name, params) in enumerate(zip(names, every, strict=True)):
         x, _ = body(x, (params, None if keys is None else keys[layer]), name)
+        if on_cpu:
+            # XLA's CPU backend would compute the gradient of the stream at a block again from all
+            # blocks above it, in each of its uses (jax 0.10): with 24 blocks a tenth of the time
+            # of a step, and half of that for compiling it. See programs._options.
+            x = jax.lax.optimization_barrier(x)
     return x

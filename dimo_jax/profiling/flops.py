@@ -40,9 +40,8 @@ def distill_step(config: Mapping[str, Any], network: Network, layout: Layout) ->
         network: of generator, auxiliary and teacher.
         layout: the mesh and its rules.
     """
-    # Options of the compiler are refused in a function that is traced as part of another; and in
-    # bfloat16 a bias's gradient is a product.
-    config = {**config, **_COUNTED, "fast_compile": False, "compute_dtype": "float32"}
+    # In bfloat16 a bias's gradient is a product.
+    config = {**config, **_COUNTED, "compute_dtype": "float32"}
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     program = programs.distill_program(config, network, network, shapes, layout)
     return products(program.step, program.state, program.teacher, program.batch)
@@ -62,7 +61,9 @@ def products(function: Callable[..., Any], *args: Any, while_length: int | None 
     Raises:
         ValueError: there is such a loop, and `while_length` is not given.
     """
-    return _in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, while_length)
+    # Not as part of another function, where options of the compiler are refused.
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return _in_jaxpr(jitted.trace(*args).jaxpr.jaxpr, while_length)
 
 
 def _in_jaxpr(jaxpr: Any, while_length: int | None) -> int:

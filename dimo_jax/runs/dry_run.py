@@ -35,7 +35,7 @@ def show(run: ImageRun | JointRun) -> None:
         for name, program in run.programs.items():
             progress.note(f"traces a step of {name}")
             fixed = () if program.teacher is None else (program.teacher,)
-            jax.eval_shape(program.step, program.state, *fixed, program.batch)
+            program.step.eval_shape(program.state, *fixed, program.batch)
     if not distributed.is_lead():
         return
     staged = [_stage(run, name, program) for name, program in run.programs.items()]

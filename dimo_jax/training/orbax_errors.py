@@ -105,7 +105,8 @@ def quiet_failures() -> Iterator[None]:
     whenever they are done that nobody waited for them.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    system, before = sys, sys.unraisablehook  # the name `sys` is gone at the interpreter's exit
+    system: Any = sys  # the name `sys` is gone at the interpreter's exit
+    before = system.unraisablehook
 
     def is_news(record: logging.LogRecord) -> bool:
         if record.name == "asyncio":

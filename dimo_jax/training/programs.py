@@ -46,7 +46,7 @@ class Program:
 
     name: str
     create: Callable[[Any], Any]
-    step: Callable[..., tuple[Any, dict[str, Any]]]
+    step: Any
     params: Any
     state: Any
     teacher: Any
@@ -292,9 +292,13 @@ def _abstract_batch(batch: Any, layout: Layout) -> Any:
 
 def _options(config: Config, layout: Layout) -> dict[str, Any] | None:
     """XLA's options for a step on CPUs; a plan on a CPU is for the devices of its layout."""
-    if not config["fast_compile"] or layout.mesh.devices.flat[0].platform != "cpu":
+    if layout.mesh.devices.flat[0].platform != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    # It drops the barriers between blocks before they have served: models/blocks.py.
+    options: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    if config["fast_compile"]:
+        options |= {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return options
 
 
 def _with_rates(step: Callable, rates: Mapping[str, Callable]) -> Callable:
