@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from dimo_jax.common.errors import InputError
 from dimo_jax.models import attention_kernel
 from dimo_jax.models.layers import Projection
-from dimo_jax.models.network import Compute, mesh_device
+from dimo_jax.models.network import Compute
 
 AttentionFn = Callable[..., Float[Array, "B N H d"]]
 # The fused attention of an accelerator: what `auto` takes there.
@@ -101,13 +101,17 @@ def accelerator(mesh: Any) -> str:
     Args:
         mesh: of devices that may be absent; None: this process's own.
     """
-    device = mesh_device(mesh)
+    device = _device(mesh)
     if device.platform == "tpu":
         return "tpu"
     # A GPU of another maker has no such number, or a name such as gfx90a.
     capability = str(getattr(device, "compute_capability", ""))
     number = capability.replace(".", "", 1)
     return "nvidia" if number.isdigit() and float(capability) >= 8 else ""
+
+
+def _device(mesh: Any) -> Any:
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
 def chosen(compute: Compute, query: Array, dropout: float) -> str:
@@ -118,7 +122,7 @@ def chosen(compute: Compute, query: Array, dropout: float) -> str:
         return name
     lacking = []
     if FUSED.get(found) != name:
-        lacking.append(f"a device of the kind {mesh_device(compute.mesh).device_kind}")
+        lacking.append(f"a device of the kind {_device(compute.mesh).device_kind}")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         lacking.append(f"config.compute_dtype={query.dtype}")
     if dropout:

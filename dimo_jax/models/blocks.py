@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dimo_jax.models.network import Compute, mesh_device
+from dimo_jax.models.network import Compute
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -69,7 +69,8 @@ def run_blocks(
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
         # Blocks are alike: where the first one's parameters lie, the others' lie too.
         return jax.lax.scan(lambda x, layer: body(x, layer, names[0]), x, (stacked, keys))[0]
-    on_cpu = mesh_device(compute.mesh).platform == "cpu"
+    # In training alone, which has a mesh: a network that is exported is for any device.
+    on_cpu = compute.mesh is not None and compute.mesh.devices.flat[0].platform == "cpu"
     for layer, (name, params) in enumerate(zip(names, every, strict=True)):
         x, _ = body(x, (params, None if keys is None else keys[layer]), name)
         if on_cpu:

@@ -40,11 +40,6 @@ class Compute:
     gather: Callable[[Any], Any] | None = None
 
 
-def mesh_device(mesh: Any) -> Any:
-    """Return one of the devices of `Compute.mesh`."""
-    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-
-
 # Compared and hashed by identity, as a tokenizer: a static argument of jax.jit.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:

@@ -51,6 +51,13 @@ def test_remat_and_scan_change_neither_logits_nor_gradients(name):
             np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max() + 1e-9)
 
 
+def test_barriers_between_blocks_are_for_training_on_cpus_alone():
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    _, _, training = value_and_gradient("maskgit", models.Compute(mesh=mesh))
+    _, _, exported = value_and_gradient("maskgit", models.Compute())
+    assert "optimization_barrier" in training and "optimization_barrier" not in exported
+
+
 @pytest.mark.slow
 def test_every_mode_draws_the_same_dropout():
     modes = [models.Compute(), models.Compute(remat="full"), models.Compute(scan_layers=True)]
