@@ -38,23 +38,26 @@ def draw(
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
 
 
-def in_turn(num: int, shares: Sequence[float | int]) -> Int[np.ndarray, "N"]:
-    """Return labels in rounds, 0, 1, ..., as many of each class as its share of them.
+def in_turn(num: int, num_classes: int, shares: Sequence[float | int] = ()) -> Int[np.ndarray, "N"]:
+    """Return labels in rounds, 0, 1, ..., as many of each class as can be, or as its share of them.
 
     Args:
         num: N.
-        shares: of each class, in any unit; what is left after rounding down goes to the largest
-            remainders, of equal ones to the smaller label.
+        num_classes: labels are 0 .. num_classes - 1.
+        shares: of each class, in any unit; none: equal ones. What is left after rounding down goes
+            to the largest remainders, of equal ones to the smaller label.
 
     Returns:
         [N] int32. A class that has no more of its own leaves the rounds: equal shares give
         0, 1, ..., K - 1, 0, 1, ...
     """
-    quota = num * np.asarray(shares, np.float64) / np.sum(shares)
+    weights = np.asarray(shares or (1,) * num_classes, np.float64)
+    quota = num * weights / weights.sum()
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: num - counts.sum()]] += 1
-    rounds = [np.flatnonzero(counts > number) for number in range(counts.max(initial=0))]
-    return np.concatenate([*rounds, np.empty(0)]).astype(np.int32)
+    found = np.repeat(np.arange(num_classes, dtype=np.int32), counts)
+    rounds = np.arange(num) - np.repeat(np.cumsum(counts) - counts, counts)
+    return found[np.argsort(rounds, kind="stable")]
 
 
 def null(batch_size: int, num_classes: int) -> Int[np.ndarray, "B"]:

@@ -107,7 +107,7 @@ class Data:
 
     def in_turn(self, num: int) -> Labels:
         """Return the labels of so many samples."""
-        return in_turn(num, self.shares or (1,) * self.num_classes)
+        return in_turn(num, self.num_classes, self.shares)
 
     def outputs(self, network: FeatureNetwork, images: Images, labels: Labels) -> InMemory:
         """Return what metrics.of_outputs.of_classifier reads of some images."""

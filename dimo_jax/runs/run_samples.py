@@ -173,7 +173,7 @@ def draw(
             size = drawing.images_at_once(network.num_tokens, batch_size, num)
             options = {"seed": seed, "batch_size": size, "overrides": one.overrides}
             if one.text is None:
-                labels, more = in_turn(num, (1,) * network.num_classes), {}
+                labels, more = in_turn(num, network.num_classes), {}
             else:
                 labels, more, cut = _of_prompts(model, tokenizer, one.text, num, options)
                 if cut and cut not in said and distributed.is_lead():

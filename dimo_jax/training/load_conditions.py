@@ -87,6 +87,6 @@ def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) ->
 
 def in_turn(conditions: Conditions, num: int) -> Int[np.ndarray, "N"]:
     """Numbers of classes by their shares, or of prompts, one after the other."""
-    if isinstance(conditions, LabelConditions) and conditions.shares:
-        return labels.in_turn(num, conditions.shares)
+    if isinstance(conditions, LabelConditions):
+        return labels.in_turn(num, conditions.num, conditions.shares)
     return np.arange(num, dtype=np.int32) % np.int32(conditions.num)

@@ -211,7 +211,7 @@ def test_precision_and_recall_are_of_samples_among_real_images(data):
 def test_classes_are_measured_apart_in_percent_of_the_whole_variance(data, outcome):
     evaluation, fake = outcome
     generator = next(row for row in evaluation.rows if row.model == "generator")
-    labels = in_turn(40, (1,) * 10)
+    labels = in_turn(40, 10)
     real = data.train_images.reshape(300, -1)[:, ::2].astype(np.float64)
     variance = real.var(0, ddof=1).sum()
     for label in (0, 7):
@@ -233,7 +233,7 @@ def pictures_of(evaluation, model):
 
 def test_the_ends_are_of_the_generators_first_seed(data, outcome):
     evaluation, fake = outcome
-    samples = fake.generator(SETTINGS.seeds[0], in_turn(40, (1,) * 10))
+    samples = fake.generator(SETTINGS.seeds[0], in_turn(40, 10))
     ends = pictures_of(evaluation, "generator")
     assert len(ends.worst) == len(ends.best) == shown.NUM_EXTREMES
     for item in (*ends.worst, *ends.best):
@@ -263,13 +263,13 @@ def test_candidates_are_every_guidance_with_every_order():
 
 
 def test_labels_are_balanced_and_the_same_for_all(outcome):
-    labels = in_turn(40, (1,) * 10)
+    labels = in_turn(40, 10)
     assert all(one.labels.tolist() == labels[:20].tolist() for one in outcome[0].shown)
 
 
 def test_pictures_are_of_the_first_seed_and_the_right_labels(data, outcome):
     evaluation, fake = outcome
-    labels = in_turn(40, (1,) * 10)
+    labels = in_turn(40, 10)
     keys = [(row.model, row.steps) for row in evaluation.rows]
     assert [(one.model, one.steps) for one in evaluation.shown] == [keys[-1], *keys[:-1]]
     expected = fake.generator(SETTINGS.seeds[0], labels)[:20]
