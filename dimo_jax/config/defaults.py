@@ -145,7 +145,9 @@ FIELDS: dict[str, Any] = {
         ),
         "directory": Field("", FOLDER, "where data sets lie; empty: <workdir>/data"),
         "num_classes": Field(
-            10, whole(0, 2**20), "10 of digits, 1 of a joint, 0 of prompts, else the teacher's"
+            10,
+            whole(0, 2**20),
+            "10 of digits, 9 of emoji, 1 of a joint, 0 of prompts, else the teacher's",
         ),
         "balanced": Field(
             True,

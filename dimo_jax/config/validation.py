@@ -172,6 +172,11 @@ def _validate_data(config: Config) -> None:
         raise InputError(
             f"config.data.joint is {data['joint']}, and config.data.name is {name}; leave it empty"
         )
+    if not data["balanced"] and name not in PICTURE_SETS:
+        raise InputError(
+            f"config.data.balanced is False, and config.data.name={name} has no pictures whose "
+            "classes could be counted; leave it True"
+        )
     labels = logging["picture_labels"]
     if not set(labels) <= set(range(num_classes)):
         expected = f"whole numbers from 0 to {num_classes - 1}" if num_classes else "for classes"

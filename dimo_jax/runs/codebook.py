@@ -27,7 +27,7 @@ def kept(path: AnyPath, tokenizer: Tokenizer) -> Any:
 
 
 def kept_or_fitted(path: AnyPath, tokenizer: Tokenizer, pictures: type[BuiltIn], seed: int) -> Any:
-    """Return the kept parameters, or new ones, a second's work; nothing is written.
+    """Return the kept parameters, or new ones, seconds of work; nothing is written.
 
     Raises:
         InputError: as patches.fit.

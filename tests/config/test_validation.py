@@ -433,6 +433,8 @@ CONTRADICTIONS = [
     (CLASSES, {"data.num_classes": 0}, ("config.data.num_classes is 0", "at least 1")),
     (TEXT, {"data.num_classes": 5}, ("config.data.num_classes is 5", "must be 0")),
     (TOY, {"data.joint": ""}, ("config.data.joint is empty",)),
+    (TOY, {"data.balanced": False}, ("config.data.balanced is False", "config.data.name=joint")),
+    (CLASSES, {"data.balanced": False}, ("config.data.balanced is False", "leave it True")),
     (DIGITS, {"data.joint": "pair"}, ("config.data.joint is pair", "leave it empty")),
     (DIGITS, {"logging.picture_labels": (10,)}, ("config.logging.picture_labels", "0 to 9")),
     (TEXT, {"logging.picture_labels": (0,)}, ("config.logging.picture_labels", "classes")),
