@@ -16,7 +16,7 @@ from etils import epath
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.parallel import distributed
-from dimo_jax.training import checksums, orbax_errors, orbax_manager
+from dimo_jax.training import checksums, orbax_manager
 from tests.helpers.checkpoint_state import assert_same, make_state, opening
 
 
@@ -218,22 +218,6 @@ def test_what_a_failed_save_left_at_work_has_ended_when_it_is_told(opened, monke
         checkpoints.wait()
     assert len(begun) == len(ended) > 0  # none: this would test too little
     assert threads_of_saves(before) == []
-
-
-def test_threads_that_a_thread_of_a_failed_save_starts_have_ended_too(tmp_path):
-    before, late = set(threading.enumerate()), []
-
-    def first():
-        time.sleep(0.1)  # the second begins when the first is waited for
-        threading.Thread(target=second).start()
-
-    def second():
-        time.sleep(orbax_errors.SETTLE_SECONDS + 0.5)  # longer than a folder has to be quiet
-        late.append("written")
-
-    threading.Thread(target=first).start()
-    assert orbax_errors.settle(before, str(tmp_path))
-    assert late == ["written"] and threads_of_saves(before) == []
 
 
 def test_a_second_interrupt_waits_for_no_save(opened, monkeypatch):
