@@ -3,7 +3,8 @@
 pip install -e ".[emoji]"
 python -m dimo_jax.main --config=configs/emoji.py --workdir=runs/emoji
 
-The distillation's settings are those of the digits' patches, and not tuned to these pictures yet.
+The distillation's settings are those of the digits' patches, and not tuned to these pictures yet;
+the config as it stands was not run to its end.
 """
 
 from dimo_jax.config import default_config
