@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
+from dimo_jax.models import joined
 from dimo_jax.models.clip import Clip
 from dimo_jax.models.meissonic import MICRO_CONDITIONS
 from dimo_jax.parallel import mesh
@@ -140,10 +141,7 @@ class TextConditions:
 
     def features(self, params: Any, ids: Int[Array, "B T"]) -> dict[str, Array]:
         """Return what a call gives, as a pure function of the tower's parameters and `ids`."""
-        found = self._network.encode_text(params, ids)
-        micro = jnp.tile(jnp.asarray(self._micro), (len(ids), 1))
-        made = {"states": found["penultimate"], "pooled": found["projected"], "micro": micro}
-        return jax.tree.map(lambda x: x.astype(jnp.float32), made)
+        return joined.text_features(self._network, params, ids, self._micro)
 
     def with_micro(self, features: Mapping[str, Float[np.ndarray, "N ..."]]) -> Features:
         """Return text features with the micro-conditions beside them, as the network takes them."""

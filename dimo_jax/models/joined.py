@@ -1,0 +1,73 @@
+"""A network with text and the text tower of its condition as one network, trained together.
+
+Its condition are the ids of a text. After the training its parameters are parted: those of the
+network, and those of CLIP's text tower, which from then on is the frozen encoder of prompts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dimo_jax.models.clip import Clip
+from dimo_jax.models.network import Network
+
+TRANSFORMER, TEXT_ENCODER = "transformer", "text_encoder"
+
+
+def text_features(
+    encoder: Clip, params: Any, ids: Int[Array, "B T"], micro: Any
+) -> dict[str, Array]:
+    """Return the condition of a network with text.
+
+    Args:
+        encoder: CLIP, of which the text tower is used.
+        params: its parameters.
+        ids: of the texts.
+        micro: the five micro-conditions of every example.
+
+    Returns:
+        {"states" [B, T, E] of the last but one layer, "pooled" [B, P], "micro" [B, 5]} float32.
+    """
+    found = encoder.encode_text(params, ids)
+    sizes = jnp.tile(jnp.asarray(micro, jnp.float32), (len(ids), 1))
+    made = {"states": found["penultimate"], "pooled": found["projected"], "micro": sizes}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), made)
+
+
+def join(
+    network: Network,
+    encoder: Clip,
+    micro: Any,
+    gather: Callable[[Any], Any] | None = None,
+) -> Network:
+    """Return both as one network; no bundle holds it.
+
+    Args:
+        network: whose condition is text.
+        encoder: CLIP's text tower, whose features it takes.
+        micro: the five micro-conditions of every example.
+        gather: for a tower whose parameters are divided over devices, as models.Compute has it.
+
+    Returns:
+        A network whose parameters are {"transformer": ..., "text_encoder": ...} and whose condition
+        is {"ids": int32 [T]}; the rest is that of `network`.
+    """
+
+    def init(key: Key[Array, ""]) -> Any:
+        keys = jax.random.split(key)
+        return {TRANSFORMER: network.init(keys[0]), TEXT_ENCODER: encoder.init(keys[1])}
+
+    def apply(
+        params: Any, tokens: Int[Array, "B L"], condition: Any, **options: Any
+    ) -> Float[Array, "B L V"]:
+        tower = params[TEXT_ENCODER]
+        tower = tower if gather is None else gather(tower)
+        condition = text_features(encoder, tower, condition["ids"], micro)
+        return network.apply(params[TRANSFORMER], tokens, condition, **options)
+
+    ids = jax.ShapeDtypeStruct((encoder.context,), jnp.int32)
+    return dataclasses.replace(network, init=init, apply=apply, condition={"ids": ids})
