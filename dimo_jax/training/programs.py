@@ -5,6 +5,7 @@ not there, `benchmark` times it: all three look at the same one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -195,20 +196,32 @@ def pretrain_batches(
         examples: the training split.
 
     Returns:
-        number of the step -> batch on the mesh, the same whatever the number of processes.
+        number of the step -> batch on the mesh, the same whatever the number of processes. A
+        process reads what its own devices hold.
     """
     seed, size = config["seed"], config["pretrain"]["batch_size"]
     constants = mesh.put(
         (np.arange(size, dtype=np.int32), labels.null(size, network.num_classes)),
         layout.batch,
     )
+    held = layout.batch.addressable_devices_indices_map((size,)).values()
+    own = np.unique(np.concatenate([np.arange(size)[some] for some in held]))
 
     def batch_of(number: int) -> pretrain.PretrainBatch:
         chosen = stream.batch_indices(seed, number, size, examples.num)
-        now_tokens, now_labels = mesh.put(examples.at(chosen, np.zeros_like(chosen)), layout.batch)
-        return pretrain.PretrainBatch(
-            np.int32(seed), constants[0], now_tokens, now_labels, constants[1]
+        views = stream.batch_views(seed, number, chosen, examples.num, examples.views)
+        found = examples.at(chosen[own], views[own])
+
+        def rows(which: int, some: slice, *_: slice) -> np.ndarray:
+            start, stop, _ = some.indices(size)
+            first = np.searchsorted(own, start)
+            return found[which][first : first + stop - start]
+
+        tokens, numbers = (
+            mesh.from_rows(shape, layout.batch, functools.partial(rows, which))
+            for which, shape in enumerate([(size, network.num_tokens), (size,)])
         )
+        return pretrain.PretrainBatch(np.int32(seed), constants[0], tokens, numbers, constants[1])
 
     return batch_of
 

@@ -15,7 +15,7 @@ from dimo_jax.data.examples import Examples
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import programs, saved, traces
+from dimo_jax.training import prefetch, programs, saved, traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
@@ -95,19 +95,21 @@ def run_pretrain(
         key = rng.stream_key(config["seed"], "teacher_parameters")
         return program.create(jax.jit(network.init, out_shardings=layout.of(program.params))(key))
 
-    return _run(
-        program,
-        create_state,
-        (),
-        programs.pretrain_batches(config, network, layout, examples),
-        config,
-        configs.stage_settings(config, "pretrain"),
-        directory,
-        metrics,
-        pictures,
-        None,
-        shown=("teacher_loss",),
-    )
+    batch_of = programs.pretrain_batches(config, network, layout, examples)
+    with prefetch.ahead(batch_of, config["pretrain"]["num_steps"]) as next_of:
+        return _run(
+            program,
+            create_state,
+            (),
+            next_of,
+            config,
+            configs.stage_settings(config, "pretrain"),
+            directory,
+            metrics,
+            pictures,
+            None,
+            shown=("teacher_loss",),
+        )
 
 
 def run_distill(

@@ -28,9 +28,10 @@ from etils import epath
 from dimo_jax import cli
 from dimo_jax.common import rng
 from dimo_jax.common.command_flags import Flags
+from dimo_jax.data.examples import Examples
 from dimo_jax.method.masked import denoise, masking, pretrain
 from dimo_jax.parallel import distributed, mesh, sharding
-from dimo_jax.training import traces
+from dimo_jax.training import programs, traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
@@ -82,6 +83,16 @@ def make_unwritable():
     ocp.StandardCheckpointHandler.async_save = save_and_fail
 
 
+def tokens_at(read, indices, views):
+    """Tokens that depend on the example and its version; what was requested goes to a list."""
+    read.append(list(zip(indices.tolist(), views.tolist(), strict=True)))
+    drawn = [np.random.default_rng(pair) for pair in read[-1]]
+    shape = (small_network.L,)
+    tokens = [random.integers(0, small_network.V, shape, np.int32) for random in drawn]
+    labels = [random.integers(0, small_network.CLASSES, (), np.int32) for random in drawn]
+    return np.stack(tokens), np.stack(labels)
+
+
 def main() -> None:
     """The command that each process runs: a teacher's training on random tokens, mesh 4 x 2."""
     cli.start_processes(FLAGS)
@@ -94,7 +105,13 @@ def main() -> None:
     step = pretrain.make_step(
         small_network.apply, optimizer, settings(), dropout=False, ema_decay=0.9, ema_warmup=True
     )
-    index = mesh.put(np.arange(BATCH, dtype=np.int32), layout.batch)
+    given = {"seed": FLAGS.seed, "pretrain": {"batch_size": BATCH}}
+    network = SimpleNamespace(num_tokens=small_network.L, num_classes=small_network.CLASSES)
+    read = []
+    # More versions than epochs, so that no batch is that of another step.
+    batch_of = programs.pretrain_batches(
+        given, network, layout, Examples(48, NUM_STEPS, functools.partial(tokens_at, read))
+    )
 
     params = jax.tree.map(
         lambda x: np.random.default_rng(x.size).normal(0, 0.5, x.shape).astype(np.float32),
@@ -113,12 +130,7 @@ def main() -> None:
         if number == FLAGS.unwritable_at:
             make_unwritable()
         time.sleep(0.25 if FLAGS.slow else 0)
-        random = np.random.default_rng(number)
-        tokens = random.integers(0, small_network.V, (BATCH, small_network.L), np.int32)
-        condition = random.integers(0, small_network.CLASSES, BATCH, np.int32)
-        null = np.full(BATCH, small_network.CLASSES, np.int32)
-        arrays = mesh.put((tokens, condition, null), layout.batch)
-        return pretrain.PretrainBatch(np.int32(FLAGS.seed), index, *arrays)
+        return batch_of(number)
 
     abstract = layout.abstract(jax.eval_shape(create))
     placed = jax.tree.map(lambda x: x.sharding, abstract)
@@ -138,6 +150,8 @@ def main() -> None:
         trace=traces.Request(traces.Window(3, 2), workdir / "profile", "fit"),
     )
     checkpoints.close()
+    (workdir / f"read.{jax.process_index()}.json").write_text(json.dumps(read))
+    index = mesh.put(np.arange(BATCH, dtype=np.int32), layout.batch)
     draw = jax.jit(
         lambda index: jax.vmap(lambda key: jax.random.normal(key, (3,)))(
             rng.example_keys(rng.stream_key(FLAGS.seed, "anything", 7), index)

@@ -73,6 +73,16 @@ def test_two_processes_compute_what_one_does(lives):
     assert np.ptp(first["draws"]) > 1
 
 
+def test_each_process_reads_its_share_of_a_batch_alone(lives):
+    root, _ = lives
+    one = json.loads((root / "one" / "read.0.json").read_text())
+    two = [json.loads((root / "two" / f"read.{index}.json").read_text()) for index in (0, 1)]
+    assert [len(batch) for batch in one] == [16] * NUM_STEPS
+    for whole, *shares in zip(one, *two, strict=True):
+        assert [len(share) for share in shares] == [8, 8]
+        assert sorted(shares[0] + shares[1]) == sorted(whole)
+
+
 def test_each_process_records_itself_in_one_session(lives):
     root, _ = lives
     files = sorted((root / "two" / "profile" / "plugins" / "profile" / "fit_step_3").iterdir())
