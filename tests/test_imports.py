@@ -51,6 +51,7 @@ SEAMS = {
     # Of these common.pictures alone opens any; the others write and resize.
     "PIL": [
         "common.pictures",
+        "common.crops",
         "common.images",
         "data.emoji",
         "generation.benchmark_files",

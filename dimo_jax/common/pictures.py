@@ -46,6 +46,15 @@ KINDS = {
 _BITS = {kind: 1 << i for i, kind in enumerate(KINDS)}
 _ORIENTATION = 0x0112
 _UPRIGHT = 1
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,  # Pillow's angles are counter-clockwise
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow warns, and logs, of odd tags and of large pictures; both are settled here. A filter rather
 # than warnings.catch_warnings, which threads undo for each other (Python before 3.14).
@@ -129,7 +138,7 @@ def check_pixels(size: tuple[int, int], name: str) -> None:
         )
 
 
-def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
+def decode(data: bytes, name: str, rgb: bool = False, upright: bool = False) -> Opened:
     """Decode a picture.
 
     Pixels are those of Pillow, and so of clean-fid, torch-fidelity and ADM's evaluator, but for
@@ -139,6 +148,7 @@ def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
         data: the bytes of its file, of one of FORMATS whatever its name.
         name: of the file, for messages.
         rgb: convert it to 8-bit RGB: transparency goes, gray stands in all three channels.
+        upright: turn it as its EXIF orientation says, which then is none of its kinds.
 
     Returns:
         The picture, loaded.
@@ -153,7 +163,10 @@ def decode(data: bytes, name: str, rgb: bool = False) -> Opened:
             check_pixels(image.size, what)
             kinds = _kinds(image)
             image.load()
-            found = _in_8_bits(image, name)
+            turn = _TURNS.get(_orientation(image)) if upright else None
+            if upright:
+                kinds = tuple(kind for kind in kinds if kind != "turned")
+            found = _in_8_bits(image if turn is None else image.transpose(turn), name)
             return Opened(found.convert("RGB") if rgb and found.mode != "RGB" else found, kinds)
     except InputError:
         raise

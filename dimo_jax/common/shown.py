@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 _MOST = 120  # characters of a file's content in a message
+_MOST_LISTED = 5
 
 
 def shown(value: Any) -> str:
@@ -24,6 +26,12 @@ def quoted(value: Any) -> str:
     except (ValueError, RecursionError):
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
+def listed(messages: Sequence[str]) -> str:
+    """Return some messages in one sentence, the rest of them counted."""
+    more = len(messages) - _MOST_LISTED
+    return "; ".join(messages[:_MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def printable(text: str) -> str:

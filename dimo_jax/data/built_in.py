@@ -82,21 +82,26 @@ class BuiltIn(tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True):
             InputError: it is missing.
         """
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        names = self.CLASS_NAMES or None
-        num_classes = None if names else self.NUM_CLASSES
+    @classmethod
+    def features(cls) -> tfds.features.FeaturesDict:
+        """Return what an example holds."""
+        names = cls.CLASS_NAMES or None
+        num_classes = None if names else cls.NUM_CLASSES
         features: dict[str, Any] = {
             "index": tfds.features.Scalar(dtype=np.int32),  # in the package's order
             # A plain tensor rather than features.Image, which wants TensorFlow to encode arrays and
             # would show few levels as black.
-            self.KEY: tfds.features.Tensor(shape=self.IMAGE_SHAPE, dtype=np.uint8),
+            cls.KEY: tfds.features.Tensor(shape=cls.IMAGE_SHAPE, dtype=np.uint8),
             "label": tfds.features.ClassLabel(num_classes=num_classes, names=names),
         }
-        if self.HAS_TEXTS:
+        if cls.HAS_TEXTS:
             features["text"] = tfds.features.Text()
+        return tfds.features.FeaturesDict(features)
+
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict(features),
+            features=self.features(),
             supervised_keys=(self.KEY, "label"),
             **self.ABOUT,
         )

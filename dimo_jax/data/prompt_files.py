@@ -71,7 +71,7 @@ class Texts:
         record = dict.fromkeys(names)
         column = (self._field or self._first_field(record, where)).partition("/")[0]
         if column not in record:
-            raise self._lacks(where, column, record)
+            raise lacks(where, column, record, self._flag)
         return column
 
     def _of_record(self, record: Any, where: str) -> Iterator[str]:
@@ -80,7 +80,7 @@ class Texts:
         elif isinstance(record, Mapping):
             field = self._field or self._first_field(record, where)
             self.fields[field] = None
-            yield from self._texts(record, field, where)
+            yield from texts_at(record, field, where, self._flag)
         else:
             raise InputError(f"{where} is neither an object nor a text: {shown(record)[:_SHOWN]}")
 
@@ -90,46 +90,59 @@ class Texts:
         self.fields[field] = None
         for index in range(len(split.examples)):
             where = f"{self._where}, example {index},"
-            yield from self._texts(split.examples[index], field, where)
+            yield from texts_at(split.examples[index], field, where, self._flag)
 
     def _first_field(self, record: Mapping[str, Any], where: str) -> str:
-        by_name = {str(name).lower(): name for name in reversed(list(record))}
-        names = [name if name in record else by_name.get(name) for name in FIELDS]
-        found = next((name for name in names if name is not None), None)
+        found = field_of_texts(record)
         if found is None:
-            raise self._lacks(where, f"{', '.join(FIELDS[:-1])} or {FIELDS[-1]}", record)
+            names = f"{', '.join(FIELDS[:-1])} or {FIELDS[-1]}"
+            raise lacks(where, names, record, self._flag)
         return found
 
-    def _lacks(self, where: str, field: str, record: Mapping[str, Any]) -> InputError:
-        names = shown(", ".join(map(str, record))) or "nothing"
-        return InputError(
-            f"{where} has {names}, but no {field}; name the prompt's field with {self._flag}"
+
+def field_of_texts(record: Mapping[str, Any]) -> str | None:
+    """Return the first of FIELDS that a record has, in its own spelling."""
+    by_name = {str(name).lower(): name for name in reversed(list(record))}
+    names = (name if name in record else by_name.get(name) for name in FIELDS)
+    return next((name for name in names if name is not None), None)
+
+
+def lacks(where: str, field: str, record: Mapping[str, Any], flag: str) -> InputError:
+    """Say that a record has not the field that a flag names."""
+    names = shown(", ".join(map(str, record))) or "nothing"
+    return InputError(f"{where} has {names}, but no {field}; name the text's field with {flag}")
+
+
+def texts_at(value: Any, field: str, where: str, flag: str) -> Iterator[str]:
+    """Yield the text, or the texts of a list, at a path of names; nothing counts as a blank one.
+
+    Args:
+        value: of a record, or inside it.
+        field: names with / between them; empty: the value itself.
+        where: the record in words, for messages.
+        flag: that names the field.
+
+    Raises:
+        InputError: there is no such field, or no text.
+    """
+    name, _, rest = field.partition("/")
+    if isinstance(value, list | tuple | np.ndarray):
+        for one in value:
+            yield from texts_at(one, field, where, flag)
+    elif isinstance(value, Mapping) and name:
+        if name not in value:
+            raise lacks(where, name, value, flag)
+        yield from texts_at(value[name], rest, where, flag)
+    elif value is None:
+        yield ""
+    elif isinstance(value, bytes):
+        yield readers.decoded(value, where)
+    elif isinstance(value, str) and not name:
+        yield value
+    else:
+        raise InputError(
+            f"{where} has '{shown(value)[:_SHOWN]}' where the text was expected, which is no text"
         )
-
-    def _texts(self, value: Any, field: str, where: str) -> Iterator[str]:
-        """Yield the text, or the texts of a list, at a path of names.
-
-        Nothing counts as a blank one.
-        """
-        name, _, rest = field.partition("/")
-        if isinstance(value, list | tuple | np.ndarray):
-            for one in value:
-                yield from self._texts(one, field, where)
-        elif isinstance(value, Mapping) and name:
-            if name not in value:
-                raise self._lacks(where, name, value)
-            yield from self._texts(value[name], rest, where)
-        elif value is None:
-            yield ""
-        elif isinstance(value, bytes):
-            yield readers.decoded(value, where)
-        elif isinstance(value, str) and not name:
-            yield value
-        else:
-            raise InputError(
-                f"{where} has '{shown(value)[:_SHOWN]}' where the prompt was expected, which is no "
-                "text"
-            )
 
 
 def describe(where: str, fields: Iterable[str]) -> str:

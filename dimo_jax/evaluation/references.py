@@ -15,12 +15,12 @@ from jaxtyping import Float
 
 from dimo_jax.common import archives, files
 from dimo_jax.common.errors import InputError
-from dimo_jax.common.shown import shown
+from dimo_jax.common.shown import listed, shown
 from dimo_jax.convert.formats import torch_files
 from dimo_jax.evaluation.features.feature_store import FeatureStore
 from dimo_jax.evaluation.features.moments import ROUNDING, Moments, covariance_fault
 from dimo_jax.evaluation.images import image_sets
-from dimo_jax.evaluation.images.image_set import ImageSet, listed, read_settings
+from dimo_jax.evaluation.images.image_set import ImageSet, read_settings
 from dimo_jax.evaluation.metrics.protocols import METRICS, Protocol
 
 # (mean, covariance) as they are called; the files with `cov` are PyTorch's.

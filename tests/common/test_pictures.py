@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from dimo_jax.common import pictures
 from dimo_jax.common.errors import InputError
@@ -119,6 +119,19 @@ def test_sixteen_bits_lose_their_lower_eight():
         assert kinds == ("gray", "deep")
         np.testing.assert_array_equal(np.asarray(image)[..., 1], DEEP >> 8)
     assert pictures.decode(b"P6 9 6 65535\n" + bytes(324), "x").kinds == ("deep",)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_upright_on_request(form):
+    for orientation in range(10):  # 0 and 9 mean nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(RGB, form, exif=exif)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        image, kinds = pictures.decode(data, "x", rgb=True, upright=True)
+        np.testing.assert_array_equal(np.asarray(image), expected)
+        assert kinds == () and (image.width == 6) == (5 <= orientation <= 8)
 
 
 def test_kinds_are_counted():

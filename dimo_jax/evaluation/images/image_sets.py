@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from dimo_jax.common import archives, files, pictures, readers, resumable
+from dimo_jax.common import archives, files, picture_folder, pictures, readers, resumable
 from dimo_jax.common.errors import InputError
-from dimo_jax.common.shown import shown
+from dimo_jax.common.shown import listed, shown
 from dimo_jax.data import splits
-from dimo_jax.data.pictures import open_source
-from dimo_jax.evaluation.images import image_files, picture_folder
-from dimo_jax.evaluation.images.image_set import Batch, ImageSet, digest, listed, read_settings
+from dimo_jax.data.pictures import Dataset
+from dimo_jax.evaluation.images import image_files
+from dimo_jax.evaluation.images.image_set import Batch, ImageSet, digest, read_settings
 
 _THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
 # Of an array in Fortran's order, which is read whole and for a while takes twice that.
@@ -235,13 +235,14 @@ class _Dataset(ImageSet):
     """A split of a tensorflow-datasets data set."""
 
     def __init__(self, where: str, data_dir: str, image_size: int | None):
-        self._source = open_source(*splits.parse(where), data_dir)
-        super().__init__(where, len(self._source))
+        # As other evaluators read files: an EXIF orientation is not applied.
+        self._source = Dataset(where, "none", data_dir=data_dir, upright=False)
+        super().__init__(where, self._source.num)
         self._image_size = image_size
         self.height, self.width = self._picture(0).shape[:2]
 
     def _picture(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        pixels = self._source[index]
+        pixels = self._source.read(index)
         if self._image_size is None:
             return pixels
         return image_files.cut(pixels, self._image_size, self.name(index))

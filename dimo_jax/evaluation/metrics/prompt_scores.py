@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dimo_jax.common import picture_folder
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.data import benchmark_prompts, prompt_files
 from dimo_jax.evaluation.features import clip_features
-from dimo_jax.evaluation.images import picture_folder
 from dimo_jax.evaluation.metrics import clip_score, hps
 
 CAPTIONS_FILE = "captions.txt"

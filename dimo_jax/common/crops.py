@@ -1,0 +1,106 @@
+"""One picture to the square that a tokenizer sees, as MaskGit's teachers were trained.
+
+The shorter side is resized, then a square is cut out of the middle or anywhere, then the picture
+may be mirrored. Where it is cut, and whether it is mirrored, follow from (seed, index, view) alone:
+whoever reads a picture, in whatever order, gets the same square.
+
+Axes: H height, W width, S pixels along a side of the square.
+
+Source: valeoai/Maskgit-pytorch and Halton-MaskGIT, Dataset/dataloader.py: torchvision's Resize
+(bilinear, antialiased), then RandomCrop and RandomHorizontalFlip (v1) or CenterCrop (v2).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dimo_jax.common import pictures
+from dimo_jax.common.errors import InputError
+
+# Pillow averages over all pixels that a new one covers, with each of them.
+FILTERS: Mapping[str, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROPS = ("centre", "random")
+SMALL = ("refuse", "enlarge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How pictures are cut.
+
+    Attributes:
+        image_size: S.
+        crop: of CROPS.
+        flip: mirror every other picture, by chance, left to right.
+        filter: of FILTERS.
+        small: of SMALL: what becomes of a picture whose shorter side is below S.
+        seed: of what is left to chance, 0 to 2^31 - 1.
+    """
+
+    image_size: int
+    crop: str = "centre"
+    flip: bool = False
+    filter: str = "bilinear"
+    small: str = "refuse"
+    seed: int = 0
+
+
+def cut(
+    pixels: UInt8[np.ndarray, "H W 3"],
+    settings: Settings,
+    index: int,
+    view: int,
+    name: str = "a picture",
+) -> UInt8[np.ndarray, "S S 3"]:
+    """Cut the square out of a picture.
+
+    Args:
+        pixels: RGB.
+        settings: how.
+        index: of the picture in its set.
+        view: which of its augmented versions.
+        name: of the picture, for messages.
+
+    Raises:
+        InputError: it is smaller than S and settings.small is "refuse", or so narrow that it would
+            become too large on the way.
+    """
+    size = settings.image_size
+    image = _resized(Image.fromarray(pixels), settings, name)
+    row, column, mirror = _chances(settings.seed, index, view)
+    below, right = image.height - size, image.width - size
+    top, left = round(below / 2), round(right / 2)  # as torchvision: halves to the even side
+    if settings.crop == "random":
+        top, left = _below(row, below + 1), _below(column, right + 1)
+    found = np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(found[:, ::-1]) if settings.flip and _below(mirror, 2) else found
+
+
+def _resized(image: Image.Image, settings: Settings, name: str) -> Image.Image:
+    size, (width, height) = settings.image_size, image.size
+    short = min(width, height)
+    if short < size and settings.small == "refuse":
+        raise InputError(
+            f"{name} is {width}x{height} pixels, smaller than the {size} asked for; leave it out, "
+            "give a smaller size, or --small=enlarge"
+        )
+    scaled = (size * width // short, size * height // short)
+    pictures.check_pixels(scaled, name)
+    return image if scaled == image.size else image.resize(scaled, FILTERS[settings.filter])
+
+
+def _chances(seed: int, index: int, view: int) -> list[int]:
+    """Return three independent numbers of 64 bits, the same in every release of NumPy."""
+    words = np.random.SeedSequence([seed, index, view]).generate_state(3, np.uint64)
+    return [int(word) for word in words]
+
+
+def _below(chance: int, num: int) -> int:
+    """Return one of 0 .. num - 1, each as likely as the others to one part in 2^64 / num."""
+    return chance * num >> 64
