@@ -6,10 +6,11 @@ python -m dimo_jax
 import re
 import sys
 
-from dimo_jax import benchmark, cli, evaluate, export, main, plan, sample
+from dimo_jax import benchmark, cli, encode, evaluate, export, main, plan, sample
 from dimo_jax.convert import __main__ as convert
 
 COMMANDS = {
+    "encode": encode,
     "main": main,
     "sample": sample,
     "evaluate": evaluate,

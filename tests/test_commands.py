@@ -6,10 +6,12 @@ import sys
 import pytest
 
 from dimo_jax import __main__ as overview
-from dimo_jax import benchmark, cli, evaluate, export, plan, sample
+from dimo_jax import benchmark, cli, encode, evaluate, export, plan, sample
+from dimo_jax.common import crops
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.convert import sources
 from dimo_jax.data import benchmark_prompts
+from dimo_jax.data.pictures import CONDITIONS
 from dimo_jax.evaluation.metrics import clip_score, hps
 from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 from dimo_jax.models import clip
@@ -83,6 +85,10 @@ def test_the_package_lists_its_commands_with_examples():
 @pytest.mark.parametrize(
     ("module", "flag", "names"),
     [
+        (encode, "crop", crops.CROPS),
+        (encode, "filter", crops.FILTERS),
+        (encode, "small", crops.SMALL),
+        (encode, "condition", CONDITIONS),
         (sample, "sampler", [name for name in SAMPLERS if name != "one_step"]),
         (evaluate, "protocol", PROTOCOLS),
         (evaluate, "clip_form", clip_score.FORMS),

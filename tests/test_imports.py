@@ -21,7 +21,7 @@ FLOORS = [
     ["samplers"],
     ["conditions", "convert.formats"],
     ["convert.networks", "training"],
-    ["convert", "generation"],
+    ["convert", "generation", "encoding"],
     ["evaluation.images"],
     ["evaluation.features"],
     ["evaluation.metrics"],
@@ -30,7 +30,7 @@ FLOORS = [
     ["runs"],
     ["cli"],
     ["commands"],
-    ["main", "sample", "evaluate", "export", "plan", "benchmark", "convert.__main__"],
+    ["main", "sample", "encode", "evaluate", "export", "plan", "benchmark", "convert.__main__"],
     ["__main__"],
 ]
 

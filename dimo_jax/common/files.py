@@ -8,6 +8,7 @@ arrived, so it is written where it belongs; a folder of objects cannot be rename
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -302,6 +303,15 @@ def _write_objects(target: AnyPath, pairs: Iterator[tuple[str, Content]]) -> Any
         object_store.remove(target / name)
     object_store.put(target / first, head)
     return target
+
+
+def free_bytes(place: AnyPath) -> int | None:
+    """Return what the disk of a file or folder to come has left; None in an object store."""
+    if is_remote(place):
+        return None
+    absolute = place.absolute()
+    there = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def remove_folder(place: AnyPath) -> None:

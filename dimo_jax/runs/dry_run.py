@@ -1,7 +1,6 @@
 """What a run would do, stage by stage, with everything checked and nothing written."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +39,7 @@ def show(run: ImageRun | JointRun) -> None:
         return
     staged = [_stage(run, name, program) for name, program in run.programs.items()]
     needed = sum(num_bytes for _, num_bytes in staged) + 2 * _bytes(run.programs["distill"].params)
-    free = _free(run.workdir)
+    free = files.free_bytes(run.workdir)
     lines = [f"dry run of {run.config['title']!r}: all is checked, nothing is written"]
     lines += [*_facts(run), *(line for line, _ in staged), *_ends(run)]
     left = "" if free is None else f", {size(free)} free"
@@ -163,12 +162,3 @@ def _device_bytes(tree: Any) -> int:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
-
-
-def _free(workdir: AnyPath) -> int | None:
-    """Bytes that the disk of a folder to come has left; None in an object store."""
-    if files.is_remote(workdir):
-        return None
-    absolute = workdir.absolute()
-    there = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    return shutil.disk_usage(there).free
