@@ -12,14 +12,20 @@ python -m dimo_jax.evaluate run --workdir=runs/imagenet --steps=1,8 --temperatur
 python -m dimo_jax.evaluate compare runs/one runs/two --output=both/
 python -m dimo_jax.evaluate reference real.npz --samples=REAL/ --features=bundles/inception \
     --output=eval/
+python -m dimo_jax.evaluate reference decoded.npz --samples=tokens/photos \
+    --tokenizer=bundles/vqgan --features=bundles/inception --output=eval/
+python -m dimo_jax.evaluate images --samples=tokens/photos --tokenizer=bundles/vqgan \
+    --reference=photos/ --features=bundles/inception --output=rfid/
 python -m dimo_jax.evaluate geneval results.jsonl
 
 --samples is a folder of pictures, a .zip of them, or an .npz with arr_0 (dimo_jax.sample writes
 one); --reference a file of statistics, of images, or both, or a folder of real images. Both may be
-tfds:NAME:SPLIT. Of a run samples of the generator (1 step, at each temperature) and of the teacher
-(more steps) are drawn, measured, and with --speed timed. Features are kept in OUTPUT/features: the
-same command goes on after a kill, and other metrics of the same images cost no second pass. It
-writes results.json, results.md and report.html, and prints the five lines of OpenAI's evaluator.
+tfds:NAME:SPLIT, or tokens of dimo_jax.encode, which --tokenizer decodes; against the pictures that
+they were encoded from (cut out alike) that is rFID, the tokenizer's own limit. Of a run samples of
+the generator (1 step, at each temperature) and of the teacher (more steps) are drawn, measured, and
+with --speed timed. Features are kept in OUTPUT/features: the same command goes on after a kill, and
+other metrics of the same images cost no second pass. It writes results.json, results.md and
+report.html, and prints the five lines of OpenAI's evaluator.
 The protocols:
 """
 
@@ -89,6 +95,16 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "where tfds: data sets lie", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "tokenizer", None, "bundle: decodes --samples or --reference of tokens", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "cut_as",
+    None,
+    "folder of tokens: cut pictures of a folder or a data set out as its were; default: --samples "
+    "of tokens",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "prompt_field",

@@ -12,10 +12,11 @@ from dimo_jax import bundles, evaluate
 from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features import feature_store, resize
 from dimo_jax.evaluation.features.feature_store import Extractor
+from dimo_jax.evaluation.images import image_sets
 from dimo_jax.evaluation.metrics import neighbours, protocols
 from dimo_jax.evaluation.metrics.frechet import frechet_distance
 from dimo_jax.models.inception import Inception
-from tests.helpers import inception_weights
+from tests.helpers import inception_weights, token_folders
 from tests.helpers.command_line import run_command
 
 # On one worker, which makes the fixtures once.
@@ -279,6 +280,40 @@ def test_a_reference_of_a_data_set(run, calls):
         assert data["features"].shape == (397, 12) and data["sigma_s"].shape == (12, 12)
         about = json.loads(str(data["settings"]))
     assert (about["num"], about["images"]) == (397, "tfds:digits:test")
+
+
+def test_what_a_tokenizer_costs(run, calls, tmp_path):
+    folder = token_folders.write_classes(tmp_path / "photos", PIXELS)
+    codec = token_folders.save_tokenizer(tmp_path / "bundle")
+    tokens = tmp_path / "tokens"
+    seen = token_folders.write(tokens, folder, *codec)
+    flags = ["--metrics=fid,prdc", f"--tokenizer={tmp_path / 'bundle'}"]
+    out = run(*flags, samples=tokens, reference=folder)
+    (row,) = results(run)["rows"]
+    # The pictures are cut as they were before they were encoded.
+    found = image_sets.open_set(tokens, tokenizer=str(tmp_path / "bundle"))
+    decoded, real = (plain_features(x)["2048"] for x in (found.read(0, 40).pixels, seen))
+    wanted = frechet_distance(real, decoded)
+    assert row["model"] == "decoded" and "fid" not in row["metrics"]
+    assert row["metrics"]["rfid"]["mean"] == pytest.approx(wanted, rel=1e-9)
+    assert out.startswith(f"rFID: {row['metrics']['rfid']['mean']}\n")
+    assert row["labels"] == {"classes": 2, "fewest": 20, "most": 20}
+    page = (run.output / "report.html").read_text()
+    assert "rFID" in page and "the tokenizer's own limit" in page.replace("&#39;", "'")
+    assert set(results(run)["per_class"]["names"]) == set(token_folders.CLASSES)
+    # A reference of decoded tokens says so, and names the classes.
+    path = tmp_path / "decoded.npz"
+    run("reference", path, flags[1], samples=tokens, reference=None)
+    run("--metrics=fid,prdc", reference=path)
+    (row,) = results(run)["rows"]
+    assert any("decoded.npz is of decoded tokens, not of" in x for x in row["warnings"])
+    assert results(run)["per_class"]["names"][:1] in (["a cat"], ["Hündin"])
+    # One of the pictures themselves, cut alike, is that which rFID was against.
+    run("reference", path, f"--cut_as={tokens}", samples=folder, reference=None)
+    run(*flags, samples=tokens, reference=path)
+    (row,) = results(run)["rows"]
+    assert row["metrics"]["rfid"]["mean"] == pytest.approx(wanted, rel=1e-9)
+    assert not any("decoded" in x for x in row["warnings"])
 
 
 def test_a_corrupt_picture_ends_the_command_with_its_name_and_the_rest_is_kept(

@@ -16,6 +16,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.data import benchmark_prompts
+from dimo_jax.data.token_sets import TOKENS_FILE
 from dimo_jax.evaluation import evaluate_images, references, shown
 from dimo_jax.evaluation.evaluate_images import Evaluator
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
@@ -43,7 +44,14 @@ FEATURES_FOLDER = "features"
 
 def _samples(flags: FlagValues, image_size: int | None = None) -> image_sets.ImageSet:
     """Open --samples, as many as --num says."""
-    found = image_sets.open_set(flags.samples, flags.recursive, image_size, flags.data_dir)
+    found = image_sets.open_set(
+        flags.samples,
+        flags.recursive,
+        image_size,
+        flags.data_dir,
+        flags.tokenizer,
+        flags.cut_as,
+    )
     if flags.num is not None and found.num != flags.num:
         raise InputError(
             f"{found.where} has {found.num} images, expected --num={flags.num}; give all of them, "
@@ -76,11 +84,23 @@ def _evaluator(flags: FlagValues, output: Path) -> tuple[Evaluator, list[str]]:
             recursive=flags.recursive,
             image_size=flags.image_size,
             data_dir=flags.data_dir,
+            tokenizer=flags.tokenizer,
+            cut_as=_cut_as(flags),
         )
     requested = None if flags.metrics is None else tuple(flags.metrics)
     metrics, left_out = references.choose_metrics(requested, reference, protocol)
     network, folder = _network(flags, protocol), output / FEATURES_FOLDER
     return Evaluator(reference, network, protocol, metrics, folder), left_out
+
+
+def _cut_as(flags: FlagValues) -> str | None:
+    """Return the tokens folder as whose pictures the reference's are cut; decoded ones' is theirs.
+
+    Else rFID would measure the difference of two ways to cut, too.
+    """
+    if flags.cut_as is None and flags.image_size is None and flags.samples is not None:
+        return flags.samples if (files.local(flags.samples) / TOKENS_FILE).is_file() else None
+    return flags.cut_as
 
 
 def _images(flags: FlagValues, output: Path, began: float) -> None:
@@ -172,7 +192,7 @@ def _write(
             "reference": evaluator.reference.where,
         },
         protocol=protocol.report(),
-        per_class=showcase.nearest_by_class(pictures),
+        per_class=showcase.nearest_by_class(pictures, evaluator.reference.class_names),
         extremes=drawn.extremes,
         pictures=drawn.entries,
         training=configs.flat(places.run_config(workdir)) if workdir else {},
@@ -256,7 +276,8 @@ def _check_output(flags: FlagValues, output: Path) -> None:
     """Refuse to replace what no evaluation wrote, before anything is computed."""
     run = places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     given = (flags.samples, flags.reference, flags.features, flags.clip, flags.hps)
-    result_folders.check(output, [*given, flags.hps_prompts, *map(str, run)])
+    more = (flags.hps_prompts, flags.tokenizer, flags.cut_as)
+    result_folders.check(output, [*given, *more, *map(str, run)])
 
 
 def _check_reference(flags: FlagValues, path: Path) -> None:

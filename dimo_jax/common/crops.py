@@ -12,13 +12,15 @@ Source: valeoai/Maskgit-pytorch and Halton-MaskGIT, Dataset/dataloader.py: torch
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dimo_jax.common import pictures
+from dimo_jax.common import fields, pictures
 from dimo_jax.common.errors import InputError
+from dimo_jax.common.shown import quoted
 
 # Pillow averages over all pixels that a new one covers, with each of them.
 FILTERS: Mapping[str, Image.Resampling] = {
@@ -28,6 +30,14 @@ FILTERS: Mapping[str, Image.Resampling] = {
 }
 CROPS = ("centre", "random")
 SMALL = ("refuse", "enlarge")
+# Of `Settings`, what is no size.
+_RULES: Mapping[str, fields.Rule] = {
+    "crop": fields.names(*CROPS),
+    "flip": fields.SWITCH,
+    "filter": fields.names(*FILTERS),
+    "small": fields.names(*SMALL),
+    "seed": fields.whole(0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,24 @@ class Settings:
     filter: str = "bilinear"
     small: str = "refuse"
     seed: int = 0
+
+
+def from_plain(image_size: int, found: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings that a file tells of.
+
+    Args:
+        image_size: S.
+        found: plain values by name; others are passed over.
+        where: the file, for messages.
+
+    Raises:
+        InputError: one is missing or not possible.
+    """
+    for name, rule in _RULES.items():
+        if not rule.holds(found.get(name)):
+            value = quoted(found.get(name))
+            raise InputError(f"{where}: {name} is {value}; it must be {rule.words}")
+    return Settings(image_size, **{name: found[name] for name in _RULES})
 
 
 def cut(

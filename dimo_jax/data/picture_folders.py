@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dimo_jax.common import picture_folder, pictures
-from dimo_jax.common.errors import InputError
+from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.picture_folder import METADATA
 from dimo_jax.common.shown import listed, quoted, shown
-from dimo_jax.data import prompt_files
+from dimo_jax.data import prompt_files, token_files
 from dimo_jax.data.pictures import FIELD_FLAG, PictureSource, first_text
 
 FILE_NAME = "file_name"
@@ -48,7 +48,6 @@ class Folder(PictureSource):
     ):
         found, notes = picture_folder.find(folder, True, follow_links)
         found.sort()
-        _refuse_names(found, folder)
         if (folder / METADATA).exists():
             rows = _Rows(folder, found, condition, field)
             self._names, self._texts, condition = rows.names, rows.texts, rows.condition
@@ -67,7 +66,7 @@ class Folder(PictureSource):
         self._root, self._labels = folder, np.array(labels, np.int32)
         digest = hashlib.sha256()
         for part in (self._names, class_names, self._texts):
-            digest.update(b"\0" + "\0".join(part).encode())
+            digest.update(b"\0" + "\0".join(part).encode(errors="surrogateescape"))
         digest.update(self._labels.tobytes())
         num, version = len(self._names), digest.hexdigest()
         super().__init__(str(folder), num, condition, class_names, version)
@@ -82,6 +81,11 @@ class Folder(PictureSource):
         path = self._root / self._names[index]
         data = pictures.read(path)
         return np.asarray(pictures.decode(data, str(path), rgb=True, upright=True).image)
+
+    def stamp(self, index: int) -> str:
+        """Return the size and the time of a file."""
+        found = os.stat(self._root / self._names[index])
+        return f"{found.st_size} {found.st_mtime_ns}"
 
     def label(self, index: int) -> int:
         """Return the class of a picture."""
@@ -102,7 +106,7 @@ def _classes(folder: Path, found: Sequence[str]) -> list[str]:
         below = sorted(x.name for x in entries if x.is_dir() and not x.name.startswith("."))
     if not below:
         return []
-    _refuse_class_names(below, folder)
+    _check_classes(below, folder)
     depths = [name.count(os.sep) for name in found]
     if 0 in depths:
         raise InputError(
@@ -123,26 +127,11 @@ def _classes(folder: Path, found: Sequence[str]) -> list[str]:
     return below
 
 
-def _refuse_names(names: Sequence[str], folder: Path) -> None:
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"a name in {folder} is not UTF-8: {shown(name)}; rename the file or its folder"
-            ) from error
-
-
-def _refuse_class_names(names: Sequence[str], where: object) -> None:
-    """Refuse what a list of a name on each line would not give back."""
+def _check_classes(names: Sequence[str], where: object) -> None:
     if len(names) > MAX_CLASSES:
         raise InputError(f"{where} has {len(names):,} classes, more than {MAX_CLASSES:,}")
-    for name in names:
-        if not name or name != name.strip() or not name.isprintable():
-            raise InputError(
-                f"{where} has a class named {quoted(name)}, expected printable characters without "
-                "white space at the ends; rename it"
-            )
+    with about(str(where)):
+        token_files.check_class_names(names)
 
 
 class _Rows:
@@ -230,7 +219,7 @@ def _numbered(labels: Sequence[Any], folder: Path) -> tuple[list[int], list[str]
     if not labels or isinstance(labels[0], int):
         return list(labels), [str(i) for i in range(max(labels, default=-1) + 1)]
     names = sorted(set(labels))
-    _refuse_class_names(names, folder / METADATA)
+    _check_classes(names, folder / METADATA)
     numbers = {name: i for i, name in enumerate(names)}
     return [numbers[x] for x in labels], names
 

@@ -55,6 +55,10 @@ class PictureSource(abc.ABC):
             InputError: it cannot be read.
         """
 
+    def stamp(self, index: int) -> str:
+        """Return a text that changes when the file does, as far as is known without reading it."""
+        return ""
+
     def label(self, index: int) -> int:
         """Return the class of a picture; only of labelled ones.
 

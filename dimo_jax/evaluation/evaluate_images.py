@@ -157,6 +157,9 @@ class Evaluator:
             steps=steps or sampler.get("num_steps", int(sampler.get("name") == "one_step")),
             sampler=sampler,
         )
+        if "decoded" in facts:  # of no model: what is the distance's name, too
+            named = {"rfid" if name == "fid" else name: x for name, x in row.metrics.items()}
+            row = replace(row, model="decoded", metrics=named)
         about = {
             "num": images.num,
             **row.rest,
@@ -234,6 +237,11 @@ class Evaluator:
         if len(set(sizes)) > 1:
             (w, h), (real_w, real_h) = sizes
             found.append(f"samples are {w}x{h} pixels and the reference's images {real_w}x{real_h}")
+        if self.reference.is_decoded:
+            found.append(
+                f"the reference {self.reference.where} is of decoded tokens, not of pictures: what "
+                "the tokenizer loses is in none of the distances to it"
+            )
         if samples.images.num < protocols.MIN_COMPARABLE:
             found.append(
                 f"{samples.images.num} samples: FID falls as their number grows, so this one is "

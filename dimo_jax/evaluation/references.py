@@ -6,7 +6,7 @@ D features (2048, and 2023 of the spatial ones), N real images.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SPATIAL_MOMENTS = (("mu_s", "sigma_s"),)
 FEATURES, SETTINGS = "features", "settings"
 IMAGES = "arr_0"
 TORCH_SUFFIXES = (".pt", ".pth")
+_KEPT = ("decoded", "tokenizer")  # of what a set of images says of its making
 _CHUNK_BYTES = 1 << 24
 
 
@@ -54,6 +55,21 @@ class Reference:
     features: Float[np.ndarray, "N D"] | None = None
     images: ImageSet | None = None
     settings: Mapping[str, Any] | None = None
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Return the names of its images' classes; none where it does not tell them."""
+        if self.images is not None and self.images.class_names:
+            return self.images.class_names
+        found = (self.settings or {}).get("class_names", ())
+        is_list = isinstance(found, list) and all(isinstance(x, str) for x in found)
+        return found if is_list else ()
+
+    @property
+    def is_decoded(self) -> bool:
+        """Return whether its images are decoded tokens rather than pictures."""
+        facts = {} if self.images is None else self.images.facts
+        return "decoded" in facts or "decoded" in (self.settings or {})
 
     def fid_moments(self, protocol: Protocol) -> Moments | None:
         """Return what FID is against; None where it is computed from the images."""
@@ -235,6 +251,8 @@ def write(path: Path, store: FeatureStore, settings: Mapping[str, Any]) -> dict[
         "num": store.images.num,
         "images": store.images.where,
         "pixels": store.pixel_hash(),
+        **{name: store.images.facts[name] for name in _KEPT if name in store.images.facts},
+        **({"class_names": list(names)} if (names := store.images.class_names) else {}),
     }
     arrays: dict[str, Any] = {
         **dict(zip(MOMENTS[0], moments, strict=True)),

@@ -4,6 +4,7 @@ Axes: N images, H height, W width.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class ImageSet:
         height: of every image, pixels.
         width: likewise.
         labels: [N] int, the class of each where the set tells it; else None.
+        class_names: of the labels; empty where the set does not tell them.
         facts: what the set says of its making, e.g. {"sampler": ..., "seed": ...}.
         notes: what lies in the same place and is not in the set, each in a sentence.
     """
@@ -42,6 +44,7 @@ class ImageSet:
     height: int
     width: int
     labels: Int[np.ndarray, "N"] | None = None
+    class_names: Sequence[str] = ()
 
     def __init__(self, where: str, num: int):
         self.where, self.num = where, num

@@ -16,13 +16,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from dimo_jax import bundles
 from dimo_jax.common import archives, files, picture_folder, pictures, readers, resumable
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import listed, shown
 from dimo_jax.data import splits
 from dimo_jax.data.pictures import Dataset
+from dimo_jax.data.token_sets import TOKENS_FILE
+from dimo_jax.data.token_sets import open_set as open_tokens
 from dimo_jax.evaluation.images import image_files
 from dimo_jax.evaluation.images.image_set import Batch, ImageSet, digest, read_settings
+from dimo_jax.evaluation.images.token_images import Cut, Decoded
 
 _THREADS = min(16, os.cpu_count() or 4)  # Pillow's decoders let go of the interpreter's lock
 # Of an array in Fortran's order, which is read whole and for a while takes twice that.
@@ -267,15 +271,20 @@ def open_set(
     recursive: bool = False,
     image_size: int | None = None,
     data_dir: str = "~/tensorflow_datasets",
+    tokenizer: str | None = None,
+    cut_as: str | None = None,
 ) -> ImageSet:
     """Return a set of images.
 
     Args:
-        where: a folder of pictures, a .zip of them, an .npz with arr_0, or tfds:NAME:SPLIT.
+        where: a folder of pictures, a .zip of them, an .npz with arr_0, tfds:NAME:SPLIT, or a
+            folder of tokens.
         recursive: take the folder's sub-folders too.
         image_size: cut and shrink every picture to that many pixels along a side (folder, zip,
             data set); None takes them as they are.
         data_dir: where tensorflow-datasets lie.
+        tokenizer: the bundle that a folder of tokens is decoded with.
+        cut_as: a folder of tokens: pictures of a folder or a data set are cut out as its were.
 
     Returns:
         The set; the first image has been decoded, the others not.
@@ -283,9 +292,16 @@ def open_set(
     Raises:
         InputError: there is no such set, it is empty, or not of that kind.
     """
-    if str(where).startswith(splits.DATASET):
-        return _Dataset(str(where), data_dir, image_size)
+    is_dataset = str(where).startswith(splits.DATASET)
     path = files.local(where)
+    if (path / TOKENS_FILE).is_file():
+        if tokenizer is None:
+            raise InputError(f"{path} holds tokens; give --tokenizer, the bundle to decode them")
+        return Decoded(open_tokens(path), bundles.load_tokenizer(tokenizer))
+    if cut_as is not None and (is_dataset or path.is_dir()):
+        return Cut(str(where), open_tokens(cut_as), data_dir)
+    if is_dataset:
+        return _Dataset(str(where), data_dir, image_size)
     if path.is_dir():
         return _Folder(path, recursive, image_size)
     if not path.is_file():

@@ -8,6 +8,7 @@ MODELS = {
     "teacher": "teacher",
     "generator": "generator",
     "test_split": "test split",
+    "decoded": "pictures encoded and decoded (the tokenizer's own limit)",
     "independent": "independent sampling of the exact marginals",
     "true_joint": "samples of the true joint (the estimate's own error)",
 }
@@ -47,6 +48,13 @@ def _share(heading: str, explanation: str, of_class: str = "") -> Metric:
 # Every metric, in the order of the columns.
 METRICS = {
     "fid": Metric("FID", "lower", "Fréchet distance of the Inception features", headline=True),
+    "rfid": Metric(
+        "rFID",
+        "lower",
+        "Fréchet distance of the Inception features between pictures and their decoded tokens: "
+        "what the tokenizer alone costs",
+        headline=True,
+    ),
     "sfid": Metric("sFID", "lower", "Fréchet distance of Inception's spatial features"),
     "inception_score": Metric(
         "IS",

@@ -45,7 +45,8 @@ def adm_lines(row: Row, protocol: Protocol) -> str:
     """Return the lines that OpenAI's evaluator prints, of what was measured."""
     lines = {
         "Inception Score": SCORES[protocol.score],
-        **{"FID": "fid", "sFID": "sfid", "Precision": "precision", "Recall": "recall"},
+        **{"FID": "fid", "rFID": "rfid", "sFID": "sfid"},
+        **{"Precision": "precision", "Recall": "recall"},
     }
     there = {text: name for text, name in lines.items() if name in row.metrics}
     return "\n".join(f"{text}: {row.mean(name)}" for text, name in there.items())

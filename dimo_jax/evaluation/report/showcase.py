@@ -90,8 +90,13 @@ def chosen_of(shown: Sequence[Shown]) -> Shown:
     return next((one for one in shown if one.model == "generator"), shown[0])
 
 
-def nearest_by_class(shown: Sequence[Shown]) -> Classes:
-    """Return the mean distance to real images class by class, of many classes both ends."""
+def nearest_by_class(shown: Sequence[Shown], class_names: Sequence[str] = ()) -> Classes:
+    """Return the mean distance to real images class by class, of many classes both ends.
+
+    Args:
+        shown: one for each model and number of steps.
+        class_names: of the labels; their numbers where there are none.
+    """
     chosen = chosen_of(shown)
     if not chosen.by_class:
         return Classes()
@@ -105,7 +110,8 @@ def nearest_by_class(shown: Sequence[Shown]) -> Classes:
         values = [Value(found[label]) if label in found else None for label in classes]
         rows.append(Row(one.model, one.steps, {}, per_class={CLASS_METRIC: values}))
     about = f"mean {NEAREST}; of {len(chosen.by_class)} classes those nearest and farthest"
-    return Classes(rows, [str(x) for x in classes], metrics={CLASS_METRIC: about})
+    named = dict(enumerate(class_names))
+    return Classes(rows, [named.get(x, str(x)) for x in classes], metrics={CLASS_METRIC: about})
 
 
 def _in_turns(
