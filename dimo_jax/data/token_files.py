@@ -19,7 +19,9 @@ from array_record.python import (
 from jaxtyping import Int
 
 from dimo_jax.common import files
+from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
+from dimo_jax.common.shown import quoted
 from dimo_jax.data.token_sets import (
     FORMAT,
     NAME,
@@ -120,6 +122,21 @@ def foreign(folder: AnyPath) -> str | None:
     if names and TOKENS_FILE not in names and not files.is_remote(folder):
         return f"{names[0]} and no {TOKENS_FILE}"
     return next((x for x in names if not _OWN.fullmatch(x)), None)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse names that tensorflow-datasets, which writes them as lines, would change.
+
+    Raises:
+        InputError: naming one.
+    """
+    wrong = [x for x in names if not x.isprintable() or x != x.strip() or not x]
+    twice = [x for x in names if names.count(x) > 1] if len({*names}) < len(names) else []
+    for name in [*wrong, *twice]:
+        raise InputError(
+            f"a class is called {quoted(name)}; names must differ, and be of characters that are "
+            "printed, without spaces around them; rename it"
+        )
 
 
 def _metadata(facts: Facts, lengths: Sequence[int]) -> dict[str, bytes]:

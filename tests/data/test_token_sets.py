@@ -242,6 +242,15 @@ def test_only_a_tokens_folder_is_replaced(folder, tmp_path):
         write(other, facts())
 
 
+@pytest.mark.parametrize(
+    "names", [("a", ""), ("a", " b"), ("a\nb", "c"), ("a", "b", "a"), ("a\x1b[2J",)]
+)
+def test_names_of_classes_that_lines_cannot_hold_are_refused(names):
+    token_files.check_class_names(CLASSES)
+    with pytest.raises(InputError, match="a class is called"):
+        token_files.check_class_names(names)
+
+
 def test_wrong_examples_are_not_written():
     tokens, labels, texts, names = examples()
     with pytest.raises(ValueError, match="expected"):
