@@ -119,7 +119,7 @@ def test_rows_are_the_models_in_order_with_every_metric(outcome):
     assert [(row.model, row.steps) for row in rows] == expected
     names = (
         "frechet_features frechet_pixels accuracy precision recall density coverage duplicates "
-        "copies entropy"
+        "copies near_copies entropy"
     ).split()
     for row in rows:
         assert list(row.metrics) == names and not row.rest
@@ -250,6 +250,13 @@ def test_copies_are_found_by_tokens(data):
     images = np.clip(data.train_images[:50] * 0.99, 0, 1)
     assert measured(data, data.test_images, data.test_labels).mean("copies") == 0
     assert measured(coarse, images, data.train_labels[:50]).mean("copies") == 1
+    # 3 of 64 tokens are less than 5 %, 4 are more.
+    for changed, near in ((3, 1), (4, 0)):
+        tokens = data.encode(data.train_images[:50]) / 16
+        tokens[:, :changed] = (tokens[:, :changed] + 8 / 16) % 1
+        odd = dataclasses.replace(data, encode=lambda x: np.rint(x.reshape(len(x), -1) * 16))
+        found = measured(odd, tokens.reshape(50, 8, 8, 1), data.train_labels[:50])
+        assert (found.mean("copies"), found.mean("near_copies")) == (0, near)
 
 
 def test_candidates_are_every_guidance_with_every_order():

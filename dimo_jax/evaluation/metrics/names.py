@@ -103,6 +103,13 @@ METRICS = {
         "share of samples whose tokens equal a training image's",
         in_percent=True,
     ),
+    "near_copies": Metric(
+        "near copies, %",
+        "lower",
+        "share of samples of whose tokens at most 5 % differ from a training image's; the test "
+        "split's share says how near strangers are",
+        in_percent=True,
+    ),
     "entropy": Metric(
         "entropy, bits", "", "mean entropy of a token's distribution over the samples, bits"
     ),

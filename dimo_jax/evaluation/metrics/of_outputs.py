@@ -23,6 +23,7 @@ from dimo_jax.evaluation.metrics.rows import Value
 
 # The Inception Score goes by two names, for its splits are part of it.
 SCORES = {"torch_fidelity": "inception_score", "adm": "inception_score_adm"}
+NEAR = 0.05  # a near copy differs from a training image in at most this share of its tokens
 
 
 class Found(NamedTuple):
@@ -194,11 +195,14 @@ def _of_tokens(samples: Outputs, real: Outputs, codebook_size: int) -> Found:
     # Duplicates and copies are found by tokens, all a generator decides on: with a lossy tokenizer
     # no sample could equal a training image exactly. Equal images have equal tokens, so these
     # shares are never below those of exactly equal images.
-    ours = samples.load("tokens")
+    ours, theirs = (side.load("tokens") for side in (samples, real))
+    most = int(NEAR * ours.shape[1])  # places; none of the digits' 16
+    near = {"near_copies": np.mean(tokens.fewest_differences(ours, theirs) <= most)} if most else {}
     return _plain(
         {
             "duplicates": tokens.share_of_duplicates(ours),
-            "copies": tokens.share_of_copies(ours, real.load("tokens")),
+            "copies": tokens.share_of_copies(ours, theirs),
+            **{name: float(value) for name, value in near.items()},
             "entropy": tokens.entropy(ours, codebook_size),
         }
     )

@@ -22,6 +22,21 @@ def test_planted_copies_are_counted_and_near_ones_are_not():
     assert tokens.share_of_copies(samples, training) == pytest.approx(3 / 100)
 
 
+def test_the_nearest_row_by_loops():
+    numbers = np.random.default_rng(1)
+    training = numbers.integers(0, 4, (150, 20)).astype(np.int32)
+    samples = numbers.integers(0, 4, (140, 20)).astype(np.int32)
+    samples[139] = training[149]
+    samples[139, [3, 19]] += 1
+    samples[70] = training[0]
+    wanted = [
+        min(sum(a != b for a, b in zip(x, y, strict=True)) for y in training.tolist())
+        for x in samples.tolist()
+    ]
+    found = tokens.fewest_differences(samples, training)
+    assert found.tolist() == wanted and (wanted[139], wanted[70]) == (2, 0)
+
+
 def test_copies_of_another_dtype_are_refused_rather_than_never_found():
     with pytest.raises(ValueError, match="dtypes differ"):
         tokens.share_of_copies(np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int32))
