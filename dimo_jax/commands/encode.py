@@ -107,7 +107,7 @@ def _there_already(output: AnyPath, facts: Facts, progress: Progress) -> int | N
     if not (output / token_sets.TOKENS_FILE).exists():
         return None
     found = token_sets.read_description(output)
-    token_ranges.refuse_other(f"{output} holds tokens", found, dataclasses.asdict(facts))
+    token_ranges.refuse_other(f"{output} holds tokens", found, dataclasses.asdict(facts), output)
     try:
         if not files.is_remote(output):  # a folder in a store has this file last of all
             token_sets.open_set(output)

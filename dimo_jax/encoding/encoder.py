@@ -171,7 +171,8 @@ class Encoder:
 
     def _prepare(self, index: int) -> tuple[Float[np.ndarray, "V S S C"], Picture]:
         """Read and cut a picture; zeros where it cannot be used."""
-        source, name = self._source, self._source.name(index)
+        source = self._source
+        name = f"{source.where}: {source.name(index)}"
         try:
             pixels = source.read(index)
             views = [crops.cut(pixels, self._cut, index, v, name) for v in range(self._views)]

@@ -74,10 +74,10 @@ class TokenRanges:
                 f"{self._folder} holds {found}, and would be removed at the end; name another "
                 "--output"
             )
-        place = self._folder / SETTINGS_FILE
-        if place.exists():
-            begun = readers.json_object(place)
-            refuse_other(f"{self._folder} was begun with tokens", begun, self._settings)
+        # What stopped before its first range was there binds nobody.
+        if any(path.exists() for path in paths.values()):
+            begun = readers.json_object(self._folder / SETTINGS_FILE)
+            refuse_other(f"{self._folder} holds tokens", begun, self._settings, self._folder)
 
     def check_space(self) -> str:
         """Return how much the disk needs, in a sentence.
@@ -177,11 +177,11 @@ class TokenRanges:
         for other, found in self._skipped.items():
             if found:
                 self._store.paths[other].unlink(missing_ok=True)
-        reasons = [why for found in self._skipped.values() for _, why in found]
+        (_, first), *others = [x for found in self._skipped.values() for x in found]
+        names = f"; then {listed([shown(name) for name, _ in others])}" if others else ""
         raise InputError(
-            f"{num} of {self._source.num} pictures cannot be used, more than {MOST_SKIPPED:.0%}: "
-            f"{listed(reasons)}; repair or remove them (what is done is kept in {self._folder} and "
-            "serves as long as the list of pictures stays the same)"
+            f"{num} of {self._source.num} pictures cannot be used, more than {MOST_SKIPPED:.0%}; "
+            f"the first: {first}{names}; with these repaired the same command goes on"
         )
 
     def _save(self, part: Range, batches: list[Encoded]) -> None:
@@ -221,13 +221,16 @@ class TokenRanges:
         return whole
 
 
-def refuse_other(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def refuse_other(
+    what: str, found: Mapping[str, Any], wanted: Mapping[str, Any], place: AnyPath
+) -> None:
     """Refuse to go on with, or to replace, what was encoded otherwise.
 
     Args:
         what: "FOLDER holds tokens", for the message.
         found: facts of it, as a file has them.
         wanted: facts of this command.
+        place: what may be removed instead.
 
     Raises:
         InputError: they differ, with both named.
@@ -237,7 +240,7 @@ def refuse_other(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any])
     if there != here:
         raise InputError(
             f"{what} of the tokenizer {_tokenizer(there)}, and --tokenizer is {_tokenizer(here)}; "
-            "give that one, or another --output"
+            f"give that one, or another --output, or remove {place}"
         )
     old, new = (
         {k: v for k, v in {**x, **x["settings"]}.items() if k not in ("settings", "source")}
@@ -246,11 +249,12 @@ def refuse_other(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any])
     changed = [
         f"{name} was {quoted(old.get(name))} and is {quoted(new[name])}"
         for name in new
-        if name in new and old.get(name) != new[name]
+        if old.get(name) != new[name]
     ]
     if changed:
         raise InputError(
-            f"{what} of other settings: {', '.join(changed)}; give those again, or another --output"
+            f"{what} of other settings: {', '.join(changed)}; give those again, or another "
+            f"--output, or remove {place}"
         )
 
 
