@@ -180,7 +180,8 @@ def _write(
     if len(rows) > 1:
         del hashes["samples"]  # each row has its own
     workdir = files.path(flags.workdir) if flags.workdir else None
-    drawn = showcase.draw(pictures)
+    class_names = evaluator.reference.class_names
+    drawn = showcase.draw(pictures, class_names=class_names)
     results = Results(
         rows,
         {
@@ -192,7 +193,7 @@ def _write(
             "reference": evaluator.reference.where,
         },
         protocol=protocol.report(),
-        per_class=showcase.nearest_by_class(pictures, evaluator.reference.class_names),
+        per_class=showcase.nearest_by_class(pictures, class_names),
         extremes=drawn.extremes,
         pictures=drawn.entries,
         training=configs.flat(places.run_config(workdir)) if workdir else {},

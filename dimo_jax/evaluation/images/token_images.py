@@ -5,8 +5,8 @@ precision to coverage make too small a manifold. Axes: N images, H height, W wid
 """
 
 import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -139,9 +139,9 @@ class Cut(ImageSet):
 
 
 def is_source(where: str, tokens: TokenSet) -> bool:
-    """Return whether these are the pictures that were encoded."""
-    source = tokens.facts.source
-    return where == source or Path(where).expanduser().resolve() == Path(source).resolve()
+    """Return whether these are the pictures that were encoded, by their place."""
+    places = (os.path.abspath(os.path.expanduser(x)) for x in (where, tokens.facts.source))
+    return len({*places}) == 1
 
 
 def _check(tokens: TokenSet, tokenizer: bundles.Bundle) -> None:
@@ -150,7 +150,7 @@ def _check(tokens: TokenSet, tokenizer: bundles.Bundle) -> None:
     found = tokenizers.fingerprint(network, tokenizer.params)
     if found != tokens.tokenizer_hash:
         raise InputError(
-            f"{tokens.path} was encoded from {tokens.facts.source} by the tokenizer "
+            f"{tokens.path} was encoded from {shown(tokens.facts.source)} by the tokenizer "
             f"{shown(made['config'].get('name'))} with the hash {tokens.tokenizer_hash[:12]}..., "
             f"and {tokenizer.path} is {tokenizer.model['name']} with the hash {found[:12]}...; "
             "give the bundle that it was encoded with, or encode the pictures again"

@@ -43,7 +43,7 @@ def write(
         ValueError: if provenance lacks an entry or a number is not finite.
     """
     columns = columns_of(evaluation.shown)
-    drawn = showcase.draw(evaluation.shown, columns, by_class.ORDER, overview=True)
+    drawn = showcase.draw(evaluation.shown, columns, by_class.ORDER, True, class_names)
     results = results_of(evaluation, drawn, title, provenance, class_names)
     folder = files.path(folder)
     paths = [schema.write(folder, results), *drawn.save(folder)]

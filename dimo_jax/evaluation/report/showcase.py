@@ -35,7 +35,11 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    shown: Sequence[Shown], columns: int = COLUMNS, by: str = NEAREST, overview: bool = False
+    shown: Sequence[Shown],
+    columns: int = COLUMNS,
+    by: str = NEAREST,
+    overview: bool = False,
+    class_names: Sequence[str] = (),
 ) -> Drawn:
     """Draw the grids of an evaluation.
 
@@ -45,8 +49,9 @@ def draw(
         columns: samples in a row.
         by: what the worst and the best are ordered by.
         overview: whether a further picture holds the first row of each.
+        class_names: of the labels; their numbers where there are none.
     """
-    found = []
+    found, named = [], dict(enumerate(class_names))
 
     def add(
         name: str,
@@ -59,7 +64,7 @@ def draw(
         found.append((picture, images.grid(group, columns, row_labels)))
 
     for one in shown:
-        labels = [] if one.labels is None else one.labels.tolist()
+        labels = [] if one.labels is None else [named.get(x, x) for x in one.labels.tolist()]
         about = {"model": one.model, "steps": one.steps, "seed": one.seed, "labels": labels}
         add(file_name(one), one.first, columns, kind="samples", **about)
     if overview:
@@ -75,8 +80,14 @@ def draw(
         if end:
             group = [x.image for x in end] + [x.nearest for x in end if x.nearest is not None]
             add(kind, np.stack(group), len(end), kind=kind)
-    sides = ([Extreme(x.label, x.predicted, x.distance) for x in end]
-             for end in (chosen.worst, chosen.best))  # fmt: skip
+
+    def name(label: int | None) -> Any:
+        return label if label is None else named.get(label, label)
+
+    sides = (
+        [Extreme(name(x.label), name(x.predicted), x.distance) for x in end]
+        for end in (chosen.worst, chosen.best)
+    )
     return Drawn(found, Extremes(by, chosen.model, *sides) if chosen.worst else Extremes())
 
 

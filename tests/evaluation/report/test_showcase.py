@@ -98,4 +98,13 @@ def test_a_page_shows_all_of_it(tmp_path):
     drawn.save(tmp_path)
     text = page.write(tmp_path, title="t").read_text()
     assert text.count("data:image/png") == 5
+    # Classes by their names, as far as they have one.
+    named = showcase.draw(pictures, class_names=("<b>ox</b>", "emu"))
+    assert named.entries[0].labels[:5] == ["<b>ox</b>", "emu", 2, 3, "<b>ox</b>"]
+    number = drawn.extremes.worst[0].label
+    assert named.extremes.worst[0].label == {0: "<b>ox</b>", 1: "emu"}.get(number, number)
+    schema.write(tmp_path, dataclasses.replace(results, pictures=named.entries))
+    named_text = page.write(tmp_path, title="t").read_text()
+    assert "labels &lt;b&gt;ox&lt;/b&gt;, emu, 2, 3" in named_text
+    assert showcase.nearest_by_class(pictures, ("ox", "emu")).names.count("emu") == 1
     assert "nearest real image of the reference" in text and "teacher, 8 steps" in text
