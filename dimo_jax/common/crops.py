@@ -99,8 +99,23 @@ def cut(
         InputError: it is smaller than S and settings.small is "refuse", or so narrow that it would
             become too large on the way.
     """
-    size = settings.image_size
+    return _square(_resized(Image.fromarray(pixels), settings, name), settings, index, view)
+
+
+def views(
+    pixels: UInt8[np.ndarray, "H W 3"],
+    settings: Settings,
+    index: int,
+    num: int,
+    name: str = "a picture",
+) -> UInt8[np.ndarray, "V S S 3"]:
+    """Cut the squares of the first V = num views, which share what resizing costs; see `cut`."""
     image = _resized(Image.fromarray(pixels), settings, name)
+    return np.stack([_square(image, settings, index, view) for view in range(num)])
+
+
+def _square(image: Image.Image, settings: Settings, index: int, view: int) -> np.ndarray:
+    size = settings.image_size
     row, column, mirror = _chances(settings.seed, index, view)
     below, right = image.height - size, image.width - size
     top, left = round(below / 2), round(right / 2)  # as torchvision: halves to the even side

@@ -4,6 +4,7 @@ P pictures of a batch, V views of each, S pixels along a side, C channels, L tok
 """
 
 import collections
+import functools
 import itertools
 import math
 import os
@@ -110,14 +111,20 @@ class Encoder:
     ):
         self._source, self._cut, self._views = source, cut, views
         self._shape = (views, *tokenizer.image_shape)
-        self._num_tokens = tokenizer.num_tokens
         self._images = (batch_size or images_at_once(tokenizer)) * jax.local_device_count()
         self.pictures = max(1, self._images // views)  # of a batch
         devices = mesh.of_this_process(self._images)
         self._spread = NamedSharding(devices, PartitionSpec("data"))
         self._params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
+        self._tokenizer = tokenizer
 
-        self._encode = jax.jit(tokenizer.encode)
+    @functools.cached_property
+    def _encode(self) -> Any:
+        """The program, compiled but not run."""
+        images = jax.ShapeDtypeStruct(
+            (self._images, *self._shape[1:]), np.float32, sharding=self._spread
+        )
+        return jax.jit(self._tokenizer.encode).lower(self._params, images).compile()
 
     def run(self, parts: Iterable[Range]) -> Iterator[Encoded]:
         """Encode ranges of the pictures, batch by batch in their order.
@@ -144,16 +151,15 @@ class Encoder:
                 pool.shutdown(cancel_futures=True)
 
     def measure(self) -> Speed:
-        """Encode a batch for its time, which is compiled before."""
+        """Prepare and encode a batch, for its time."""
         num = min(self.pictures, self._source.num)
         with ThreadPoolExecutor(_THREADS) as pool:
             begun = time.perf_counter()
             pixels = [pixels for pixels, _ in pool.map(self._prepare, range(num))]
             host_seconds = time.perf_counter() - begun
-        batch = np.concatenate(pixels)
-        jax.block_until_ready(self._start(batch))
+        _ = self._encode  # compiled
         begun = time.perf_counter()
-        jax.block_until_ready(self._start(batch))
+        jax.block_until_ready(self._start(np.concatenate(pixels)))
         return Speed(host_seconds, time.perf_counter() - begun, num)
 
     def _ahead(
@@ -175,12 +181,12 @@ class Encoder:
         name = f"{source.where}: {source.name(index)}"
         try:
             pixels = source.read(index)
-            views = [crops.cut(pixels, self._cut, index, v, name) for v in range(self._views)]
+            views = crops.views(pixels, self._cut, index, self._views, name)
             label = source.label(index) if source.condition == "label" else 0
             text = source.text(index) if source.condition == "text" else ""
         except InputError as error:
             return np.zeros(self._shape, np.float32), Picture(fault=str(error))
-        return to_images(np.stack(views), self._shape[-1]), Picture(label, text)
+        return to_images(views, self._shape[-1]), Picture(label, text)
 
     def _start(self, images: Float[np.ndarray, "N S S C"]) -> list[jax.Array]:
         """Begin to encode images, in calls of as many; returns before that is done."""
@@ -195,7 +201,7 @@ class Encoder:
     def _fetch(self, batch: tuple[Range, int, int, list[Picture]], tokens: Any) -> Encoded:
         part, start, stop, pictures = batch
         found = np.concatenate(jax.device_get(tokens))[: (stop - start) * self._views]
-        tokens = found.reshape(stop - start, self._views, self._num_tokens)
+        tokens = found.reshape(stop - start, self._views, self._tokenizer.num_tokens)
         return Encoded(part, start, stop, pictures, tokens)
 
 

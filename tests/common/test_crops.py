@@ -114,3 +114,9 @@ def test_small_pictures_are_refused_or_enlarged():
     assert enlarged.shape == (32, 32, 3)
     with pytest.raises(InputError, match="thin.png would take 1792000x256 pixels"):
         crops.cut(noise(1, 7000), crops.Settings(256, small="enlarge"), 0, 0, "thin.png")
+
+
+def test_views_are_those_of_one_at_a_time():
+    pixels, settings = noise(50, 70), crops.Settings(32, crop="random", flip=True)
+    wanted = [crops.cut(pixels, settings, 5, view) for view in range(7)]
+    np.testing.assert_array_equal(crops.views(pixels, settings, 5, 7), wanted)
