@@ -1,6 +1,7 @@
 """What the benchmarks beside PyTorch share: arguments, weights, random numbers, what is written."""
 
 import argparse
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import torch
 
 from configs import imagenet
 from dimo_jax.commands import benchmark
+from dimo_jax.common import host_memory
 from dimo_jax.convert.networks import layouts, maskgit
 from dimo_jax.profiling import step_speed, timing
 from tests.helpers.torch_maskgit import TorchMaskGit
@@ -121,44 +123,43 @@ class Draws:
 
 
 def on_threads(
-    numbers: list[int] | None, call: Callable[[], Any], device: str = "cpu"
-) -> dict[str, Callable[[], Any]]:
-    """Return the program by the names that are reported, for each number of PyTorch's threads."""
-    if device != "cpu":
+    numbers: list[int] | None, make: Callable[..., Callable[[], Any]], *given: Any
+) -> dict[str, in_turns.Make]:
+    """Return PyTorch's programs on a CPU by the names that are reported.
 
-        def waited() -> Any:
-            result = call()
-            torch.cuda.synchronize()
-            return result
-
-        return {f"torch_{device}": waited}
-
-    def run(number: int) -> Any:
-        torch.set_num_threads(number)
-        return call()
-
+    Args:
+        numbers: of threads; default: 1 and all.
+        make: makes the program, from what is given.
+        given: to it.
+    """
     chosen = numbers or sorted({1, os.cpu_count() or 1})
-    return {f"torch_threads_{n}": lambda n=n: run(n) for n in chosen}
+    return {f"torch_threads_{n}": functools.partial(_threaded, n, make, *given) for n in chosen}
+
+
+def _threaded(number: int, make: Callable[..., Callable[[], Any]], *given: Any) -> in_turns.Program:
+    torch.set_num_threads(number)
+    host_memory.keep_freed_memory()
+    return in_turns.Program(make(*given))
 
 
 def measured(
     arguments: argparse.Namespace,
     config: Mapping[str, Any],
-    programs: Mapping[str, Mapping[str, Callable[[], Any]]],
+    programs: Mapping[str, Mapping[str, in_turns.Make]],
 ) -> dict[str, Any]:
     """Run all programs in turns.
 
     Args:
         arguments: of `parser`.
         config: of `config_of`.
-        programs: {what is compared: {whose: a call that makes a batch}}.
+        programs: {what is compared: {whose: makes a call that makes a batch}}.
 
     Returns:
         What is written.
     """
     flat = {f"{what} {whose}": x for what, some in programs.items() for whose, x in some.items()}
     load = os.getloadavg()[0]
-    seconds = in_turns.measure(flat, arguments.repetitions, arguments.calls)
+    found = in_turns.measure(flat, arguments.repetitions, arguments.calls)
     result = {
         "config": f"configs/imagenet.py:{CONFIGS[arguments.config]}",
         "compute_dtype": config["compute_dtype"],
@@ -171,11 +172,12 @@ def measured(
     for what, some in programs.items():
         own = {
             clock: {whose: every[f"{what} {whose}"] for whose in some}
-            for clock, every in seconds.items()
+            for clock, every in found.seconds.items()
         }
         result[what] = in_turns.report(own)
         result[what]["images_per_second"] = {
-            whose: config["distill"]["batch_size"] / found["median"]
-            for whose, found in result[what]["seconds"].items()
+            whose: config["distill"]["batch_size"] / times["median"]
+            for whose, times in result[what]["seconds"].items()
         }
+        result[what]["facts"] = {whose: found.facts[f"{what} {whose}"] for whose in some}
     return result

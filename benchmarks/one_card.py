@@ -174,9 +174,10 @@ def table(records: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]) -> lis
             row |= {"peak_gib": _gib(one["device_peak_bytes"])}
         if f"torch_{size}" in found:
             theirs = found[f"torch_{size}"]
-            ((_, times),) = theirs["step"]["seconds"].items()
+            ((whose, times),) = theirs["step"]["seconds"].items()
             row |= {"torch_step_seconds": times}
-            row |= {"torch_peak_gib": _gib(theirs.get("torch_device_peak_bytes"))}
+            facts = theirs["step"]["facts"][whose]
+            row |= {"torch_peak_gib": _gib(facts.get("device_peak_bytes"))}
             if "step_seconds" in row:
                 row["torch_over_dimo_jax"] = times["median"] / row["step_seconds"]["median"]
         if f"plan_{size}" in found:

@@ -11,6 +11,7 @@ here with random numbers of its own, and with attention that returns no weights.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,14 +33,28 @@ from dimo_jax.samplers.maskgit import MaskGitSettings  # noqa: E402
 from tests.helpers import torch_sampling, torch_vqgan  # noqa: E402
 
 
-def in_torch(config: dict[str, Any], models: step_speed.Models, decoder: Any, steps: int) -> dict:
-    """Return PyTorch's two: images [B, 3, H, W] of one call, and of the teacher."""
+def opened(config: dict[str, Any]) -> tuple[step_speed.Models, Any]:
+    """Return network and tokenizer with random weights, and PyTorch's decoder with the same."""
+    host_memory.keep_freed_memory()
+    models = step_speed.open_models(config)
+    decoder = torch_vqgan.randomized(models.tokenizer.config, seed=0)
+    like = jax.eval_shape(models.tokenizer.init, jax.random.key(0))
+    state = {name: x.numpy() for name, x in decoder.state_dict().items()}
+    models = dataclasses.replace(
+        models,
+        params=beside_torch.random_params(models, config["seed"]),
+        tokenizer_params=layouts.to_params(vqgan.entries(models.tokenizer.config), state, like),
+    )
+    return models, decoder
+
+
+def in_torch(config: dict[str, Any], steps: int) -> Callable[[], torch.Tensor]:
+    """Return PyTorch's images [B, 3, H, W]: of one call for 0 steps, else of the teacher."""
+    models, decoder = opened(config)
     network = beside_torch.in_torch(models.network.config, models.params, "cpu")
     draws = beside_torch.Draws(config["distill"]["batch_size"], models.network.config)
-    start, teacher = (
-        config["distill"],
-        MaskGitSettings(steps, guidance=config["distill"]["guidance"]),
-    )
+    start = config["distill"]
+    teacher = MaskGitSettings(steps or 1, guidance=start["guidance"])
 
     def one_step() -> torch.Tensor:
         sampler = (config["sampler"][name] for name in ("temperature", "top_k", "top_p"))
@@ -51,25 +66,22 @@ def in_torch(config: dict[str, Any], models: step_speed.Models, decoder: Any, st
             r_temp=teacher.choice_temperature,
         )
 
-    def images(tokens: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        # As the original does: [MASK] may be drawn, and has no code.
-        last = len(decoder.codes()) - 1
-        return lambda: decoder.decode(tokens().clamp(max=last)).add(1).div(2).clamp(0, 1)
-
-    return {"one_step": images(one_step), f"teacher_{steps}_steps": images(decoding)}
+    tokens = decoding if steps else one_step
+    # As the original does: [MASK] may be drawn, and has no code.
+    last = len(decoder.codes()) - 1
+    return lambda: decoder.decode(tokens().clamp(max=last)).add(1).div(2).clamp(0, 1)
 
 
-def in_jax(config: dict[str, Any], models: step_speed.Models, steps: int) -> dict:
-    """Return this package's two."""
-    sizes, found = [config["distill"]["batch_size"]], {}
-    for name, function, *given in (
-        ("one_step", sampler_speed.sample),
-        (f"teacher_{steps}_steps", sampler_speed.teacher_sample, [steps]),
-    ):
-        clock = beside_torch.LastCall(1, 0, 1, None, lambda line: print(line, file=sys.stderr))
-        function(config, models, clock, sizes, *given)
-        found[name] = vars(clock)["whole"]
-    return found
+def in_jax(config: dict[str, Any], steps: int) -> in_turns.Program:
+    """Return this package's, likewise."""
+    models, _ = opened(config)
+    clock = beside_torch.LastCall(1, 0, 1, None, lambda line: print(line, file=sys.stderr))
+    sizes = [config["distill"]["batch_size"]]
+    if steps:
+        sampler_speed.teacher_sample(config, models, clock, sizes, [steps])
+    else:
+        sampler_speed.sample(config, models, clock, sizes)
+    return in_turns.Program(vars(clock)["whole"])
 
 
 def main() -> None:
@@ -78,22 +90,13 @@ def main() -> None:
     parser.set_defaults(batch_size=1)
     parser.add_argument("--steps", type=int, default=8, help="the teacher's")
     arguments = parser.parse_args()
-    host_memory.keep_freed_memory()
     config = beside_torch.config_of(arguments)
-    models = step_speed.open_models(config)
-    decoder = torch_vqgan.randomized(models.tokenizer.config, seed=0)
-    like = jax.eval_shape(models.tokenizer.init, jax.random.key(0))
-    state = {name: x.numpy() for name, x in decoder.state_dict().items()}
-    models = dataclasses.replace(
-        models,
-        params=beside_torch.random_params(models, config["seed"]),
-        tokenizer_params=layouts.to_params(vqgan.entries(models.tokenizer.config), state, like),
-    )
-    ours = in_jax(config, models, arguments.steps)
-    theirs = in_torch(config, models, decoder, arguments.steps)
     programs = {
-        what: {"dimo_jax": call, **beside_torch.on_threads(arguments.threads, theirs[what])}
-        for what, call in ours.items()
+        what: {
+            "dimo_jax": functools.partial(in_jax, config, steps),
+            **beside_torch.on_threads(arguments.threads, in_torch, config, steps),
+        }
+        for what, steps in (("one_step", 0), (f"teacher_{arguments.steps}_steps", arguments.steps))
     }
     in_turns.write(beside_torch.measured(arguments, config, programs), arguments.output)
 

@@ -1,4 +1,4 @@
-"""The distillation step against the same step in PyTorch, in turns in one process.
+"""The distillation step against the same step in PyTorch, in turns, each in a process of its own.
 
 python benchmarks/torch_step.py   (needs PyTorch and the tests: pip install -e ".[dev]")
 python benchmarks/torch_step.py --config=full --batch_size=2 --threads 2 --repetitions=4 --calls=1
@@ -15,6 +15,7 @@ time one of the two, --only: each takes the memory for itself.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,10 @@ from tests.helpers.torch_step import torch_step  # noqa: E402
 FROZEN = ("tok_emb.weight", "pos_emb", "bias")
 
 
-def in_torch(config: dict[str, Any], model: dict[str, Any], params: Any, device: str) -> Callable:
+def in_torch(config: dict[str, Any], device: str) -> Callable:
     """Take one step after the other, of PyTorch."""
+    models = step_speed.open_models(config)
+    model, params = models.network.config, beside_torch.random_params(models, config["seed"])
     networks = [beside_torch.in_torch(model, params, device) for _ in range(3)]
     teacher, generator, auxiliary = networks
     for network in networks:
@@ -66,11 +69,32 @@ def in_torch(config: dict[str, Any], model: dict[str, Any], params: Any, device:
     return step
 
 
-def in_jax(config: dict[str, Any], models: step_speed.Models) -> Callable:
+def on_device(config: dict[str, Any], device: str) -> in_turns.Program:
+    """PyTorch's step, and the memory that it takes of an accelerator."""
+    step = in_torch(config, device)
+
+    def waited() -> torch.Tensor:
+        result = step()
+        torch.cuda.synchronize()
+        return result
+
+    def facts() -> dict[str, Any]:
+        return {
+            "device": torch.cuda.get_device_name(),
+            "device_peak_bytes": torch.cuda.max_memory_allocated(),
+        }
+
+    return in_turns.Program(waited, facts)
+
+
+def in_jax(config: dict[str, Any]) -> in_turns.Program:
     """Take one step after the other, of this package."""
+    host_memory.keep_freed_memory()
+    models = step_speed.open_models(config)
+    params = beside_torch.random_params(models, config["seed"])
     clock = beside_torch.LastCall(1, 0, 1, None, lambda line: print(line, file=sys.stderr))
-    step_speed.train(config, models, clock)
-    return vars(clock)["the step"]
+    step_speed.train(config, dataclasses.replace(models, params=params), clock)
+    return in_turns.Program(vars(clock)["the step"])
 
 
 def main() -> None:
@@ -82,22 +106,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit(f"error: PyTorch {torch.__version__} has no CUDA device here")
-    host_memory.keep_freed_memory()
     config = beside_torch.config_of(arguments, arguments.dtype)
-    models = step_speed.open_models(config)
-    params = beside_torch.random_params(models, config["seed"])
-    models, steps = dataclasses.replace(models, params=params), {}
+    steps: dict[str, in_turns.Make] = {}
     if arguments.only != "torch":
-        steps["dimo_jax"] = in_jax(config, models)
+        steps["dimo_jax"] = functools.partial(in_jax, config)
     if arguments.only != "dimo_jax":
-        step = in_torch(config, models.network.config, params, arguments.device)
-        steps |= beside_torch.on_threads(arguments.threads, step, arguments.device)
-    del models, params  # at full size 0.7 GB
-    result = beside_torch.measured(arguments, config, {"step": steps})
-    if arguments.device.startswith("cuda"):
-        result["torch_device"] = torch.cuda.get_device_name()
-        result["torch_device_peak_bytes"] = torch.cuda.max_memory_allocated()
-    in_turns.write(result, arguments.output)
+        if arguments.device == "cpu":
+            steps |= beside_torch.on_threads(arguments.threads, in_torch, config, "cpu")
+        else:
+            make = functools.partial(on_device, config, arguments.device)
+            steps[f"torch_{arguments.device}"] = make
+    in_turns.write(beside_torch.measured(arguments, config, {"step": steps}), arguments.output)
 
 
 if __name__ == "__main__":

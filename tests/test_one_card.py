@@ -75,7 +75,10 @@ def test_the_table_has_measured_and_predicted_and_pytorch_side_by_side():
         "train_64": {"result": {"results": [trained]}},
         "train_256": {"not_measured": "out of memory"},
         "torch_64": {"result": {
-            "step": {"seconds": {"torch_cuda": times(0.75)}}, "torch_device_peak_bytes": 40 * GIB,
+            "step": {
+                "seconds": {"torch_cuda": times(0.75)},
+                "facts": {"torch_cuda": {"device_peak_bytes": 40 * GIB}},
+            },
         }},
         "plan_64": {"result": {"memory": {"peak_bytes": 28 * GIB}, "predicted": predicted}},
         "plan_256": {"result": {"memory": {}}},
