@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.layers import (
     ResidualBlock,
+    UpsamplingConv,
     as_tokenizer,
     check_config,
     conv,
     group_norm,
     nearest_codes,
-    upsample,
 )
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
 
@@ -71,7 +71,7 @@ class Decoder(_Side):
         for level in reversed(range(len(self.ch_mult))):
             x = self._blocks(x, self.ch_mult[level], f"level_{level}")
             if level > 0:
-                x = conv(x.shape[-1], 3, f"level_{level}_upsample")(upsample(x))
+                x = UpsamplingConv(name=f"level_{level}_upsample")(x)
         return conv(3, 3, "conv_out")(nn.swish(group_norm("norm_out")(x)))
 
 

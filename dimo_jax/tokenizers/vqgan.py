@@ -21,6 +21,7 @@ from dimo_jax.common.trees import Tree
 from dimo_jax.tokenizers.layers import (
     AttentionBlock,
     ResidualBlock,
+    UpsamplingConv,
     as_tokenizer,
     check_config,
     conv,
@@ -28,7 +29,6 @@ from dimo_jax.tokenizers.layers import (
     group_norm,
     l2_normalized,
     nearest_codes,
-    upsample,
 )
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens
 
@@ -84,7 +84,7 @@ class Decoder(_Side):
         for level in reversed(range(len(self.ch_mult))):
             x = self._level(x, level, self.num_res_blocks + 1)
             if level > 0:
-                x = conv(x.shape[-1], 3, f"level_{level}_upsample")(upsample(x))
+                x = UpsamplingConv(name=f"level_{level}_upsample")(x)
         return self._out(x)
 
 
