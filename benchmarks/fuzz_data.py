@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # a library of C++
+)
 from fuzz_format import Format, into, json_file, text_file, write_json
 from fuzz_mutations import bomb, zip_member, zipped
 from PIL import Image
@@ -16,7 +20,7 @@ from pyarrow import parquet
 from dimo_jax.common import archives, resumable
 from dimo_jax.conditions.text_cache import TextCache
 from dimo_jax.convert.formats import torch_writer
-from dimo_jax.data import benchmark_prompts
+from dimo_jax.data import benchmark_prompts, token_files, token_sets
 from dimo_jax.data import prompts as prompt_lists
 from dimo_jax.evaluation import references
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
@@ -158,6 +162,51 @@ def _read_checksums(path: Path) -> None:
         pass  # checkpoints.py makes one sentence of it
 
 
+def _tokens(folder: Path) -> None:
+    facts = token_sets.Facts(
+        tokenizer={"config": {"name": "patches"}, "hash": "0" * 64},
+        codebook_size=12,
+        views=2,
+        length=3,
+        image_size=8,
+        condition="text",
+        class_names=(),
+        settings={"crop": "centre"},
+        source="photos",
+    )
+    tokens = np.arange(12).reshape(2, 2, 3)
+    data = token_files.shard(facts, tokens, ["a.png", "b.png"], texts=["a cat", "a dog"])
+    (folder / "shard").write_bytes(data)
+    token_files.write(folder / "tokens", facts, [(2, folder / "shard")], [("c.png", "broken")])
+
+
+def _read_tokens(path: Path) -> None:
+    found = token_sets.open_set(path.parent)
+    found.at(np.arange(found.num), np.zeros(found.num, int))
+    found.names()
+    if found.condition == "text":
+        found.texts()
+
+
+def _other_records(content: bytes, rng: np.random.Generator) -> bytes:
+    """Change a byte of a record, under checksums that fit."""
+    with tempfile.TemporaryDirectory() as box:
+        old, new = Path(box, "old"), Path(box, "new")
+        old.write_bytes(content)
+        reader = array_record_module.ArrayRecordReader(str(old))
+        writer = array_record_module.ArrayRecordWriter(str(new), "group_size:1")
+        for record in reader.read_all():
+            changed = bytearray(record)
+            changed[rng.integers(len(changed))] = rng.integers(256)
+            writer.write(bytes(changed))
+        writer.close()
+        return new.read_bytes()
+
+
+def _tokens_file(name: str, repack: Any = None) -> Format:
+    return Format(f"tokens/{name}", _tokens, _read_tokens, repack)
+
+
 FORMATS: dict[str, Format] = {
     "npz_reference": Format(
         "x.npz",
@@ -230,6 +279,9 @@ FORMATS: dict[str, Format] = {
     "parts_settings": Format(
         "settings.json", _make_parts, lambda p: _read_part(p, "settings.json")
     ),
+    "tokens": _tokens_file("tokens.json"),
+    "tokens_info": _tokens_file("dataset_info.json"),
+    "tokens_shard": _tokens_file(token_sets.shard_name(0, 1), _other_records),
     "feature_store": Format("range.npz", _make_store, _read_store, zip_member),
     "text_cache": Format("cache/000000000.npy", _cache, _read_cache),
     "text_cache_settings": Format("cache/cache.json", _cache, _read_cache),

@@ -93,9 +93,12 @@ def test_tokens_labels_and_names_of_a_folder(run, bundle, tmp_path):
     assert not token_ranges.folder_of(tmp_path / "tokens").exists()
     assert len(list((tmp_path / "tokens").glob("*array_record*"))) == 4  # 6, 6, 6 and 2
     before = files_of(tmp_path / "tokens")
+    parts = token_ranges.folder_of(tmp_path / "tokens")
+    parts.mkdir()  # as a kill after the last step leaves it
+    (parts / "000000000.json").touch()
     status, out, err = run()
     assert status == 0 and "is there already; nothing is left to do" in err
-    assert files_of(tmp_path / "tokens") == before
+    assert files_of(tmp_path / "tokens") == before and not parts.exists()
 
 
 def test_captions_and_a_gray_tokenizer(run, tmp_path):

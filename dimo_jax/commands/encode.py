@@ -114,6 +114,8 @@ def _there_already(output: AnyPath, facts: Facts, progress: Progress) -> int | N
     except InputError as error:
         progress.note(f"{error}: it is made again")
         return None
+    if distributed.is_lead():
+        token_ranges.remove(output)  # of a command that was killed when all was done
     progress.note(f"{output} is there already; nothing is left to do")
     return found["num_examples"]
 

@@ -48,6 +48,17 @@ def folder_of(output: AnyPath) -> AnyPath:
     return output.with_name(f"{output.name}.parts")
 
 
+def remove(output: AnyPath) -> None:
+    """Remove the ranges of an output that is there, unless other files lie among them."""
+    folder = folder_of(output)
+    if folder.is_dir() and _foreign(output) is None:
+        files.remove_folder(folder)
+
+
+def _foreign(output: AnyPath) -> str | None:
+    return resumable.foreign(folder_of(output), lambda name: bool(_OWN.fullmatch(name)))
+
+
 class TokenRanges:
     """The ranges of one output.
 
@@ -69,7 +80,7 @@ class TokenRanges:
         paths = {part: self._folder / f"{part[0]:09d}.json" for part in parts}
         self._store = resumable.Store(paths, "pictures", self._is_whole)
         self._skipped: dict[Range, list[Skipped]] = {}
-        if found := resumable.foreign(self._folder, lambda name: bool(_OWN.fullmatch(name))):
+        if found := _foreign(output):
             raise InputError(
                 f"{self._folder} holds {found}, and would be removed at the end; name another "
                 "--output"
@@ -151,14 +162,9 @@ class TokenRanges:
         distributed.barrier("counted")
         if distributed.is_lead():
             token_files.write(self._output, self._facts, shards, skipped)
-            self.remove()
+            remove(self._output)
         distributed.barrier("joined")
         return sum(num for num, _ in shards), skipped
-
-    def remove(self) -> None:
-        """Remove the ranges."""
-        if self._folder.is_dir():
-            files.remove_folder(self._folder)
 
     def _shard(self, part: Range) -> AnyPath:
         return self._store.paths[part].with_suffix(".array_record")

@@ -73,6 +73,8 @@ def test_tokens_do_not_depend_on_batches_or_on_who_begins_where():
     assert tokens([(10, 23)], 3, 2) == {i: x for i, x in whole.items() if i >= 10}
     one = tokens([(0, 23)], 1, 3)
     assert one == {i: x[:1] for i, x in whole.items()}
+    many = tokens([(0, 23)], 20, 1)  # more than the devices take at a time
+    assert {i: x[:3] for i, x in many.items()} == whole
     cut = crops.Settings(4, crop="random")
     for view in range(3):
         image = Image.fromarray(crops.cut(source.pixels[7], cut, 7, view)).convert("L")
