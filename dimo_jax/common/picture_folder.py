@@ -43,6 +43,11 @@ def find(folder: Path, recursive: bool, follow_links: bool = True) -> tuple[list
                 (broken if entry.is_symlink() else others).append(name)
     except OSError as error:
         raise InputError(f"cannot read the folder {error.filename or folder}: {error}") from error
+    except RecursionError as error:
+        raise InputError(
+            f"{folder} has folders in folders, too many inside each other to look into; give one "
+            "of those that have pictures"
+        ) from error
     if broken:
         raise InputError(
             f"links in {folder} lead nowhere: {listed(sorted(broken))}; bring their pictures back, "

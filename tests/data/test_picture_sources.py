@@ -1,8 +1,10 @@
 """Pictures to encode, from folders as strangers send them and from tensorflow-datasets."""
 
+import inspect
 import io
 import json
 import os
+import sys
 import zlib
 
 import numpy as np
@@ -209,6 +211,17 @@ def test_links_out_of_the_folder(classes, tmp_path):
     # A device and a pipe are no pictures, whatever their names.
     os.mkfifo(classes / "cat" / "pipe.png")
     assert open_pictures(classes).num == 5
+
+
+def test_folders_deeper_than_python_looks(tmp_path):
+    put(tmp_path.joinpath(*["a"] * 200, "x.png"))
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+        with pytest.raises(InputError, match="too many inside each other to look into"):
+            open_pictures(tmp_path)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def big():
