@@ -13,6 +13,7 @@ from dimo_jax.evaluation.images import image_sets
 from tests.helpers import picture_files, token_folders
 
 NUM = 12
+PIXELS = picture_files.random_pixels(NUM, side=14)[:, :, :8]  # seven places for a crop
 
 
 class Places(NamedTuple):
@@ -27,8 +28,7 @@ class Places(NamedTuple):
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokens")
-    pixels = picture_files.random_pixels(NUM, side=11)
-    source = token_folders.write_classes(root / "photos", pixels)
+    source = token_folders.write_classes(root / "photos", PIXELS)
     tokenizer, params = token_folders.save_tokenizer(root / "bundle")
     seen = token_folders.write(root / "tokens", source, tokenizer, params, ["a cat/04.png"])
     return Places(root, seen, params["codebook"])
@@ -63,8 +63,7 @@ def test_tokens_are_decoded(places):
 def test_pictures_are_cut_as_the_tokens_were(places, tmp_path, source):
     folder = places / "photos"
     if not source:  # the same pictures elsewhere: none is left out
-        pixels = picture_files.random_pixels(NUM, side=11)
-        folder = token_folders.write_classes(tmp_path / "others", pixels)
+        folder = token_folders.write_classes(tmp_path / "others", PIXELS)
     found = image_sets.open_set(folder, cut_as=str(places / "tokens"))
     seen = found.read(0, found.num).pixels
     assert tuple(found.class_names) == token_folders.CLASSES[::-1]
