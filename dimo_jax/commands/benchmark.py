@@ -22,7 +22,7 @@ from dimo_jax.config import validation
 from dimo_jax.generation import drawing
 from dimo_jax.parallel import distributed
 from dimo_jax.profiling import devices, sampler_speed, step_speed
-from dimo_jax.runs import banner
+from dimo_jax.runs import banner, training_sets
 from dimo_jax.training import traces
 
 # Flag -> the only choice of --what that it is for.
@@ -170,6 +170,7 @@ def run(flags: FlagValues) -> None:
         files.check_writable(flags.output)
     config = flags.config.to_dict()
     validation.validate(config, starts=False)
+    config = training_sets.resolved(config)
     if config["compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache"])
     cli.start_processes(flags)

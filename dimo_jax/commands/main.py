@@ -16,7 +16,7 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import format_seconds
 from dimo_jax.config import validation
 from dimo_jax.parallel import distributed, locks, sharding
-from dimo_jax.runs import banner, dry_run, image_run, joint_run, work_folder
+from dimo_jax.runs import banner, dry_run, image_run, joint_run, training_sets, work_folder
 from dimo_jax.training import load_models, stages, traces
 from dimo_jax.training.metrics import Metrics
 
@@ -32,6 +32,8 @@ def run(flags: FlagValues) -> None:
     """
     began = time.monotonic()
     config, workdir = flags.config.to_dict(), files.path(flags.workdir)
+    validation.validate(config)
+    config = training_sets.resolved(config)
     validation.validate(config)
     trace = _trace(flags.profile, config, workdir)
     work_folder.check(workdir, config)

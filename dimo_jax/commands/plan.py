@@ -10,6 +10,7 @@ from dimo_jax.common.progress import Progress
 from dimo_jax.config import validation
 from dimo_jax.parallel import sharding
 from dimo_jax.profiling import plans, topologies
+from dimo_jax.runs import training_sets
 
 
 def run(flags: FlagValues) -> None:
@@ -25,6 +26,7 @@ def run(flags: FlagValues) -> None:
         files.check_writable(flags.output)
     config = flags.config.to_dict()
     validation.validate(config, starts=False)
+    config = training_sets.resolved(config)
     found, device = topologies.find(flags.topology, flags.num_slices)
     layout = sharding.layout(config["mesh"], found)
     with Progress("plan") as progress:

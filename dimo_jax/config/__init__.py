@@ -74,7 +74,7 @@ _COMPUTED = ("compute_dtype", "fast_compile")
 # Where data and bundles lie does not matter; what is in them goes by its hash. Nor do the parts of
 # a batch: the same training goes on with others.
 _ELSEWHERE = (
-    *("data.directory", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
+    *("data.directory", "data.path", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
     *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
     "distill.generator.bundle",
 )
@@ -99,7 +99,9 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if stage == "distill" and config["data"]["name"] == "prompts":
         names = (*names, "prompts", "text_encoder")
     fields = json.loads(json.dumps(flat({name: config[name] for name in names}), default=list))
-    for name in _ELSEWHERE:
+    # Of other data it means nothing, and their runs were begun before there was such a field.
+    own = () if config["data"]["name"] == "tokens" else ("data.num_test",)
+    for name in (*_ELSEWHERE, *own):
         fields.pop(name, None)
     if stage == "distill":
         fields["teacher.dtype"] = config["teacher"]["dtype"]

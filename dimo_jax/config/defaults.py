@@ -140,13 +140,23 @@ FIELDS: dict[str, Any] = {
     "data": {
         "name": Field(
             "digits",
-            names(*PICTURE_SETS, "joint", "labels", "prompts"),
-            "labels, prompts: no images, a teacher is given",
+            names(*PICTURE_SETS, "tokens", "joint", "labels", "prompts"),
+            "tokens: own pictures, encoded; labels, prompts: no images, a teacher is given",
+        ),
+        "path": Field(
+            "",
+            text("a folder of tokens; read at the start"),
+            "for data.name=tokens: what python -m dimo_jax.encode wrote",
+        ),
+        "num_test": Field(
+            -1,
+            whole(0, 10_000_000, also=(-1,), why="a tenth of a small set, none of a large one"),
+            "of these examples, kept from the training for the report; 0: no report",
         ),
         "directory": Field("", FOLDER, "where data sets lie; empty: <workdir>/data"),
         "num_classes": Field(
             10,
-            whole(0, 2**20),
+            whole(0, 2**20, also=(-1,), why="those of the folder of tokens"),
             "10 of digits, 9 of emoji, 1 of a joint, 0 of prompts, else the teacher's",
         ),
         "balanced": Field(
@@ -294,6 +304,11 @@ FIELDS: dict[str, Any] = {
         ),
         "num_samples": Field(5000, SAMPLES, "images; the number is part of the record's name"),
         "seed": Field(0, SEED, "of those images"),
+        "teacher": Field(
+            False,
+            SWITCH,
+            "whether the teacher that is trained is measured too, in logging.picture_steps steps",
+        ),
         "features": Field("", BUNDLE, "of Inception; empty: the data's own distance"),
         "reference": Field("", text("read at the start"), "a file of statistics"),
         "protocol": Field("dimo", names("dimo", "adm", "clean", "valeo"), "of the FID"),
@@ -325,8 +340,15 @@ FIELDS: dict[str, Any] = {
     },
     "logging": {
         "log_every_steps": Field(50, COUNT, "interval of the metrics"),
+        "loss_bins": Field(
+            0,
+            whole(0, 64),
+            "of the mask ratio, 0 to 1: the teacher's loss is recorded in each; 0: only in all",
+        ),
         "images_every_steps": Field(500, COUNT_OR_NONE, "interval of the pictures; 0: never"),
-        "picture_labels": Field((), several(whole(0)), "of those pictures; empty: every class"),
+        "picture_labels": Field(
+            (), several(whole(0)), "of those pictures; empty: every class, of many the first 16"
+        ),
         "picture_prompts": Field((), several(_PROMPT), "likewise; empty: the first four"),
         "picture_steps": Field(8, whole(1, 10_000), "of the teacher's sampler in them"),
         "tensorboard": Field(True, SWITCH, "whether TensorBoard's files are written too"),

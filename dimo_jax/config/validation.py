@@ -161,10 +161,15 @@ def _validate_data(config: Config) -> None:
     data, logging = config["data"], config["logging"]
     name, num_classes = data["name"], data["num_classes"]
     expected = _NUM_CLASSES.get(name, num_classes)
-    if num_classes != expected or (name == "labels" and not num_classes):
+    if num_classes != expected or (name == "labels" and num_classes < 1):
         raise InputError(
             f"config.data.num_classes is {num_classes}; with config.data.name={name} it must be "
             f"{'at least 1' if name == 'labels' else expected}"
+        )
+    if name != "tokens" and data["path"]:
+        raise InputError(
+            f"config.data.path is {data['path']}, and config.data.name is {name}; a folder of "
+            "tokens is for config.data.name=tokens, as in configs/pictures.py"
         )
     if name == "joint" and not data["joint"]:
         raise InputError("config.data.joint is empty; name one of the joints in data/joints.py")
@@ -172,13 +177,13 @@ def _validate_data(config: Config) -> None:
         raise InputError(
             f"config.data.joint is {data['joint']}, and config.data.name is {name}; leave it empty"
         )
-    if not data["balanced"] and name not in PICTURE_SETS:
+    if not data["balanced"] and name not in (*PICTURE_SETS, "tokens"):
         raise InputError(
             f"config.data.balanced is False, and config.data.name={name} has no pictures whose "
             "classes could be counted; leave it True"
         )
     labels = logging["picture_labels"]
-    if not set(labels) <= set(range(num_classes)):
+    if num_classes >= 0 and not set(labels) <= set(range(num_classes)):
         expected = f"whole numbers from 0 to {num_classes - 1}" if num_classes else "for classes"
         raise InputError(
             f"config.logging.picture_labels is {written(tuple(labels))}; labels are {expected}"
@@ -211,14 +216,15 @@ def _validate_evaluation(config: Config) -> None:
             "config.evaluation.choice_temperatures is empty and config.evaluation.random_order is "
             "False, which leaves no order to sample the teacher in; give one of them"
         )
+    kept = max(config["data"]["num_test"], 0) if config["data"]["name"] == "tokens" else 0
     for name in ("num_samples", "sweep_num_samples"):
-        if section[name] < num_classes and config["data"]["name"] in PICTURE_SETS:
+        if section[name] < num_classes and (kept or config["data"]["name"] in PICTURE_SETS):
             raise InputError(
                 f"config.evaluation.{name} is {section[name]}; it must be at least {num_classes}, "
                 "one image of each class"
             )
     # The test split is measured with as many neighbours.
-    _, num_test = PICTURE_SETS.get(config["data"]["name"], (0, section["num_samples"]))
+    num_test = kept or PICTURE_SETS.get(config["data"]["name"], (0, section["num_samples"]))[1]
     least = min(section["num_samples"], num_test)
     if section["num_neighbours"] >= least:
         raise InputError(
@@ -287,6 +293,12 @@ def _validate_teacher(config: Mapping[str, Any]) -> None:
     if teacher["bundle"] and teacher["random"]:
         raise InputError("config.teacher has a bundle and random=True; take one of them away")
     data = config["data"]["name"]
+    if data == "tokens" and not config["data"]["path"]:
+        raise InputError(
+            "config.data.path is empty; encode the pictures once, with `python -m dimo_jax.encode "
+            "--data=photos/ --tokenizer=BUNDLE --output=tokens/photos`, then give "
+            "--config.data.path=tokens/photos"
+        )
     if data not in _CONVERT or teacher["random"]:
         return
     # What a network with text needs besides lies beside its teacher.

@@ -1,6 +1,6 @@
 """What a teacher is trained on: tokens, each with the number of its condition, by index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +21,14 @@ class Examples(NamedTuple):
         views: augmented versions of each; 1 is the picture alone.
         at: (indices in 0 .. num - 1, views in 0 .. views - 1) -> int32 tokens [B, L] and int32
             numbers of conditions [B].
+        identity: what a training depends on besides its settings, where its pictures come from
+            outside.
     """
 
     num: int
     views: int
     at: At
+    identity: Mapping[str, str] = {}
 
 
 def in_memory(tokens: Int[np.ndarray, "N L"], numbers: Int[np.ndarray, "N"]) -> Examples:

@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class Encoder:
         )
         return jax.jit(self._tokenizer.encode).lower(self._params, images).compile()
 
-    def run(self, parts: Iterable[Range]) -> Generator[Encoded, None, None]:
+    def run(self, parts: Iterable[Range]) -> Iterator[Encoded]:
         """Encode ranges of the pictures, batch by batch in their order.
 
         A batch has pictures of one range only.

@@ -262,14 +262,18 @@ def images_with_labels(
     image_labels: Int[np.ndarray, "N"],
     labels: Int[np.ndarray, "M"],
 ) -> Float[np.ndarray, "M H W C"]:
-    """Return for each label the next image of that class, in turn; again from the first if few."""
+    """Return for each label the next image of that class, in turn; again from the first if few.
+
+    A black one for a class that has none.
+    """
     of_class = {label: np.flatnonzero(image_labels == label) for label in set(labels.tolist())}
     seen = dict.fromkeys(of_class, 0)
     index = []
     for label in labels.tolist():
-        index.append(of_class[label][seen[label] % len(of_class[label])])
+        some = of_class[label]
+        index.append(some[seen[label] % len(some)] if len(some) else len(images))
         seen[label] += 1
-    return images[index]
+    return np.concatenate([images, np.zeros_like(images[:1])])[index]
 
 
 class _Work:

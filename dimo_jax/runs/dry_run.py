@@ -95,7 +95,8 @@ def _facts(run: ImageRun | JointRun) -> Iterator[str]:
 def _data(run: ImageRun) -> str:
     name = run.config["data"]["name"]
     if run.pictures is not None:
-        return f"{name}, with images to train and to evaluate on"
+        what = "train and to evaluate on" if run.reports else "train on"
+        return f"{run.pictures.source or name}, with images to {what}"
     if run.encoder is not None:
         return f"{run.conditions.num:,} prompts, no images"
     return f"{run.conditions.num:,} classes, no images"
@@ -128,7 +129,7 @@ def _ends(run: ImageRun | JointRun) -> Iterator[str]:
     section = run.config["evaluation"]
     if isinstance(run, JointRun):
         yield f"evaluation: total variation of {section['num_samples']:,} samples"
-    elif run.pictures is not None:
+    elif run.reports:
         orders = len(section["choice_temperatures"]) + section["random_order"]
         yield (
             f"evaluation: {len(section['guidances']) * orders} samplers of the teacher at "

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,17 +18,20 @@ from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data.built_in import Pictures
-from dimo_jax.data.examples import in_memory
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.report import digits_report, page, result_folders
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import checks, codebook, pictures, train_fid
 from dimo_jax.runs.image_setup import ImageRun, Images, load
+from dimo_jax.runs.training_sets import Splits
 from dimo_jax.training import load_conditions, load_models, settings, stages, traces
 from dimo_jax.training.metrics import Metrics
 
 __all__ = ["ImageRun", "load", "run"]
+
+# (parameters, numbers of conditions, index of the first image) -> images
+Drawing = Callable[[Any, Int[np.ndarray, "N"], int], Images]
 
 
 def run(
@@ -46,14 +49,17 @@ def run(
         What was done and where it is.
     """
     config, workdir, network = loaded.config, loaded.workdir, loaded.network
-    train, test = _data(loaded)
     loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
-    if shares := _shares(loaded, train):
+    real = None
+    if loaded.pictures is not None and loaded.reports:
+        real = loaded.pictures.splits(loaded.tokenizer, loaded.tokenizer_params)
+    if shares := _shares(loaded):
         conditions = LabelConditions(network.num_classes, shares)
         loaded = dataclasses.replace(loaded, conditions=conditions)
     loaded.conditions.fill_cache()
 
-    teacher = _teacher(loaded, train, metrics)
+    distance = _distance(loaded, real)
+    teacher = _teacher(loaded, distance, metrics)
     generator = stages.run_distill(
         config,
         network,
@@ -65,7 +71,7 @@ def run(
         directory=stages.checkpoints_of(workdir, "distill"),
         metrics=metrics,
         pictures=pictures.of_generator(loaded, teacher),
-        measure=_measure(loaded, train),
+        measure=distance and _measure(loaded, distance, _generator_drawing(loaded)),
         generator=loaded.start and loaded.start.params,
         trace=trace,
     )
@@ -75,7 +81,7 @@ def run(
     if not distributed.is_lead():
         # What is left is one process's work: the command waits for it at its end.
         return "done"
-    if train is None or test is None:
+    if real is None:
         return f"done, the generator is {workdir / 'export'}"
 
     hashes = {
@@ -89,24 +95,15 @@ def run(
     # The page is written last.
     if page_file.exists() and result_folders.hashes_of(folder).items() >= hashes.items():
         return f"done already, see {page_file}; nothing was left to do"
-    _evaluate(loaded, train, test, teacher, generator, hashes, began)
+    _evaluate(loaded, real, teacher, generator, hashes, began)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
 
-def _data(loaded: ImageRun) -> list[Pictures] | tuple[None, None]:
-    """Return the training and the test split, where there are data."""
-    found = loaded.pictures
-    if found is None:
-        return None, None
-    where = loaded.config["data"]["directory"] or loaded.workdir / "data"
-    return distributed.lead_first(lambda: [found.load(split, where) for split in ("train", "test")])
-
-
-def _shares(loaded: ImageRun, train: Pictures | None) -> tuple[int, ...]:
+def _shares(loaded: ImageRun) -> tuple[int, ...]:
     """Return how many training pictures each class has; none where classes are drawn evenly."""
-    if train is None or loaded.config["data"]["balanced"]:
+    if loaded.pictures is None or loaded.config["data"]["balanced"]:
         return ()
-    return tuple(np.bincount(train.labels, minlength=loaded.network.num_classes).tolist())
+    return loaded.pictures.counts(loaded.network.num_classes)
 
 
 def _tokenizer_params(loaded: ImageRun) -> Any:
@@ -120,25 +117,26 @@ def _tokenizer_params(loaded: ImageRun) -> Any:
     return params
 
 
-def _teacher(loaded: ImageRun, train: Pictures | None, metrics: Metrics) -> Any:
+def _teacher(loaded: ImageRun, distance: train_fid.Distance | None, metrics: Metrics) -> Any:
     """Return the teacher's parameters: from its bundle, random, or trained here."""
     config, network = loaded.config, loaded.network
     if loaded.teacher is not None:
         return loaded.teacher.params
     if config["teacher"]["random"]:
         teacher = jax.jit(network.init)(jax.random.key(config["seed"]))
-    elif train is None:
+    elif loaded.pictures is None:
         raise InputError("there are no data to train a teacher on; give config.teacher.bundle")
     else:
-        encoded = loaded.tokenizer.encode(loaded.tokenizer_params, train.images)
+        measured = distance if config["interim"]["teacher"] else None
         teacher = stages.run_pretrain(
             config,
             network,
-            in_memory(np.asarray(encoded, np.int32), np.asarray(train.labels, np.int32)),
+            loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params),
             layout=loaded.layout,
             directory=stages.checkpoints_of(loaded.workdir, "pretrain"),
             metrics=metrics,
             pictures=pictures.of_teacher(loaded),
+            measure=measured and _measure(loaded, measured, _teacher_drawing(loaded)),
         )
     about = {"title": config["title"], "seed": config["seed"]}
     _save(loaded, "teacher", "teacher", teacher, None, about)
@@ -181,22 +179,41 @@ def _classifier(loaded: ImageRun, train: Pictures) -> classifier.FeatureNetwork:
     )
 
 
-def _measure(loaded: ImageRun, train: Pictures | None) -> stages.Measure | None:
-    """Return what config.interim wants measured of the generator in training."""
-    section, size = loaded.config["interim"], loaded.config["evaluation"]["batch_size"]
-    distance = loaded.distance
-    if distance is None:
-        return None
-    if distance == "own":
-        if train is None:
-            raise InputError("config.interim has no data to train its feature network on")
-        network = distributed.lead_first(lambda: _classifier(loaded, train))
-        distance = train_fid.classifier_distance(network, train.images)
+def _distance(loaded: ImageRun, real: Splits | None) -> train_fid.Distance | None:
+    """Return what config.interim wants measured, which may have to be trained first."""
+    if loaded.distance != "own":
+        return loaded.distance
+    if real is None:
+        raise InputError("config.interim has no data to train its feature network on")
+    network = distributed.lead_first(lambda: _classifier(loaded, real.train))
+    return train_fid.classifier_distance(network, real.train.images)
+
+
+def _generator_drawing(loaded: ImageRun) -> Drawing:
+    """Return how images are drawn of a generator."""
 
     def draw(params: Any, some: Int[np.ndarray, "N"], start: int) -> Images:
-        condition = loaded.conditions.features(some)
-        return loaded.draw(params, loaded.sampler, section["seed"], condition, first_index=start)
+        condition, seed = loaded.conditions.features(some), loaded.config["interim"]["seed"]
+        return loaded.draw(params, loaded.sampler, seed, condition, first_index=start)
 
+    return draw
+
+
+def _teacher_drawing(loaded: ImageRun) -> Drawing:
+    """Return how images are drawn of a teacher, in as many steps as for its pictures."""
+    steps = loaded.config["logging"]["picture_steps"]
+
+    def draw(params: Any, some: Int[np.ndarray, "N"], start: int) -> Images:
+        condition, null = loaded.conditions.features(some), loaded.conditions.null(len(some))
+        seed = loaded.config["interim"]["seed"]
+        return loaded.draw_teacher(params, steps, {}, seed, condition, null, start)
+
+    return draw
+
+
+def _measure(loaded: ImageRun, distance: train_fid.Distance, draw: Drawing) -> stages.Measure:
+    """Return what is measured of a network in its training."""
+    section, size = loaded.config["interim"], loaded.config["evaluation"]["batch_size"]
     numbers = load_conditions.in_turn(loaded.conditions, section["num_samples"])
     return lambda params: train_fid.evaluate(
         functools.partial(draw, params), distance, numbers, size
@@ -205,8 +222,7 @@ def _measure(loaded: ImageRun, train: Pictures | None) -> stages.Measure | None:
 
 def _evaluate(
     loaded: ImageRun,
-    train: Pictures,
-    test: Pictures,
+    real: Splits,
     teacher: Any,
     generator: Any,
     hashes: Mapping[str, str],
@@ -221,19 +237,19 @@ def _evaluate(
 
     with Progress("evaluate") as progress:
         progress.note("fits the feature classifier")
-        network = _classifier(loaded, train)
+        network = _classifier(loaded, real.train)
         result = evaluate_models.evaluate(
             draw_teacher,
             lambda *args: loaded.draw(generator, loaded.sampler, *args),
             data=evaluate_models.Data(
-                train.images,
-                train.labels,
-                test.images,
-                test.labels,
+                real.train.images,
+                real.train.labels,
+                real.test.images,
+                real.test.labels,
                 loaded.network.num_classes,
                 functools.partial(loaded.tokenizer.encode, loaded.tokenizer_params),
                 loaded.tokenizer.codebook_size,
-                _shares(loaded, train),
+                _shares(loaded),
             ),
             network=network,
             samplers=evaluate_models.candidates(
@@ -243,17 +259,18 @@ def _evaluate(
             settings=checks.evaluation_settings(config, loaded.network),
             progress=progress.update,
         )
-    folder = loaded.workdir / "report"
+    folder, source = loaded.workdir / "report", loaded.pictures.source if loaded.pictures else ""
     digits_report.write(
         folder,
         result,
         title=config["title"],
-        class_names=loaded.pictures.CLASS_NAMES if loaded.pictures else (),
+        class_names=loaded.pictures.class_names if loaded.pictures else (),
         provenance={
             "seed": config["seed"],
             **versions.environment(),
             "wall_seconds": round(time.monotonic() - began, 1),
             "hashes": {**hashes, "classifier": network.params_hash},
+            **({"real_images": source} if source else {}),
         },
     )
     page.write(folder, title=config["title"], workdir=loaded.workdir)

@@ -14,13 +14,13 @@ from dimo_jax import config as configs
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions import text_encoder
-from dimo_jax.data.built_in import BuiltIn
 from dimo_jax.data.pictures import BUILT_IN
 from dimo_jax.generation import drawing
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.runs import checks, codebook, train_fid
+from dimo_jax.runs import checks, codebook, train_fid, training_sets
+from dimo_jax.runs.training_sets import TrainingSet
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import Tokenizer
 from dimo_jax.training import load_conditions, load_models, settings
@@ -39,7 +39,8 @@ class ImageRun:
         config: a complete config.
         workdir: of the run.
         layout: the mesh and its rules.
-        pictures: what the run trains and is evaluated on; None: a teacher is given.
+        pictures: what the run trains on; None: a teacher is given.
+        reports: whether there are pictures to evaluate it on.
         teacher: its bundle; None: the run trains it, or it is random.
         tokenizer: images <-> tokens.
         tokenizer_params: its parameters; None: random ones, which the run makes.
@@ -56,7 +57,8 @@ class ImageRun:
     config: Mapping[str, Any]
     workdir: AnyPath
     layout: Layout
-    pictures: type[BuiltIn] | None
+    pictures: TrainingSet | None
+    reports: bool
     teacher: bundles.Bundle | None
     tokenizer: Tokenizer
     tokenizer_params: Any
@@ -98,10 +100,11 @@ class ImageRun:
         seed: int,
         condition: Any,
         null_condition: Any,
+        first_index: int = 0,
     ) -> Images:
         """Return images of the teacher by its authors' sampler, with some of its settings."""
         chosen = samplers.settings_for(self.network, {"num_steps": num_steps, **sampler})
-        return self.draw(params, chosen, seed, condition, null_condition)
+        return self.draw(params, chosen, seed, condition, null_condition, first_index)
 
 
 def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRun:
@@ -115,35 +118,43 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     Raises:
         InputError: what the config names cannot be read, or does not fit.
     """
-    pictures = BUILT_IN.get(config["data"]["name"])
+    built_in, encoded = BUILT_IN.get(config["data"]["name"]), config["data"]["name"] == "tokens"
+    reports = built_in is not None or (encoded and config["data"]["num_test"] > 0)
     checks.check_places(config, workdir)
     teacher = load_models.open_teacher(config)
     tokenizer, tokenizer_params = load_models.open_tokenizer(config, teacher)
-    if pictures is not None:
-        checks.check_pictures(config, pictures, tokenizer, workdir)
+    if built_in is not None:
+        checks.check_pictures(config, built_in, tokenizer, workdir)
+    if reports:
         checks.check_classifier(config, tokenizer.image_shape)
     name = tokenizer.config["name"]
     fits_tokenizer = tokenizer_params is None and name == "patches"
     if fits_tokenizer:
-        if pictures is None:
+        if built_in is None:
             raise InputError(
                 "config.tokenizer.name=patches is fitted to a set's pictures, and "
                 f"config.data.name={config['data']['name']} has none; give config.tokenizer.bundle"
             )
         tokenizer_params = codebook.kept_or_fitted(
-            workdir / codebook.FOLDER, tokenizer, pictures, config["seed"]
+            workdir / codebook.FOLDER, tokenizer, built_in, config["seed"]
         )
     elif tokenizer_params is None and name == "gray_levels":
         tokenizer_params = {}
     known = tokenizer_params is not None
     digest = tokenizers.fingerprint(tokenizer, tokenizer_params) if known else None
+    pictures = None
+    if built_in is not None:
+        where = config["data"]["directory"] or workdir / "data"
+        pictures = training_sets.BuiltInSet(built_in, where)
+    elif encoded:
+        pictures = training_sets.open_encoded(config, tokenizer, digest)
     network = load_models.open_network(config, teacher, tokenizer, digest)
     start = load_models.open_generator(config, network, digest)
     checks.check_draws(config, network.codebook_size)
     checks.check_attention(config, network)
-    if pictures is not None:
+    if reports:
         checks.evaluation_settings(config, network)
-    distance = train_fid.configured(config, tokenizer.image_shape[-1], pictures is not None)
+    distance = train_fid.configured(config, tokenizer.image_shape[-1], reports)
     encoder = None
     if load_models.is_text(config):
         encoder = text_encoder.open_encoder(config, None if teacher is None else teacher.path)
@@ -156,6 +167,7 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
         workdir=workdir,
         layout=layout,
         pictures=pictures,
+        reports=reports,
         teacher=teacher,
         tokenizer=tokenizer,
         tokenizer_params=tokenizer_params,

@@ -20,6 +20,7 @@ from dimo_jax.training.programs import Conditions
 
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4
+_PICTURE_CLASSES = 16  # likewise
 _PROMPTS_IN_A_CALL = 64  # of the encoder on one device
 _COUNTED = 100_000  # of a long list the first ones are looked at, which takes seconds
 
@@ -76,7 +77,8 @@ def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) ->
     """
     section = config["logging"]
     if isinstance(conditions, LabelConditions):
-        found = conditions.features(np.asarray(section["picture_labels"] or range(conditions.num)))
+        labels = section["picture_labels"] or range(min(conditions.num, _PICTURE_CLASSES))
+        found = conditions.features(np.asarray(labels))
     elif section["picture_prompts"]:
         found = conditions.of_texts(section["picture_prompts"])
     else:

@@ -84,6 +84,7 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
         ema_decay=section["ema_decay"],
         ema_warmup=section["ema_warmup"],
         parts=section["parts"],
+        loss_bins=config["logging"]["loss_bins"],
     )
     number = jnp.zeros((size,), jnp.int32)
     tokens = jnp.zeros((size, network.num_tokens), jnp.int32)
@@ -212,7 +213,7 @@ def pretrain_batches(
         views = stream.batch_views(seed, number, chosen, examples.num, examples.views)
         found = examples.at(chosen[own], views[own])
 
-        def rows(which: int, some: slice, *_: slice) -> np.ndarray:
+        def rows(which: int, some: slice, *others: slice) -> np.ndarray:
             start, stop, _ = some.indices(size)
             first = np.searchsorted(own, start)
             return found[which][first : first + stop - start]

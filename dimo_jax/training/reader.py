@@ -9,6 +9,7 @@ import numpy as np
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
+from dimo_jax.method.masked.pretrain import BY_RATIO
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 
@@ -112,7 +113,11 @@ class Reader:
                 raise InputError(self._too_many(step))
             return
         self._in_a_row = 0
-        bad = [f"{key} {float(x)}" for key, x in values.items() if not np.isfinite(x)]
+        bad = [
+            f"{key} {float(x)}"
+            for key, x in values.items()
+            if not np.isfinite(x) and not key.startswith(BY_RATIO)
+        ]
         if bad:
             raise InputError(
                 f"{self._name}: not finite at step {step} of {self._num_steps}: {', '.join(bad)}; "

@@ -74,6 +74,7 @@ def run_pretrain(
     directory: AnyPath,
     metrics: Metrics,
     pictures: Pictures | None = None,
+    measure: Measure | None = None,
 ) -> Any:
     """Train a teacher on data tokens, or go on from its newest checkpoint.
 
@@ -85,6 +86,7 @@ def run_pretrain(
         directory: of the checkpoints.
         metrics: of the run.
         pictures: what to draw from the state at intervals.
+        measure: what to measure of the averaged teacher at intervals.
 
     Returns:
         The averaged parameters, which are the teacher, whole on the host.
@@ -103,11 +105,11 @@ def run_pretrain(
             (),
             next_of,
             config,
-            configs.stage_settings(config, "pretrain"),
+            {**configs.stage_settings(config, "pretrain"), **examples.identity},
             directory,
             metrics,
             pictures,
-            None,
+            measure,
             shown=("teacher_loss",),
         )
 

@@ -16,6 +16,7 @@ VARIANTS = {
     "toy": ("pair", "modes", "parity"),
     "imagenet": ("default", "released", "paper", "512", "smoke"),
     "meissonic": ("default", "paper", "512", "smoke"),
+    "pictures": ("tiny", "small", "base", "large"),
 }
 SHIPPED = [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 
@@ -33,6 +34,8 @@ def test_every_shipped_config_is_valid_and_complete(name, variant):
     config = shipped(name, variant)
     if config.data.name in ("labels", "prompts") and not config.teacher.random:
         config.teacher.bundle, config.tokenizer.bundle = "teacher", "tokenizer"
+    if config.data.name == "tokens":
+        config.data.path = "tokens/photos"
     if config.data.name == "prompts" and not config.prompts.texts:
         config.prompts.path = "prompts.txt"
     validate(config)

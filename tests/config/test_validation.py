@@ -25,6 +25,7 @@ VARIANTS = {
     "toy": ("pair", "modes", "parity"),
     "imagenet": ("default", "released", "paper", "512", "smoke"),
     "meissonic": ("default", "paper", "512", "smoke"),
+    "pictures": ("tiny", "small", "base", "large"),
 }
 SHIPPED = [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 
@@ -50,13 +51,13 @@ TABLE = [
     ("title text_encoder.bundle tokenizer.bundle teacher.bundle", ("", "x"), NO_TEXT),
     ("distill.generator.bundle", ("", "x"), NO_TEXT),
     ("compilation_cache data.directory prompts.cache", ("", "runs/x"), NO_TEXT),
-    ("prompts.path prompts.field prompts.negative", ("", "x"), NO_TEXT),
+    ("data.path prompts.path prompts.field prompts.negative", ("", "x"), NO_TEXT),
     ("interim.features interim.reference", ("", "x"), NO_TEXT),
     (
         "fast_compile scan_layers model.predict_mask_id teacher.random pretrain.dropout "
         "pretrain.ema_warmup distill.adaptive_guidance distill.ema_warmup distill.teacher.dropout "
         "distill.generator.dropout distill.auxiliary.dropout evaluation.random_order "
-        "checkpoint.allow_fallback logging.tensorboard data.balanced",
+        "checkpoint.allow_fallback logging.tensorboard data.balanced interim.teacher",
         (True, False),
         (None, 0, 1, "True", "", NAN, ()),
     ),
@@ -83,11 +84,12 @@ TABLE = [
     (
         "max_skipped_in_a_row mesh.min_shard_elements interim.every_steps "
         "checkpoint.keep_every_steps "
-        "logging.images_every_steps distill.sigma_warmup_steps data.num_classes "
+        "logging.images_every_steps distill.sigma_warmup_steps logging.loss_bins "
         "distill.top_k distill.teacher.top_k sampler.top_k " + each(OPTIMIZERS, "warmup_steps"),
         (0, 1),
         NO_COUNT,
     ),
+    ("data.num_classes data.num_test", (-1, 0, 1), (*NO_NUMBER, -2, 1.5, HUGE, True)),
     ("checkpoint.keep_best", (0,), NO_COUNT),  # others with interim.every_steps alone
     ("mesh.data mesh.fsdp", (-1, 1, 8), (*NO_NUMBER, 0, -2, 1.5, HUGE, True)),
     (
@@ -123,7 +125,11 @@ TABLE = [
     ("compute_dtype teacher.dtype", ("float32", "bfloat16"), (*NO_TEXT, "", "float16", "FLOAT32")),
     ("remat", ("none", "full", "dots"), (*NO_TEXT, "", "all")),
     ("attention", ("auto", "xla", "cudnn", "pallas"), (*NO_TEXT, "", "flash")),
-    ("data.name", ("digits", "joint", "labels", "prompts"), (*NO_TEXT, "", "mnist", "Digits")),
+    (
+        "data.name",
+        ("digits", "tokens", "joint", "labels", "prompts"),
+        (*NO_TEXT, "", "mnist", "Digits"),
+    ),
     ("data.joint", ("", "pair", "modes", "parity"), (*NO_TEXT, "xor")),
     (
         "tokenizer.name",

@@ -109,7 +109,7 @@ def update_auxiliary(
                         networks.generator, generator, streams, name, examples.condition, settings
                     )
                     tokens = samples.draw_tokens(logits, streams, name, settings)
-                found = denoise.denoise_gradient(
+                loss, gradient, _ = denoise.denoise_gradient(
                     networks.auxiliary,
                     params,
                     tokens,
@@ -118,7 +118,7 @@ def update_auxiliary(
                     streams.batch(f"{name}_own_dropout", settings.aux_dropout),
                     samples.soft_targets(logits, settings),
                 )
-                return found, None
+                return (loss, gradient), None
 
             (loss, gradient), _ = microbatches.in_parts(
                 aux_gradient,

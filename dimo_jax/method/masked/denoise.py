@@ -103,6 +103,31 @@ def denoise_loss(
     return (weights * values).sum()
 
 
+def loss_by_ratio(
+    logits: Float[Array, "B L V"],
+    targets: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    settings: DenoiseSettings,
+    num_bins: int,
+) -> Float[Array, "2 N"]:
+    """Sum cross-entropy over masked tokens by the share of them in their example.
+
+    Args:
+        logits: [B, L, V].
+        targets: [B, L] ids.
+        mask: [B, L], True where a token is masked.
+        settings: the objective, for its label smoothing.
+        num_bins: N, of equal width from 0 to 1; a share on a border is in the upper one.
+
+    Returns:
+        [2, N] float32, sums over the batch: of the cross-entropy, and of the masked tokens.
+    """
+    values = losses.token_cross_entropy(logits, targets, settings.label_smoothing)
+    where = jnp.minimum(mask.mean(1) * num_bins, num_bins - 1).astype(jnp.int32)
+    sums = jnp.stack([jnp.where(mask, values, 0.0).sum(1), mask.sum(1).astype(jnp.float32)])
+    return sums @ jax.nn.one_hot(where, num_bins)
+
+
 def denoise_gradient(
     apply: Apply,
     params: Any,
@@ -111,7 +136,8 @@ def denoise_gradient(
     settings: DenoiseSettings,
     dropout_key: Key[Array, ""] | None = None,
     soft_targets: Float[Array, "B L V"] | None = None,
-) -> tuple[Float[Array, ""], Any]:
+    loss_bins: int = 0,
+) -> tuple[Float[Array, ""], Any, Float[Array, "2 N"] | None]:
     """Differentiate the loss of predicting masked tokens.
 
     Args:
@@ -122,17 +148,22 @@ def denoise_gradient(
         settings: the objective.
         dropout_key: None for no dropout.
         soft_targets: [B, L, V] probabilities where settings.soft_weight > 0.
+        loss_bins: N; 0: none.
 
     Returns:
-        The loss, and its gradient in `params`.
+        The loss, its gradient in `params`, and `loss_by_ratio` where there are bins.
     """
     x_t = masking.apply_mask(tokens, corrupted.mask, settings.mask_id)
 
-    def loss(p: Any) -> Float[Array, ""]:
+    def loss(p: Any) -> tuple[Float[Array, ""], Any]:
         logits = apply(p, x_t, corrupted.condition, dropout_key=dropout_key)
-        return denoise_loss(logits, tokens, corrupted.weights, settings, soft_targets)
+        by_ratio = None
+        if loss_bins:
+            by_ratio = loss_by_ratio(logits, tokens, corrupted.mask, settings, loss_bins)
+        return denoise_loss(logits, tokens, corrupted.weights, settings, soft_targets), by_ratio
 
-    return jax.value_and_grad(loss)(params)
+    (value, by_ratio), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, gradient, by_ratio
 
 
 @jax.named_scope("optimizer")

@@ -16,6 +16,10 @@ from dimo_jax.common import rng
 from dimo_jax.method.masked import denoise, ema, microbatches
 from dimo_jax.method.masked.denoise import Apply
 
+# How the names of metrics begin that are of some mask ratios alone; without an example of these in
+# a batch they are not numbers.
+BY_RATIO = "teacher_loss_at_"
+
 
 class PretrainState(flax.struct.PyTreeNode):
     """Everything that a pretraining step changes; step is an int32 scalar.
@@ -64,6 +68,7 @@ def make_step(
     ema_decay: float,
     ema_warmup: bool,
     parts: int = 1,
+    loss_bins: int = 0,
 ) -> Callable[[PretrainState, PretrainBatch], tuple[PretrainState, dict[str, Array]]]:
     """Return the training step of a teacher, pure and ready for jit.
 
@@ -75,6 +80,7 @@ def make_step(
         ema_decay: decay of the averaged parameters, which become the teacher.
         ema_warmup: whether the decay starts low (ema.decay_at).
         parts: in how many parts the network sees a batch; the gradient is that of the whole.
+        loss_bins: of the mask ratio, in which the loss of masked tokens is a metric of its own.
 
     Returns:
         step(state, batch) -> (state, metrics). It costs one forward and one backward pass.
@@ -91,16 +97,16 @@ def make_step(
         )
         dropout_key = rng.stream_key(batch.seed, "pretrain_dropout", state.step)
 
-        def of_part(part: tuple) -> tuple[tuple[Array, Any], None]:
+        def of_part(part: tuple) -> tuple[tuple[Array, Any, Any], None]:
             index, tokens, part_corrupted = part
             # Another key for each part of a batch.
             key = jax.random.fold_in(dropout_key, index[0]) if dropout else None
             found = denoise.denoise_gradient(
-                apply, state.params, tokens, part_corrupted, settings, key
+                apply, state.params, tokens, part_corrupted, settings, key, loss_bins=loss_bins
             )
             return found, None
 
-        (loss, gradient), _ = microbatches.in_parts(
+        (loss, gradient, by_ratio), _ = microbatches.in_parts(
             of_part, parts, (batch.index, batch.tokens, corrupted)
         )
         params, opt_state, update = denoise.descend(
@@ -113,6 +119,9 @@ def make_step(
             "teacher_grad_norm": update["norm"],
             "updates_skipped": update["skipped"],
         }
+        for i in range(loss_bins):
+            limits = (f"{edge / loss_bins:.3g}" for edge in (i, i + 1))
+            metrics[BY_RATIO + "_to_".join(limits)] = by_ratio[0, i] / by_ratio[1, i]
         return PretrainState(state.step + 1, params, averaged, opt_state), metrics
 
     return step

@@ -99,3 +99,35 @@ def test_it_learns_the_data():
     for _ in range(60):
         state, metrics = step(state, data)
     assert float(metrics["teacher_loss"]) < 0.1 * np.log(V)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_loss_by_ratio_is_that_of_the_examples_with_such_a_share_masked(parts):
+    settings = dataclasses.replace(BASE, label_smoothing=0.1, positions="all")
+    metrics = run(settings, loss_bins=4, parts=parts)[2]
+    keys = rng.example_keys(rng.stream_key(3, "pretrain_mask", 0), jnp.arange(B))
+    mask, _ = masking.sample_mask(
+        jax.vmap(lambda key: jax.random.split(key, 2))(keys)[:, 0], L, MASK
+    )
+    data, mask = batch(), np.asarray(mask)
+    log_q = np.asarray(
+        jax.nn.log_softmax(apply(init(1), jnp.where(mask, MASK_ID, data.tokens), data.condition))
+    )
+    sums, counts = np.zeros(4), np.zeros(4)
+    for b in range(B):
+        here = min(int(4 * mask[b].sum() / L), 3)
+        for i in np.flatnonzero(mask[b]):
+            sums[here] -= 0.9 * log_q[b, i, data.tokens[b, i]] + 0.1 * log_q[b, i].mean()
+            counts[here] += 1
+    assert (counts > 0).sum() >= 3  # or this would test too little
+    names = [f"teacher_loss_at_{x}" for x in ("0_to_0.25", "0.25_to_0.5", "0.5_to_0.75")]
+    found = [float(metrics[name]) for name in [*names, "teacher_loss_at_0.75_to_1"]]
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(found, sums / counts, rtol=1e-5)
+
+
+def test_the_loss_by_ratio_changes_no_update():
+    plain, binned = run()[1], run(loss_bins=3)[1]
+    jax.tree.map(np.testing.assert_array_equal, plain.params, binned.params)
+    assert "teacher_loss_at_0_to_0.333" in run(loss_bins=3)[2]
+    assert not any(name.startswith(pretrain.BY_RATIO) for name in run()[2])

@@ -1,0 +1,244 @@
+"""What a run trains on and is measured against: a built-in set of pictures, or a folder of tokens.
+
+Both give the same: examples by index, the two splits of the report where there is one, and how many
+examples each class has.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from dimo_jax.common.errors import InputError, about
+from dimo_jax.common.files import AnyPath
+from dimo_jax.data import stream, token_sets
+from dimo_jax.data.built_in import BuiltIn, Pictures
+from dimo_jax.data.examples import Examples, in_memory
+from dimo_jax.data.token_sets import TokenSet
+from dimo_jax.parallel import distributed
+from dimo_jax.tokenizers import Tokenizer, tokenizer
+
+Config = Mapping[str, Any]
+# The report holds all pictures in memory, in float32, and compares each sample with each of them.
+MAX_REPORT_BYTES = 1 << 30
+_TEST_SHARE = 10  # of a small set, one in so many is kept for the report
+_SAMPLED = 64  # examples that a set is known by
+_AT_ONCE = 1 << 14  # labels read at a time
+_DECODED_AT_ONCE = 64
+
+
+class Splits(NamedTuple):
+    """The pictures that samples are compared with."""
+
+    train: Pictures
+    test: Pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltInSet:
+    """A built-in set of pictures.
+
+    Attributes:
+        pictures: the set.
+        where: parent folder of its files.
+    """
+
+    pictures: type[BuiltIn]
+    where: AnyPath | str
+    source = ""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the labels; none: their numbers."""
+        return self.pictures.CLASS_NAMES
+
+    @functools.cached_property
+    def _both(self) -> Splits:
+        load = self.pictures.load
+        found = distributed.lead_first(lambda: [load(x, self.where) for x in ("train", "test")])
+        return Splits(*found)
+
+    def splits(self, tokenizer: Tokenizer, params: Any) -> Splits | None:
+        """Return the pictures of the report."""
+        return self._both
+
+    def examples(self, tokenizer: Tokenizer, params: Any) -> Examples:
+        """Return the training split, encoded."""
+        train = self._both.train
+        encoded = tokenizer.encode(params, train.images)
+        return in_memory(np.asarray(encoded, np.int32), np.asarray(train.labels, np.int32))
+
+    def counts(self, num_classes: int) -> tuple[int, ...]:
+        """Return how many training examples each class has."""
+        return tuple(np.bincount(self._both.train.labels, minlength=num_classes).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSet:
+    """A folder of tokens, of which some examples may be kept from the training.
+
+    Attributes:
+        tokens: the folder.
+        num_test: examples that are kept from the training for the report; 0: there is no report.
+    """
+
+    tokens: TokenSet
+    num_test: int
+
+    @property
+    def source(self) -> str:
+        """Say what the report's real images are."""
+        return (
+            f"{self.tokens.facts.source}, {self.tokens.num} pictures as the tokenizer decodes "
+            f"them, {self.num_test} of them kept from the training as the test split"
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the labels; none: their numbers."""
+        return self.tokens.class_names
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "M"]]:
+        """Indices of the training and the test split, ascending; of a set that has a report."""
+        num = self.tokens.num
+        chosen = stream.batch_indices(0, 0, num, num)  # not of the run's seed: runs compare
+        return np.sort(chosen[self.num_test :]), np.sort(chosen[: self.num_test])
+
+    def splits(self, tokenizer: Tokenizer, params: Any) -> Splits | None:
+        """Return the pictures of the report, decoded; None: there are none."""
+        if not self.num_test:
+            return None
+        return Splits(*(self._decoded(part, tokenizer, params) for part in self._parts))
+
+    def _decoded(self, indices: Int[np.ndarray, "N"], codec: Tokenizer, params: Any) -> Pictures:
+        tokens, labels = self.tokens.at(indices, np.zeros_like(indices))
+        images = tokenizer.decode_in_chunks(codec, params, tokens, _DECODED_AT_ONCE)
+        return Pictures(images, labels)
+
+    def examples(self, tokenizer: Tokenizer, params: Any) -> Examples:
+        """Return the training examples, which are read as they are needed."""
+        found, num, at = self.tokens, self.tokens.num, self.tokens.at
+        if self.num_test:
+            kept = self._parts[0]
+            num, at = len(kept), lambda indices, views: found.at(kept[indices], views)
+        return Examples(num, found.views, at, {"tokens": self.fingerprint})
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the folder says of itself, and of some of its examples."""
+        found = self.tokens
+        said = json.dumps({**dataclasses.asdict(found.facts), "num": found.num}, default=dict)
+        some = np.linspace(0, found.num - 1, min(_SAMPLED, found.num)).astype(np.int64)
+        tokens, numbers = found.at(some, np.zeros_like(some))
+        digest = hashlib.sha256(said.encode())
+        digest.update(tokens.tobytes() + numbers.tobytes())
+        return digest.hexdigest()
+
+    def counts(self, num_classes: int) -> tuple[int, ...]:
+        """Return how many training examples each class has; reads them all."""
+        which = self._parts[0] if self.num_test else np.arange(self.tokens.num)
+        found = np.zeros(num_classes, np.int64)
+        for start in range(0, len(which), _AT_ONCE):
+            some = which[start : start + _AT_ONCE]
+            _, labels = self.tokens.at(some, np.zeros_like(some))
+            found += np.bincount(labels, minlength=num_classes)
+        return tuple(found.tolist())
+
+
+TrainingSet = BuiltInSet | EncodedSet
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Return the config with what its folder of tokens says in place of -1; others as they are.
+
+    Args:
+        config: a complete config that validation.validate took.
+
+    Raises:
+        InputError: the folder cannot be used, or the config contradicts it.
+    """
+    data = config["data"]
+    if data["name"] != "tokens":
+        return dict(config)
+    if not data["path"]:
+        if data["num_classes"] < 1:
+            raise InputError(
+                "config.data.num_classes is -1, those of a folder of tokens, and config.data.path "
+                "is empty; give one of them"
+            )
+        return dict(config)
+    with about("config.data.path"):
+        found = token_sets.open_set(data["path"])
+    own = len(found.class_names) or 1
+    if data["num_classes"] not in (-1, own):
+        raise InputError(
+            f"config.data.num_classes is {data['num_classes']}, and {found.path} has {own}; leave "
+            "it at -1"
+        )
+    num_test = _num_test(found, data["num_test"], config["evaluation"]["num_neighbours"])
+    return {**config, "data": {**data, "num_classes": own, "num_test": num_test}}
+
+
+def _num_test(found: TokenSet, wanted: int, num_neighbours: int) -> int:
+    needed = found.num * found.facts.image_size**2 * 3 * np.dtype(np.float32).itemsize
+    is_small = needed <= MAX_REPORT_BYTES
+    if wanted == -1:
+        share = found.num // _TEST_SHARE
+        return share if is_small and share > num_neighbours else 0
+    if wanted and not is_small:
+        raise InputError(
+            f"config.data.num_test is {wanted}, for a report against {found.num} pictures, which "
+            f"take {needed / 2**30:.1f} GiB, and at most {MAX_REPORT_BYTES / 2**30:.0f} GiB are "
+            "held; give 0, and measure with python -m dimo_jax.evaluate"
+        )
+    if wanted >= found.num:
+        raise InputError(
+            f"config.data.num_test is {wanted}, and {found.path} has {found.num} examples; give "
+            "fewer"
+        )
+    return wanted
+
+
+def open_encoded(config: Config, codec: Tokenizer, digest: str | None) -> EncodedSet:
+    """Return the folder of tokens that a config names.
+
+    Args:
+        config: a complete config, `resolved`.
+        codec: the run's tokenizer.
+        digest: its fingerprint; None: its parameters are random.
+
+    Raises:
+        InputError: it cannot be read, or is of another tokenizer.
+    """
+    with about("config.data.path"):
+        found = token_sets.open_set(config["data"]["path"])
+    theirs = found.facts.tokenizer
+    own = config["tokenizer"]["bundle"] or "config.tokenizer, without a bundle"
+    if digest is None:
+        raise InputError(
+            f"config.tokenizer.bundle is empty, and {found.path} was encoded by the tokenizer "
+            f"{theirs['config'].get('name')} of hash {theirs['hash'][:12]}; give its bundle"
+        )
+    if digest != theirs["hash"]:
+        raise InputError(
+            f"{found.path} was encoded by the tokenizer {theirs['config'].get('name')} of hash "
+            f"{theirs['hash'][:12]} (its {token_sets.TOKENS_FILE}), and the run's is "
+            f"{codec.config['name']} of hash {digest[:12]} ({own}); give the bundle that it was "
+            "encoded with, or encode the pictures again"
+        )
+    sizes = (found.length, found.codebook_size)
+    if sizes != (codec.num_tokens, codec.codebook_size):
+        raise InputError(
+            f"{found.path} has {sizes[0]} tokens of {sizes[1]} codes, the tokenizer "
+            f"{codec.num_tokens} of {codec.codebook_size}; encode the pictures again"
+        )
+    made = EncodedSet(found, config["data"]["num_test"])
+    # Each process reads the folder itself, and the path may mean another one on each machine.
+    distributed.assert_same({"config.data.path": made.fingerprint})
+    return made
