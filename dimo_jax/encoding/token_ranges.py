@@ -32,7 +32,7 @@ MOST_SHARDS = 256  # a reader holds one file open for each
 LEAST_PICTURES = 256  # of a shard
 MOST_SKIPPED = 0.01  # of all pictures
 RECORD_BYTES = 128  # about what an example takes beside its tokens and caption
-LEAST_SHARD_BYTES = 1 << 16  # array_record fills up what is smaller
+BLOCK_BYTES = 1 << 16  # of array_record: it fills up the last one, and adds one
 _OWN = re.compile(r"settings\.json|\d{9,}\.(json|array_record)")
 _LISTED = 3
 Skipped = tuple[str, str]  # name of a picture, and why it cannot be used
@@ -97,8 +97,10 @@ class TokenRanges:
             InputError: there is less room than that.
         """
         tokens = self._facts.views * self._facts.length * self._facts.dtype.itemsize
-        least = LEAST_SHARD_BYTES * len(self._store.paths)
-        size = max(self._source.num * (tokens + RECORD_BYTES), least)
+        size = sum(
+            BLOCK_BYTES * (1 + math.ceil((stop - start) * (tokens + RECORD_BYTES) / BLOCK_BYTES))
+            for start, stop in self._store.paths
+        )
         text = f"tokens of {self._source.num:,} pictures take {_bytes(size)} in {self._output}"
         free = files.free_bytes(self._output)
         if free is None:
