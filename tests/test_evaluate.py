@@ -301,6 +301,11 @@ def test_what_a_tokenizer_costs(run, calls, tmp_path):
     page = (run.output / "report.html").read_text()
     assert "rFID" in page and "the tokenizer's own limit" in page.replace("&#39;", "'")
     assert set(results(run)["per_class"]["names"]) == set(token_folders.CLASSES)
+    # Below each decoded picture, enlarged five times, lies its own.
+    assert "what the tokenizer leaves of them" in page
+    with Image.open(run.output / "pictures" / "originals.png") as grid:
+        tile = np.asarray(grid)[46:84:5, -40::5]
+    np.testing.assert_array_equal(tile, seen[7])
     # A reference of decoded tokens says so, and names the classes.
     path = tmp_path / "decoded.npz"
     run("reference", path, flags[1], samples=tokens, reference=None)

@@ -50,6 +50,7 @@ class Shown(NamedTuple):
         labels: of the first samples, None where they are unknown.
         first: the first samples, small.
         neighbours: the real image nearest to each of as many of the first samples.
+        originals: of as many the picture that each was made from, where they were.
         worst: farthest from any real image, the farthest first.
         best: the nearest first.
         by_class: mean distance of each class, by label.
@@ -63,6 +64,7 @@ class Shown(NamedTuple):
     neighbours: UInt8[np.ndarray, "m H W C"] | None = None
     worst: Sequence[Tile] = ()
     best: Sequence[Tile] = ()
+    originals: UInt8[np.ndarray, "m H W C"] | None = None
     by_class: Mapping[int, float] | None = None
 
 
@@ -126,14 +128,17 @@ def take(
         None if labels is None else labels[:num],
         _thumbnails(samples.read(0, num).pixels),
     )
-    if real_features is None or len(features) * len(real_features) > MAX_PAIRS:
-        return result
-    places, distances = neighbours.nearest(features, real_features)
     height, width = result.first.shape[1:3]
 
     def beside(images: ImageSet, place: Any) -> UInt8[np.ndarray, "H W 3"]:
         pixels = images.read(int(place), int(place) + 1).pixels
         return _resized(pixels, (width, height))[0]
+
+    if real is not None and samples.pairs_with(real):
+        result = result._replace(originals=np.stack([beside(real, i) for i in range(num)]))
+    if real_features is None or len(features) * len(real_features) > MAX_PAIRS:
+        return result
+    places, distances = neighbours.nearest(features, real_features)
 
     def tile(index: int) -> Tile:
         return Tile(

@@ -61,6 +61,10 @@ class ImageSet:
         """Return whether any image lies in a JPEG file, whose artefacts a FID sees."""
         return False
 
+    def pairs_with(self, other: "ImageSet") -> bool:
+        """Return whether each image is made from that of the same index in another set."""
+        return False
+
     def identity(self, start: int, stop: int) -> str:
         """Return a text that changes when these images do, as far as is known without decoding."""
         raise NotImplementedError

@@ -65,6 +65,10 @@ class Decoded(ImageSet):
         """Return the name of the picture, as decoded."""
         return f"{self._tokens.names([index])[0]} of {self.where}, decoded"
 
+    def pairs_with(self, other: ImageSet) -> bool:
+        """Return whether those are the pictures that were encoded, without those left out."""
+        return isinstance(other, Cut) and other.is_source and other.num == self.num
+
     def identity(self, start: int, stop: int) -> str:
         """Hash the tokens themselves, which are few bytes."""
         tokens, _ = self._at(start, stop)
@@ -92,7 +96,7 @@ class Cut(ImageSet):
     """
 
     def __init__(self, where: str, tokens: TokenSet, data_dir: str):
-        own = is_source(where, tokens)
+        self.is_source = own = _is_source(where, tokens)
         settings = tokens.facts.settings
         condition, field = (tokens.condition, settings.get("field")) if own else ("none", "")
         self._pictures = open_pictures(where, condition, field or "", data_dir, follow_links=True)
@@ -138,7 +142,7 @@ class Cut(ImageSet):
             return error
 
 
-def is_source(where: str, tokens: TokenSet) -> bool:
+def _is_source(where: str, tokens: TokenSet) -> bool:
     """Return whether these are the pictures that were encoded, by their place."""
     places = (os.path.abspath(os.path.expanduser(x)) for x in (where, tokens.facts.source))
     return len({*places}) == 1

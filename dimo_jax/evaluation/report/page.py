@@ -90,6 +90,7 @@ def html(results: Results, title: str, records: Sequence[Mapping[str, Any]] = ()
         picture_seed=picture_seed(results),
         overview=[picture for picture in pictures if picture.kind == "all"],
         neighbours=[picture for picture in pictures if picture.kind == "neighbours"],
+        originals=[picture for picture in pictures if picture.kind == "originals"],
         ends=ends(results, pictures),
         order=results.extremes.by,
         class_charts=page_curves.over_classes(results),

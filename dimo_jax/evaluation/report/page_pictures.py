@@ -27,7 +27,7 @@ class Picture:
     """One picture of a page.
 
     Attributes:
-        kind: "samples", "neighbours", "worst", "best", "all" or any other.
+        kind: "samples", "neighbours", "originals", "worst", "best", "all" or any other.
         title: what it shows.
         alt: the same and how it is laid out, for whoever does not see it.
         uri: a data: URI.

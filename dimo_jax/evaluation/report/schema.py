@@ -75,7 +75,7 @@ class Picture:
 
     Attributes:
         file: its path from there.
-        kind: "samples", "neighbours", "worst", "best", "all" or any other.
+        kind: "samples", "neighbours", "originals", "worst", "best", "all" or any other.
         model: whose samples.
         steps: of the sampler.
         seed: of the samples.

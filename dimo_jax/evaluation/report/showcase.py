@@ -71,11 +71,13 @@ def draw(
         titles = [names.title(one.model, one.steps) for one in shown]
         add("all", np.concatenate([x.first[:columns] for x in shown]), columns, titles, kind="all")
     chosen = chosen_of(shown)
-    if chosen.neighbours is not None:
-        width = min(columns, len(chosen.neighbours))
-        pairs = _in_turns(chosen.first, chosen.neighbours, width)
-        texts = [chosen.model, "nearest"] * (len(pairs) // (2 * width))
-        add("neighbours", pairs, width, texts, kind="neighbours")
+    beside = {"neighbours": (chosen.neighbours, "nearest"), "originals": (chosen.originals, "from")}
+    for kind, (group, text) in beside.items():
+        if group is not None:
+            width = min(columns, len(group))
+            pairs = _in_turns(chosen.first, group, width)
+            texts = [chosen.model, text] * (len(pairs) // (2 * width))
+            add(kind, pairs, width, texts, kind=kind)
     for kind, end in (("worst", chosen.worst), ("best", chosen.best)):
         if end:
             group = [x.image for x in end] + [x.nearest for x in end if x.nearest is not None]
