@@ -17,11 +17,12 @@ from fuzz_mutations import bomb, zip_member, zipped
 from PIL import Image
 from pyarrow import parquet
 
-from dimo_jax.common import archives, resumable
+from dimo_jax.common import archives, crops, resumable
 from dimo_jax.conditions.text_cache import TextCache
 from dimo_jax.convert.formats import torch_writer
 from dimo_jax.data import benchmark_prompts, token_files, token_sets
 from dimo_jax.data import prompts as prompt_lists
+from dimo_jax.data.picture_sources import open_pictures
 from dimo_jax.evaluation import references
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.images import image_sets
@@ -108,6 +109,28 @@ def _read_images(path: Path) -> None:
     images = image_sets.open_set(path)
     for start in range(0, images.num, 64):
         images.read(start, min(start + 64, images.num))
+
+
+def _metadata(folder: Path, **more: Any) -> None:
+    _pictures(folder, "png")
+    records = [{"file_name": f"{i}.png", **{k: x[i] for k, x in more.items()}} for i in range(3)]
+    (folder / "metadata.jsonl").write_bytes(_lines(*records))
+
+
+def _turned(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(2):
+        _pictures(folder / f"class {i}", "jpg", exif=exif)
+
+
+def _read_source(path: Path) -> None:
+    root = path.parent.parent if path.parent.name.startswith("class") else path.parent
+    found, cut = open_pictures(root), crops.Settings(24, "random", True, small="enlarge")
+    for i in range(found.num):
+        if found.condition != "none":
+            (found.label if found.condition == "label" else found.text)(i)
+        crops.cut(found.read(i), cut, i, 0, found.name(i))
 
 
 def _npz(**arrays: Any) -> Callable[[Path], None]:
@@ -231,6 +254,15 @@ FORMATS: dict[str, Format] = {
     ),
     "zip_pictures": Format("x.zip", _zip_pictures, _read_images, bomb),
     **{suffix: _picture_of(suffix) for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif")},
+    "metadata_labels": Format(
+        "metadata.jsonl", lambda folder: _metadata(folder, label=["b", "a", "b"]), _read_source
+    ),
+    "metadata_texts": Format(
+        "metadata.jsonl",
+        lambda folder: _metadata(folder, text=["a cat", "\u2713", "c"]),
+        _read_source,
+    ),
+    "turned": Format("class 0/0.jpg", _turned, _read_source),
     "prompts_txt": text_file("x.txt", b"a cat\na dog\n", lambda p: prompt_lists.read(str(p))),
     "prompts_jsonl": text_file(
         "x.jsonl",
