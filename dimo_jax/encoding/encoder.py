@@ -28,7 +28,7 @@ from dimo_jax.tokenizers.tokenizer import PIXELS_AT_ONCE, Tokenizer
 
 # Of small images: more in a batch save no time, and a first batch is what a measurement takes.
 MOST_AT_ONCE = 256
-_THREADS = min(32, len(os.sched_getaffinity(0)))  # Pillow lets go of the interpreter's lock
+_THREADS = min(32, os.cpu_count() or 4)  # Pillow lets go of the interpreter's lock
 Batch = tuple[Range, int, int]  # range, start and stop of the batch in it
 _AHEAD = 2  # batches that are prepared beside the one that is encoded
 _GRAY = np.array([19595, 38470, 7471], np.uint32)  # of 2^16: ITU-R 601, as Pillow rounds it
