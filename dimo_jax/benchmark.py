@@ -3,13 +3,15 @@
 python -m dimo_jax.benchmark --config=configs/imagenet.py --peak_tflops=989 --output=train.json
 python -m dimo_jax.benchmark --config=configs/imagenet.py --what=sample --batch_size=1,8,64
 python -m dimo_jax.benchmark --config=configs/imagenet.py --what=teacher_sample --steps=8,16
+python -m dimo_jax.benchmark --config=configs/pictures.py --what=data --config.data.path=tokens/x
 
 train is the distillation step; sample the one-step generator, and its parts: network, token
 sampling, decoder; teacher_sample the teacher by the sampler of its authors; decode the tokenizer's
-decoder. Where the config names no bundle, weights are random. Figures are medians over repetitions,
-with quartiles; compilation is apart. The result is JSON, on stdout or in --output. MFU is the share
-of a peak that the model's operations (profiling/flops.py) reach: of the bfloat16 peak in
-profiling/devices.py, or of --peak_tflops, which a CPU or an unlisted device needs.
+decoder; data the reading of a teacher's batches from a folder of tokens, against its training step
+or --step_seconds. Where the config names no bundle, weights are random. Figures are medians over
+repetitions, with quartiles; compilation is apart. The result is JSON, on stdout or in --output. MFU
+is the share of a peak that the model's operations (profiling/flops.py) reach: of the bfloat16 peak
+in profiling/devices.py, or of --peak_tflops, which a CPU or an unlisted device needs.
 """
 
 from absl import flags
@@ -30,15 +32,15 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_enum(
     "what",
     "train",
-    ["train", "sample", "teacher_sample", "decode"],
+    ["train", "data", "sample", "teacher_sample", "decode"],
     "what is timed",
     flag_values=FLAGS,
 )
 flags.DEFINE_list(
     "batch_size",
     None,
-    "one or more, 1,8,64; default: for train config.distill.batch_size, else 1,8 and as many as "
-    "dimo_jax.sample draws at a time",
+    "one or more, 1,8,64; default: for train config.distill.batch_size, for data that of pretrain, "
+    "else 1,8 and as many as dimo_jax.sample draws at a time",
     flag_values=FLAGS,
 )
 flags.DEFINE_string("output", None, "a JSON file; default: standard output", flag_values=FLAGS)
@@ -48,8 +50,19 @@ flags.DEFINE_list("steps", None, "teacher_sample: of its sampler; default 8,16",
 flags.DEFINE_float(
     "guidance", None, "teacher_sample: default config.distill.guidance", flag_values=FLAGS
 )
+flags.DEFINE_float(
+    "step_seconds",
+    None,
+    "data: of a step, such as on another machine; default: it is timed",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_integer(
-    "calls", 5, "train: steps in a repetition, between two waits", lower_bound=1, flag_values=FLAGS
+    "calls",
+    5,
+    "train, data: steps or batches in a repetition, between two waits",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 flags.DEFINE_integer("repetitions", 10, "that count", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("warmup", 2, "repetitions before them", lower_bound=0, flag_values=FLAGS)

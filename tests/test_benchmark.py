@@ -1,5 +1,6 @@
 """`benchmark`: the command, what it writes, and what it refuses. No time decides."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from dimo_jax.commands import benchmark as timing
 from dimo_jax.common.errors import InputError
 from dimo_jax.generation import drawing
 from dimo_jax.profiling import devices, sampler_speed, step_speed
+from tests.helpers import digit_tokens
 from tests.helpers.command_line import NETWORK, run_command
 from tests.helpers.timed_models import opened, small_config
 
@@ -170,3 +172,30 @@ def test_without_bundles_the_configs_own_models_are_made():
     found = step_speed.open_models(small_config())
     assert (found.network.num_tokens, found.network.config["width"]) == (64, 64)
     assert found.params is None and found.tokenizer.config["name"] == "vqgan"
+
+
+def test_data_is_read_and_compared_with_a_step(run, tmp_path, monkeypatch):
+    used = dataclasses.replace(opened(), network=models.build(NETWORK), params=None)
+    monkeypatch.setattr(step_speed, "open_models", lambda config: used)
+    path = digit_tokens.write(tmp_path / "tokens", num=40)
+    arguments = ["--what=data", f"--config.data.path={path}", "--batch_size=8", "--calls=3"]
+    given = {"config": "configs/pictures.py:tiny"}
+    status, out, err = run(*arguments, "--step_seconds=1e-9", **given)
+    assert status == 0 and "the steps wait" in err, err
+    (slow,) = json.loads(out)["results"]
+    status, out, err = run(*arguments, "--step_seconds=1000", **given)
+    assert status == 0 and "no step waits" in err, err
+    (fast,) = json.loads(out)["results"]
+    assert slow["steps_wait"] and not fast["steps_wait"]
+    assert fast["step_seconds_source"] == "--step_seconds" and fast["num_examples"] == 40
+    rate = 8 / fast["batch_seconds"]["median"]
+    assert fast["images_per_second"] == pytest.approx(rate)
+    assert fast["tokens_per_second"] == pytest.approx(64 * rate)
+    status, _, err = run("--what=data", "--config.data.num_classes=10", **given)
+    assert status == 2 and "give --config.data.path" in err
+    status, out, err = run(*arguments, **given)
+    (timed,) = json.loads(out)["results"]
+    assert timed["step_seconds_source"] == "timed here" and timed["step_seconds"] > 0, err
+    used = dataclasses.replace(used, network=models.build({**NETWORK, "codebook_size": 16}))
+    status, _, err = run(*arguments, **given)
+    assert status == 2 and "64 tokens of 17 codes, the network 64 of 16" in err

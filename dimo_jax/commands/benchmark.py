@@ -1,4 +1,4 @@
-"""Times a config's training step, samplers or decoder on this machine."""
+"""Times a config's training step, its data, samplers or decoder on this machine."""
 
 import copy
 import json
@@ -21,12 +21,15 @@ from dimo_jax.common.progress import Progress
 from dimo_jax.config import validation
 from dimo_jax.generation import drawing
 from dimo_jax.parallel import distributed
-from dimo_jax.profiling import devices, sampler_speed, step_speed
+from dimo_jax.profiling import data_speed, devices, sampler_speed, step_speed
 from dimo_jax.runs import banner, training_sets
 from dimo_jax.training import traces
 
 # Flag -> the only choice of --what that it is for.
-_OWN_FLAGS = {"steps": "teacher_sample", "guidance": "teacher_sample", "profile": "train"}
+_OWN_FLAGS = {
+    **{"steps": "teacher_sample", "guidance": "teacher_sample", "profile": "train"},
+    "step_seconds": "data",
+}
 _SETTINGS = ("compute_dtype", "remat", "scan_layers", "attention", "fast_compile")
 
 
@@ -81,6 +84,11 @@ def _results(
             changed = copy.deepcopy(config)
             changed["distill"]["batch_size"] = size
             yield step_speed.train(changed, models, clock)
+    elif flags.what == "data":
+        examples = training_sets.examples_to_read(config, models.network)
+        for size in sizes:
+            changed = {**config, "pretrain": {**config["pretrain"], "batch_size": size}}
+            yield data_speed.read(changed, models, examples, clock, flags.step_seconds)
     elif flags.what == "teacher_sample":
         yield from sampler_speed.teacher_sample(config, models, clock, sizes, steps, flags.guidance)
     else:
@@ -90,8 +98,8 @@ def _results(
 
 def _own_sizes(what: str, config: dict[str, Any], num_tokens: int) -> list[int]:
     """Return the batch sizes that are timed where none are given."""
-    if what == "train":
-        return [config["distill"]["batch_size"]]
+    if what in ("train", "data"):
+        return [config["distill" if what == "train" else "pretrain"]["batch_size"]]
     return sorted({1, 8, drawing.images_at_once(num_tokens, None)})
 
 
@@ -112,7 +120,7 @@ def _measure(
         _trace(flags),
     )
     banner.show(banner.machine_lines())
-    if clock.peak_tflops is None:
+    if clock.peak_tflops is None and flags.what != "data":
         note("no MFU: the peak of this device is not known; give --peak_tflops")
     shapes = jax.eval_shape(models.network.init, jax.random.key(0))
     results = []
@@ -174,7 +182,7 @@ def run(flags: FlagValues) -> None:
     if config["compilation_cache"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache"])
     cli.start_processes(flags)
-    if jax.process_count() > 1 and flags.what != "train":
+    if jax.process_count() > 1 and flags.what not in ("train", "data"):
         raise InputError(f"--what={flags.what} is timed in one process; start it once")
     with Progress("benchmark", silent=not distributed.is_lead()) as progress:
         text = json.dumps(_measure(flags, config, progress.note), indent=1, default=list) + "\n"

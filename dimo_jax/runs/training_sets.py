@@ -20,6 +20,7 @@ from dimo_jax.data import stream, token_sets
 from dimo_jax.data.built_in import BuiltIn, Pictures
 from dimo_jax.data.examples import Examples, in_memory
 from dimo_jax.data.token_sets import TokenSet
+from dimo_jax.models import Network
 from dimo_jax.parallel import distributed
 from dimo_jax.tokenizers import Tokenizer, tokenizer
 
@@ -175,6 +176,11 @@ def resolved(config: Config) -> dict[str, Any]:
         return dict(config)
     with about("config.data.path"):
         found = token_sets.open_set(data["path"])
+    if found.condition == "text":
+        raise InputError(
+            f"config.data.path={data['path']} has captions, and a teacher is trained here on "
+            "classes or without any; encode the pictures with labels"
+        )
     own = len(found.class_names) or 1
     if data["num_classes"] not in (-1, own):
         raise InputError(
@@ -203,6 +209,27 @@ def _num_test(found: TokenSet, wanted: int, num_neighbours: int) -> int:
             "fewer"
         )
     return wanted
+
+
+def examples_to_read(config: Config, network: Network) -> Examples:
+    """Return the examples of a folder of tokens that a benchmark reads, whatever encoded them.
+
+    Raises:
+        InputError: the config names none, or it is of other sizes than the network.
+    """
+    if not config["data"]["path"]:
+        raise InputError(
+            "--what=data reads a folder of tokens; give --config.data.path, with a config like "
+            "configs/pictures.py"
+        )
+    found = token_sets.open_set(config["data"]["path"])
+    sizes, own = (found.length, found.codebook_size), (network.num_tokens, network.codebook_size)
+    if sizes != own:
+        raise InputError(
+            f"{found.path} has {sizes[0]} tokens of {sizes[1]} codes, the network {own[0]} of "
+            f"{own[1]}; set config.tokenizer to match"
+        )
+    return Examples(found.num, found.views, found.at)
 
 
 def open_encoded(config: Config, codec: Tokenizer, digest: str | None) -> EncodedSet:

@@ -167,6 +167,12 @@ def test_a_folder_that_says_other_sizes_than_its_tokenizer_is_refused(folder, tm
         opened(path, tmp_path)
 
 
+def test_captions_are_refused_where_the_teacher_takes_classes(tmp_path):
+    path = digit_tokens.write(tmp_path / "texts", num=20, condition="text")
+    with pytest.raises(InputError, match="has captions.*encode the pictures with labels"):
+        config_of(path)
+
+
 def test_too_few_kept_for_the_report_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="num_neighbours is 5.*below 4"):
         opened(folder, tmp_path, **{"data.num_test": 4})

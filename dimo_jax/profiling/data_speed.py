@@ -1,0 +1,84 @@
+"""Whether reading the examples of a teacher's training keeps up with its steps."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from dimo_jax.data.examples import Examples
+from dimo_jax.parallel import sharding
+from dimo_jax.profiling import timing
+from dimo_jax.profiling.step_speed import Clock, Models, Result
+from dimo_jax.training import programs
+
+
+def read(
+    config: Mapping[str, Any],
+    models: Models,
+    examples: Examples,
+    clock: Clock,
+    step_seconds: float | None,
+) -> Result:
+    """Time batches one after the other, from the disk to the devices, and the step that needs them.
+
+    In a training a batch is read while the steps before it run, so that a step waits only where
+    reading takes longer than a step.
+
+    Args:
+        config: a complete config; pretrain.batch_size is that of all devices together.
+        models: of that config.
+        examples: what is read.
+        clock: how it is timed; the files are read in the order of a training.
+        step_seconds: of a step, e.g. on other hardware; None: it is timed here.
+
+    Raises:
+        InputError: the batch does not divide, or an example is damaged.
+    """
+    layout, size = sharding.layout(config["mesh"]), config["pretrain"]["batch_size"]
+    batch_of = programs.pretrain_batches(config, models.network, layout, examples)
+    numbers = itertools.count()
+    times = clock.time("reading a batch", lambda: batch_of(next(numbers)), clock.calls)
+    needed, source = step_seconds, "--step_seconds"
+    if needed is None:
+        needed, source = _step(config, models, layout, batch_of, clock), "timed here"
+    share = times.median / needed
+    clock.note(
+        f"a batch of {size} is read in {times.median:.3g} s, {share:.2g} of a step's {needed:.3g} "
+        f"s: {'the steps wait' if share >= 1 else 'no step waits'}"
+    )
+    rate = size / times.median
+    return {
+        "batch_size": size,
+        "num_examples": examples.num,
+        "batch_seconds": times.report(),
+        "batches_per_repetition": clock.calls,
+        "images_per_second": rate,
+        "tokens_per_second": rate * models.network.num_tokens,
+        "step_seconds": needed,
+        "step_seconds_source": source,
+        "share_of_a_step": share,
+        "steps_wait": share >= 1,
+    }
+
+
+def _step(
+    config: Mapping[str, Any],
+    models: Models,
+    layout: sharding.Layout,
+    batch_of: Callable[[int], Any],
+    clock: Clock,
+) -> float:
+    """Return the seconds of a step of the teacher's training on a batch that is there."""
+    program = programs.pretrain_program(config, models.network, layout)
+    clock.note("compiles the step")
+    step, _ = timing.compiled(program.lower)
+    state = program.create(models.make_params(config["seed"], layout.of(program.params)))
+    batch = jax.block_until_ready(batch_of(0))
+
+    def call() -> Any:
+        nonlocal state
+        state, values = step(state, batch)
+        return values
+
+    return clock.time("a step", call, clock.calls).median
