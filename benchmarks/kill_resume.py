@@ -1,6 +1,7 @@
 """Kills the digits run at random moments and starts it again; says whether anything is different.
 
     python benchmarks/kill_resume.py --kills=20 --directory=/tmp/kills
+    python benchmarks/kill_resume.py --tokens=tokens/photos --tokenizer=bundles/patches
 
 One run is left alone. Others are killed (SIGKILL) a random time after each start, the time drawn
 uniformly from the length of a whole run, and started again with the same command until they are
@@ -8,7 +9,8 @@ done. Then every run must end in the first one's parameters, bit for bit, and in
 metrics; and every checkpoint that a killed run offered must be the first run's of that step. Prints
 one line for each start; the exit status is 1 where something differs.
 
-The config is configs/digits.py:patch, shrunk to seconds. Processes are forked from this one before
+The config is configs/digits.py:patch, or configs/pictures.py:tiny on a folder of tokens, shrunk to
+seconds. Processes are forked from this one before
 JAX has a backend, so that the imports, in which nothing could be lost, are paid for once.
 """
 
@@ -29,8 +31,8 @@ from dimo_jax import cli
 from dimo_jax.common import trees
 from dimo_jax.training import metrics
 
+DIGITS = ["--config=configs/digits.py:patch"]
 SMALL = [
-    "--config=configs/digits.py:patch",
     "--config.fast_compile=True",
     "--config.model.width=16",
     "--config.model.depth=1",
@@ -62,7 +64,7 @@ SMALL = [
 STAGES = ("pretrain", "distill")
 
 
-def started(workdir: Path, log: Path, *extra: str) -> int:
+def started(workdir: Path, log: Path, *config: str) -> int:
     """Return the process id of a run."""
     sys.stdout.flush()
     pid = os.fork()
@@ -71,7 +73,7 @@ def started(workdir: Path, log: Path, *extra: str) -> int:
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.argv = ["main", *SMALL, f"--workdir={workdir}", *extra]
+    sys.argv = ["main", *config, *SMALL, f"--workdir={workdir}"]
     cli.run(dimo_jax.main.main, dimo_jax.main.FLAGS)
 
 
@@ -133,12 +135,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="how many processes are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--directory", help="of the runs; default: a temporary one")
+    parser.add_argument("--tokens", help="a folder of tokens in place of the digits")
+    parser.add_argument("--tokenizer", help="the bundle that it was encoded with")
     arguments = parser.parse_args()
+    config = DIGITS
+    if arguments.tokens:
+        config = ["--config=configs/pictures.py:tiny", f"--config.data.path={arguments.tokens}"]
+        config += [f"--config.tokenizer.bundle={arguments.tokenizer}"]
     root = Path(arguments.directory or tempfile.mkdtemp(prefix="kill_resume"))
     root.mkdir(parents=True, exist_ok=True)
     log, choice = root / "log", random.Random(arguments.seed)
     began = time.monotonic()
-    ended(started(root / "whole", log, "--config.checkpoint.keep=1000"), 3600)
+    ended(started(root / "whole", log, *config, "--config.checkpoint.keep=1000"), 3600)
     length = time.monotonic() - began
     expected, known = result(root / "whole"), offered(root / "whole")
     print(f"left alone: {length:.1f} s, {len(expected['lines'])} lines, {len(known)} checkpoints")
@@ -147,7 +155,7 @@ def main() -> None:
         workdir, began = root / f"killed{number}", time.monotonic()
         from_the_start = not workdir.exists()
         moment = choice.uniform(0, length) if kills < arguments.kills else 3600.0
-        if not ended(started(workdir, log), moment):
+        if not ended(started(workdir, log, *config), moment):
             kills += 1
             found = offered(workdir)
             bad = [name for name, fingerprint in found.items() if known.get(name) != fingerprint]
