@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
+from dimo_jax.common.progress import Progress
 from dimo_jax.data import stream, token_sets
 from dimo_jax.data.built_in import BuiltIn, Pictures
 from dimo_jax.data.examples import Examples, in_memory
@@ -94,9 +95,10 @@ class EncodedSet:
     @property
     def source(self) -> str:
         """Say what the report's real images are."""
+        kept = f", {self.num_test} of them kept from the training as the test split"
         return (
-            f"{self.tokens.facts.source}, {self.tokens.num} pictures as the tokenizer decodes "
-            f"them, {self.num_test} of them kept from the training as the test split"
+            f"{self.tokens.facts.source}, {self.tokens.num} pictures as the tokenizer decodes them"
+            f"{kept if self.num_test else ''}"
         )
 
     @property
@@ -145,10 +147,12 @@ class EncodedSet:
         """Return how many training examples each class has; reads them all."""
         which = self._parts[0] if self.num_test else np.arange(self.tokens.num)
         found = np.zeros(num_classes, np.int64)
-        for start in range(0, len(which), _AT_ONCE):
-            some = which[start : start + _AT_ONCE]
-            _, labels = self.tokens.at(some, np.zeros_like(some))
-            found += np.bincount(labels, minlength=num_classes)
+        with Progress("classes", silent=not distributed.is_lead()) as progress:
+            for start in range(0, len(which), _AT_ONCE):
+                some = which[start : start + _AT_ONCE]
+                _, labels = self.tokens.at(some, np.zeros_like(some))
+                found += np.bincount(labels, minlength=num_classes)
+                progress.update(start + len(some), len(which), "examples counted")
         return tuple(found.tolist())
 
 
