@@ -122,7 +122,8 @@ def result(workdir: Path) -> dict:
         {name: x for name, x in line.items() if not name.startswith("time/")}
         for line in metrics.read(workdir)
     ]
-    hashes = json.loads((workdir / "report" / "results.json").read_text())["hashes"]
+    report = workdir / "report" / "results.json"  # none of a folder of tokens
+    hashes = json.loads(report.read_text())["hashes"] if report.exists() else {}
     parts = {
         name: (workdir / name / "params.msgpack").read_bytes() for name in ("teacher", "export")
     }
@@ -141,7 +142,7 @@ def main() -> None:
     config = DIGITS
     if arguments.tokens:
         config = ["--config=configs/pictures.py:tiny", f"--config.data.path={arguments.tokens}"]
-        config += [f"--config.tokenizer.bundle={arguments.tokenizer}"]
+        config += [f"--config.tokenizer.bundle={arguments.tokenizer}", "--config.data.num_test=0"]
     root = Path(arguments.directory or tempfile.mkdtemp(prefix="kill_resume"))
     root.mkdir(parents=True, exist_ok=True)
     log, choice = root / "log", random.Random(arguments.seed)
