@@ -12,7 +12,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.data import splits, token_files, token_sets
-from dimo_jax.data.picture_sources import open_pictures
+from dimo_jax.data.picture_sources import open_pictures, unusual
 from dimo_jax.data.pictures import PictureSource
 from dimo_jax.data.token_sets import Facts
 from dimo_jax.encoding import token_ranges
@@ -60,7 +60,7 @@ def run(flags: FlagValues) -> None:
         locks.held(lock_of(output), str(output)),
         Progress("encode", silent=not distributed.is_lead()) as progress,
     ):
-        for text in source.notes:
+        for text in [*source.notes, *filter(None, [unusual(source)])]:
             progress.note(text)
         num = _there_already(output, facts, progress)
         if num is None:

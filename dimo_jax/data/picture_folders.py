@@ -78,9 +78,15 @@ class Folder(PictureSource):
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Read and decode a file."""
+        return np.asarray(self._decoded(index).image)
+
+    def kinds(self, index: int) -> tuple[str, ...]:
+        """Look at a file."""
+        return self._decoded(index).kinds
+
+    def _decoded(self, index: int) -> pictures.Opened:
         path = self._root / self._names[index]
-        data = pictures.read(path)
-        return np.asarray(pictures.decode(data, str(path), rgb=True, upright=True).image)
+        return pictures.decode(pictures.read(path), str(path), rgb=True, upright=True)
 
     def stamp(self, index: int) -> str:
         """Return the size and the time of a file."""

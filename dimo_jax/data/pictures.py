@@ -55,6 +55,14 @@ class PictureSource(abc.ABC):
             InputError: it cannot be read.
         """
 
+    def kinds(self, index: int) -> tuple[str, ...]:
+        """Return in what a picture's file differs from 8-bit RGB, as pictures.decode says.
+
+        Raises:
+            InputError: as `read`.
+        """
+        return ()
+
     def stamp(self, index: int) -> str:
         """Return a text that changes when the file does, as far as is known without reading it."""
         return ""
@@ -127,17 +135,28 @@ class Dataset(PictureSource):
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Read a picture, and decode it where it lies as a file."""
-        where = self._place(index)
-        try:
-            found = self._examples[index][self._key]
-        except Exception as error:  # array_record, protobuf and tfds raise types of their own
-            raise InputError(f"{where} cannot be read ({shown(error)})") from error
+        found = self._stored(index)
         if isinstance(found, bytes):
-            return np.asarray(pictures.decode(found, where, rgb=True, upright=self._upright).image)
+            return np.asarray(self._decoded(index, found).image)
         pixels = np.asarray(found)[..., :3]
         if pixels.shape[2] == 2:  # gray and its transparency
             pixels = pixels[..., :1]
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+    def kinds(self, index: int) -> tuple[str, ...]:
+        """Look at a picture that lies as a file."""
+        found = self._stored(index)
+        return self._decoded(index, found).kinds if isinstance(found, bytes) else ()
+
+    def _stored(self, index: int) -> Any:
+        """Return pixels, or the bytes of a file."""
+        try:
+            return self._examples[index][self._key]
+        except Exception as error:  # array_record, protobuf and tfds raise types of their own
+            raise InputError(f"{self._place(index)} cannot be read ({shown(error)})") from error
+
+    def _decoded(self, index: int, data: bytes) -> pictures.Opened:
+        return pictures.decode(data, self._place(index), rgb=True, upright=self._upright)
 
     def label(self, index: int) -> int:
         """Return the class of a picture."""

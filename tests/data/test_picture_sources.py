@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dimo_jax.common.errors import InputError
-from dimo_jax.data.picture_sources import open_pictures
+from dimo_jax.data.picture_sources import open_pictures, unusual
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 9, 3), np.uint8)
 
@@ -258,6 +258,13 @@ def test_pictures_are_turned_upright_and_lose_their_transparency(tmp_path):
     np.testing.assert_array_equal(found.read(0), np.rot90(PIXELS[0], -1))
     np.testing.assert_array_equal(found.read(1), PIXELS[1])
     np.testing.assert_array_equal(found.read(2), np.repeat(PIXELS[2][..., :1], 3, -1))
+    # Said before the work, as far as some of them tell; broken ones come up when they are read.
+    put(tmp_path / "3.png", b"")
+    text = unusual(open_pictures(tmp_path))
+    assert text == "of 3 pictures looked at 1 gray, 1 with transparency, which is dropped"
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").unlink()
+    assert unusual(open_pictures(tmp_path)) == ""
 
 
 class Birds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -315,6 +322,7 @@ def test_a_data_set_by_name(birds):
     captions = opened("text")
     firsts = opened("", "captions/text")
     assert captions.condition == firsts.condition == "text"
+    assert unusual(found) == ""
     for i in range(4):  # in tfds's own order
         text = firsts.text(i)
         number = int(text[0])
