@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common.errors import InputError
@@ -57,7 +58,7 @@ class UpsamplingConv(nn.Module):
         shape = (3, 3, channels, channels)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        x, kernel, bias = promote_dtype(x, kernel, bias)
 
         def of_parities(taps: Float[Array, "3 ..."]) -> Float[Array, "2 2 ..."]:
             first, second, third = taps
