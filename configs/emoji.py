@@ -2,15 +2,21 @@
 
 pip install -e ".[emoji]"
 python -m dimo_jax.main --config=configs/emoji.py --workdir=runs/emoji
+python -m dimo_jax.main --config=configs/emoji.py:text --workdir=runs/emoji_text
 
+The argument chooses what they are drawn from: "class", Unicode's groups, or "text", their names.
 The distillation's settings are those of the digits' patches, and not tuned to these pictures yet;
 the config as it stands was not run to its end.
 """
 
 from dimo_jax.config import default_config
 
+VARIANTS = ("class", "text")
 
-def get_config():
+
+def get_config(variant: str = "class"):
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/emoji.py has the variants {' and '.join(VARIANTS)}")
     config = default_config()
     config.title = "Emoji"
     # By Unicode's groups. Six in ten are people, most of them in six tones of skin.
@@ -44,4 +50,38 @@ def get_config():
     config.evaluation.update(
         num_samples=1000, batch_size=100, sweep_num_samples=250, guidances=(1.0, 1.5)
     )
+    if variant == "text":
+        _take_names(config)
     return config
+
+
+def _take_names(config):
+    """Take the names as prompts: a small Meissonic, with a text tower that is trained with it."""
+    config.title = "Emoji by their names"
+    config.data.update(condition="text", balanced=True)
+    config.model = {
+        "name": "meissonic", "vocabulary": 2049, "width": 96, "depth": 1, "single_depth": 3,
+        "heads": 3, "mlp_dim": 384, "text_length": 24, "text_dim": 96, "pooled_dim": 96,
+        "rope_dims": (8, 12, 12), "merge": False, "timestep": "ratio",
+    }  # fmt: skip
+    config.text_encoder = {
+        "bundle": "",
+        "activation": "gelu",
+        "projection": 96,
+        # 510 merges: the frequent words are one id each. The longest name has 21.
+        "text": {
+            "vocabulary": 1024, "context": 24, "width": 96, "depth": 2, "heads": 3, "mlp_dim": 384
+        },
+    }  # fmt: skip
+    # Fewer steps than these were run: docs/emoji.md.
+    config.pretrain.update(num_steps=4000, batch_size=32)
+    config.distill.update(num_steps=1500, batch_size=16, guidance=1.5)
+    # Two images of each name of the test split.
+    config.evaluation.update(
+        num_samples=762, sweep_num_samples=190, seeds=(0, 1), choice_temperatures=(4.5,),
+        guidances=(1.0, 2.0), batch_size=127,
+    )  # fmt: skip
+    config.logging.picture_prompts = (
+        "red heart", "a red heart", "cat with party hat", "green apple", "flag: France",
+        "blue square", "smiling face with hearts", "a house on fire",
+    )  # fmt: skip

@@ -4,6 +4,7 @@ Axes: B batch, K auxiliary updates a step, N prompts, T ids of a text.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.conditions.text_cache import TextCache
 from dimo_jax.data import stream
@@ -19,6 +21,56 @@ from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 
 Features = dict[str, Float[np.ndarray, "N ..."]]
+
+
+def in_turn(num: int, count: int) -> Int[np.ndarray, "N"]:
+    """Return numbers of texts in rounds, each text once in a round.
+
+    In steps over the list, which may be sorted: a part of a round is of all of it.
+
+    Args:
+        num: N.
+        count: of the texts.
+
+    Returns:
+        [N] int32.
+    """
+    golden = round(0.618 * count)
+    step = next(x for x in range(max(golden, 1), count + 1) if math.gcd(x, count) == 1)
+    return (np.arange(num) * step % count).astype(np.int32)
+
+
+class PromptIds:
+    """Texts as what a network reads that is trained together with its text tower: ids.
+
+    Args:
+        texts: of a data set.
+        tokenizer: the one of the tower.
+        negative: the text of the unconditional branch.
+
+    Attributes:
+        num: of the texts.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: ClipTokenizer, negative: str):
+        self._texts, self._tokenizer, self._negative = texts, tokenizer, negative
+        self.num = len(texts)
+
+    def identity(self) -> dict[str, str]:
+        """Return what a training depends on besides its settings: the words, of the texts too."""
+        return self._tokenizer.identity
+
+    def features(self, numbers: Int[np.ndarray, "N"]) -> dict[str, Int[np.ndarray, "N T"]]:
+        """Return what the network is given for some texts."""
+        return self.of_texts([self._texts[int(number)] for number in numbers])
+
+    def of_texts(self, texts: Sequence[str]) -> dict[str, Int[np.ndarray, "N T"]]:
+        """Return what it is given for any texts."""
+        return {"ids": self._tokenizer(texts)}
+
+    def null(self, size: int) -> dict[str, Int[np.ndarray, "N T"]]:
+        """Return what it is given for no condition: the negative prompt."""
+        return {"ids": np.repeat(self._tokenizer([self._negative]), size, axis=0)}
 
 
 class PromptConditions:
@@ -38,6 +90,10 @@ class PromptConditions:
         self._cache: TextCache | None = None
         self._unfilled: TextCache | None = None
         self.num = len(prompts.texts)
+
+    def encoded_by(self, encoder: TextConditions) -> "PromptConditions":
+        """Return the same prompts with another encoder."""
+        return PromptConditions(self._prompts, encoder, self._negative)
 
     def identity(self) -> dict[str, str]:
         """Return what a training depends on besides its settings."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from dimo_jax import config as configs
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
-from dimo_jax.conditions import clip_tokenizer
+from dimo_jax.conditions import clip_tokenizer, trained_vocabulary, transformers_tokenizer
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.conditions.text import (
     TEXT_ENCODER_FOLDER,
@@ -128,24 +128,34 @@ def load_encoder(
     return encoder
 
 
-def open_encoder(config: Mapping[str, Any], teacher: AnyPath | None) -> TextEncoder:
+def open_encoder(
+    config: Mapping[str, Any], teacher: AnyPath | None, texts: Sequence[str] = ()
+) -> TextEncoder:
     """Return the text encoder of a run.
 
     Args:
         config: a complete config, of a run with text.
-        teacher: path of the teacher's bundle; None: it is random, and so is an encoder without a
-            bundle, whose words are the 256 bytes.
+        teacher: path of the teacher's bundle; None: it is random or still to be trained, and so is
+            an encoder without a bundle.
+        texts: of the run's pictures, for the words of such an encoder; none: the 256 bytes.
 
     Raises:
-        InputError: as `load_encoder`, or the sizes of the section `text_encoder` are wrong.
+        InputError: as `load_encoder`, or the sizes of the section `text_encoder` are wrong, or too
+            many for the texts.
     """
     if teacher is not None or config["text_encoder"]["bundle"]:
         with about("config.text_encoder.bundle"):
             return load_encoder(config["text_encoder"]["bundle"], teacher)
     network = encoder_network(config)
     params = jax.device_get(jax.jit(network.init)(jax.random.key(config["seed"])))
-    tokenizer = clip_tokenizer.open_clip([], network.context)
-    return TextEncoder(network, params, tokenizer, {"random": "as config.teacher.random asks"})
+    if not texts:
+        tokenizer = clip_tokenizer.open_clip([], network.context)
+        return TextEncoder(network, params, tokenizer, {"random": "as config.teacher.random asks"})
+    with about("config.text_encoder.text.vocabulary"):
+        merges = trained_vocabulary.train(texts, network.config["text"]["vocabulary"])
+    data = transformers_tokenizer.from_merges(merges, network.context)
+    tokenizer = clip_tokenizer.transformers(data, network.context)
+    return TextEncoder(network, params, tokenizer, {"title": config["title"]})
 
 
 def encoder_network(config: Mapping[str, Any]) -> clip.Clip:

@@ -64,6 +64,12 @@ def trains_teacher(config: Mapping[str, Any]) -> bool:
     return not (config["teacher"]["bundle"] or config["teacher"]["random"])
 
 
+def takes_text(config: Mapping[str, Any]) -> bool:
+    """Return whether a run is conditioned on text: on prompts, or on the texts of its pictures."""
+    data = config["data"]
+    return data["name"] == "prompts" or data.get("condition") == "text"
+
+
 def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return a section's fields but these."""
     return {name: value for name, value in section.items() if name not in names}
@@ -96,13 +102,15 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
         {path: value}, without where data happens to lie.
     """
     names = STAGE_SECTIONS[stage]
-    if stage == "distill" and config["data"]["name"] == "prompts":
+    if stage != "evaluation" and takes_text(config):
         names = (*names, "prompts", "text_encoder")
     fields = json.loads(json.dumps(flat({name: config[name] for name in names}), default=list))
     # Of other data it means nothing, and their runs were begun before there was such a field.
     own = () if config["data"]["name"] == "tokens" else ("data.num_test",)
     for name in (*_ELSEWHERE, *own):
         fields.pop(name, None)
+    if fields["data.condition"] == "label":  # runs that were begun before there was another go on
+        del fields["data.condition"]
     if stage == "distill":
         fields["teacher.dtype"] = config["teacher"]["dtype"]
     return fields

@@ -153,6 +153,11 @@ FIELDS: dict[str, Any] = {
             whole(0, 10_000_000, also=(-1,), why="a tenth of a small set, none of a large one"),
             "of these examples, kept from the training for the report; 0: no report",
         ),
+        "condition": Field(
+            "label",
+            names("label", "text"),
+            "what pictures with both are drawn from: classes, or texts (of the training split)",
+        ),
         "directory": Field("", FOLDER, "where data sets lie; empty: <workdir>/data"),
         "num_classes": Field(
             10,
@@ -187,7 +192,9 @@ FIELDS: dict[str, Any] = {
         "cache": Field("", FOLDER, "for their features; empty: computed in every step"),
     },
     "text_encoder": {
-        "bundle": Field("", BUNDLE, "empty: text_encoder/ beside the teacher's; random with it"),
+        "bundle": Field(
+            "", BUNDLE, "empty: text_encoder/ beside the teacher's; else trained or random with it"
+        ),
     },
     "tokenizer": {
         "bundle": Field(

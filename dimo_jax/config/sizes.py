@@ -13,6 +13,7 @@ _LEVELS = whole(0, 15)
 # Built-in sets of pictures: {name: (classes, pictures of the test split)}; data/pictures.py,
 # which has the rest, imports tensorflow-datasets.
 PICTURE_SETS = {"digits": (10, 397), "emoji": (9, 381)}
+SETS_WITH_TEXTS = ("emoji", "tokens")  # of tokens those of pictures with captions
 BUNDLE = text("a bundle's folder, or empty; read at the start")
 
 # Of model.name -> the fields of the section `model`.

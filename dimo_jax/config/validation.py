@@ -9,8 +9,8 @@ from typing import Any
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.fields import LARGEST, written
-from dimo_jax.config import fields_of, flat, trains_teacher
-from dimo_jax.config.sizes import PICTURE_SETS
+from dimo_jax.config import fields_of, flat, takes_text, trains_teacher
+from dimo_jax.config.sizes import PICTURE_SETS, SETS_WITH_TEXTS
 
 Config = Mapping[str, Any]
 _OPTIMIZERS = ("pretrain", "distill.generator", "distill.auxiliary")
@@ -143,18 +143,24 @@ def _validate_network(config: Config) -> None:
             f"config.model.rope_dims is {tuple(rope)}; it must be three even numbers that add up "
             f"to width / heads = {model['width'] // model['heads']}"
         )
-    takes_text, with_text = "rope_dims" in model, config["data"]["name"] == "prompts"
-    if takes_text != with_text and not config["teacher"]["bundle"]:
+    of_text = "rope_dims" in model
+    if of_text != takes_text(config) and not config["teacher"]["bundle"]:
         raise InputError(
             f"config.model.name is {model['name']}, which takes "
-            f"{'text' if takes_text else 'classes'}, and config.data.name is "
-            f"{config['data']['name']}; change one of them"
+            f"{'text' if of_text else 'classes'}, and config.data.name is "
+            f"{config['data']['name']}{_condition(config)}; change one of them"
         )
     if config["attention"] in ("cudnn", "pallas") and config["compute_dtype"] != "bfloat16":
         raise InputError(
             f"config.attention={config['attention']} needs config.compute_dtype=bfloat16, which is "
             f"{config['compute_dtype']}; change one of them"
         )
+
+
+def _condition(config: Config) -> str:
+    """Return what pictures are drawn from, for a message."""
+    data = config["data"]
+    return f" with data.condition={data['condition']}" if data["name"] in SETS_WITH_TEXTS else ""
 
 
 def _validate_data(config: Config) -> None:
@@ -182,16 +188,21 @@ def _validate_data(config: Config) -> None:
             f"config.data.balanced is False, and config.data.name={name} has no pictures whose "
             "classes could be counted; leave it True"
         )
+    if data["condition"] == "text" and name not in SETS_WITH_TEXTS:
+        raise InputError(
+            f"config.data.condition is text, and the pictures of config.data.name={name} have "
+            f"none; those of {', '.join(SETS_WITH_TEXTS)} have"
+        )
     labels = logging["picture_labels"]
     if num_classes >= 0 and not set(labels) <= set(range(num_classes)):
         expected = f"whole numbers from 0 to {num_classes - 1}" if num_classes else "for classes"
         raise InputError(
             f"config.logging.picture_labels is {written(tuple(labels))}; labels are {expected}"
         )
-    if logging["picture_prompts"] and name != "prompts":
+    if logging["picture_prompts"] and not takes_text(config):
         raise InputError(
             "config.logging.picture_prompts is given, and config.data.name is "
-            f"{name}; prompts are for config.data.name=prompts"
+            f"{name}; prompts are for config.data.name=prompts, or data.condition=text"
         )
     teacher = config["teacher"]
     if name == "joint":
@@ -254,6 +265,14 @@ def _validate_kept(config: Mapping[str, Any]) -> None:
 def _validate_prompts(config: Mapping[str, Any]) -> None:
     """Prompts are for a run with text, and there one list of them."""
     section = config["prompts"]
+    if takes_text(config) and trains_teacher(config):
+        early = {"text_encoder.bundle": config["text_encoder"], "prompts.cache": section}
+        wrong = [x for x, fields in early.items() if fields[x.rpartition(".")[2]]]
+        if wrong:
+            raise InputError(
+                f"config.{wrong[0]} is given, and the text encoder is trained with the teacher; "
+                "leave it empty, or give config.teacher.bundle"
+            )
     given = [f"config.prompts.{name}" for name in ("path", "texts") if section[name]]
     if config["data"]["name"] != "prompts":
         if given:
@@ -261,14 +280,13 @@ def _validate_prompts(config: Mapping[str, Any]) -> None:
                 f"{' and '.join(given)} given, but config.data.name is {config['data']['name']}; "
                 "prompts are for config.data.name=prompts, as in configs/meissonic.py"
             )
-        return
-    if len(given) != 1:
+    elif len(given) != 1:
         raise InputError(
             f"{' and '.join(given) or 'neither config.prompts.path nor .texts'} given; give one "
             "list of prompts: --config.prompts.path=FILE (.txt, .jsonl, .parquet, a folder of "
             "these, or tfds:NAME:SPLIT)"
         )
-    if config["distill"]["auxiliary"]["condition_drop"]:
+    if takes_text(config) and config["distill"]["auxiliary"]["condition_drop"]:
         raise InputError(
             "config.distill.auxiliary.condition_drop is for classes: without a condition a network "
             "with text would be given the negative prompt; set it to 0"

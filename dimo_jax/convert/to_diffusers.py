@@ -80,6 +80,8 @@ def _parts(path: Path, given: Mapping[str, str | None]) -> tuple[dict[str, Path]
     """{sub-folder: its bundle} of what becomes one folder, and what is left out of it."""
     places: dict[str, Path] = {}
     for place in _bundles_in(path):
+        if place.name == bundles.TOKENIZER_FOLDER and given.get("vqvae") and place != path:
+            continue  # of whatever kind: another is given, or none is wanted
         name = _name_back(place)
         if name in places:
             raise InputError(f"{path} holds two bundles for {name}/; give one of them")

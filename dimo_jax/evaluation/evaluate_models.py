@@ -11,21 +11,17 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.images import to_uint8
-from dimo_jax.conditions.labels import in_turn
 from dimo_jax.evaluation import evaluate_images
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.features.outputs import InMemory
 from dimo_jax.evaluation.metrics import by_class, neighbours, of_outputs
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.rows import Row, over_seeds
+from dimo_jax.evaluation.real_images import Images, Labels, RealImages
 from dimo_jax.evaluation.shown import Shown, Tile, ends
-
-Images = Float[np.ndarray, "N H W C"]
-Labels = Int[np.ndarray, "N"]
 
 Sampler = Mapping[str, Any]
 # (work done, work in all, what is being done); work is in images times network calls.
@@ -82,44 +78,6 @@ SETTINGS = tuple(field.name for field in fields(ProtocolSettings))
 
 
 @dataclass(frozen=True)
-class Data:
-    """What samples are compared with.
-
-    Attributes:
-        train_images: float32 [N, H, W, C] in [0, 1]; the reference.
-        train_labels: int [N].
-        test_images: float32 [M, H, W, C]; the floor.
-        test_labels: int [M].
-        num_classes: number of classes.
-        encode: images -> tokens int [N, L].
-        codebook_size: number of codes.
-        shares: of each class among the samples, in any unit; none: as many of each as can be.
-    """
-
-    train_images: Float[np.ndarray, "N H W C"]
-    train_labels: Int[np.ndarray, "N"]
-    test_images: Float[np.ndarray, "M H W C"]
-    test_labels: Int[np.ndarray, "M"]
-    num_classes: int
-    encode: Callable[[Images], Any]
-    codebook_size: int
-    shares: Sequence[int] = ()
-
-    def in_turn(self, num: int) -> Labels:
-        """Return the labels of so many samples."""
-        return in_turn(num, self.num_classes, self.shares)
-
-    def outputs(self, network: FeatureNetwork, images: Images, labels: Labels) -> InMemory:
-        """Return what metrics.of_outputs.of_classifier reads of some images."""
-        functions = {
-            "features": network.features,
-            "predicted": network.predict,
-            "tokens": lambda x: np.asarray(self.encode(x), np.int32),
-        }
-        return InMemory(images, functions, pixels=images, labels=labels)
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The outcome.
 
@@ -164,7 +122,7 @@ def evaluate(
     sample_teacher: Callable[[int, Sampler, int, Labels], Images],
     sample_generator: Callable[[int, Labels], Images],
     *,
-    data: Data,
+    data: RealImages,
     network: FeatureNetwork,
     samplers: Sequence[Sampler],
     generator_sampler: Sampler,
@@ -174,8 +132,9 @@ def evaluate(
     """Sweep the teacher's samplers, then measure teacher, generator and test split.
 
     Args:
-        sample_teacher: (num_steps, sampler, seed, labels [N]) -> float32 [N, H, W, C] in [0, 1].
-        sample_generator: (seed, labels [N]) -> the same, in one step.
+        sample_teacher: (num_steps, sampler, seed, numbers [N] of RealImages.in_turn) -> float32
+            [N, H, W, C] in [0, 1].
+        sample_generator: (seed, numbers [N]) -> the same, in one step.
         data: what to compare with.
         network: features and predictions.
         samplers: the sweep's candidates for the teacher, see `candidates`.
@@ -191,10 +150,10 @@ def evaluate(
     metrics = of_outputs.of_classifier(
         data.num_classes, data.codebook_size, settings.num_neighbours
     )
-    labels = data.in_turn(settings.num_samples)
+    numbers = data.in_turn(settings.num_samples)
+    classes = data.classes(numbers)
     work = _Work(samplers, settings, progress)
-    few = data.in_turn(settings.sweep_num_samples)
-    sweep = _sweep(sample_teacher, outputs, real, few, samplers, settings, work)
+    sweep = _sweep(sample_teacher, outputs, real, data, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, shown = [], []
 
@@ -207,7 +166,7 @@ def evaluate(
         about = {"model": model, "steps": steps, "sampler": sampler}
         for seed in settings.seeds:
             work.start(f"{metric_names.title(model, steps)}, seed {seed}")
-            samples = outputs(np.asarray(sample(seed, labels), np.float32), labels)
+            samples = outputs(np.asarray(sample(seed, numbers), np.float32), classes)
             first = first or [samples]
             of_seeds.append(evaluate_images.evaluate(samples, real, metrics, **about))
             work.finish(settings.num_samples * _calls(steps, sampler))
@@ -217,7 +176,9 @@ def evaluate(
 
     def show(model: str, steps: int, images: Images) -> Shown:
         first = to_uint8(images[: settings.num_pictures])
-        return Shown(model, steps, settings.seeds[0], labels[: len(first)], first)
+        texts = data.texts_of(numbers[: len(first)])
+        labels = classes[: len(first)]
+        return Shown(model, steps, settings.seeds[0], labels, first, texts=texts)
 
     for steps in settings.teacher_steps:
         best = chosen_sampler(sweep, steps)
@@ -226,11 +187,10 @@ def evaluate(
     test = outputs(data.test_images, data.test_labels)
     rows.append(over_seeds([evaluate_images.evaluate(test, real, metrics, model="test_split")]))
     work.start("done")
-    pictured = labels[: settings.num_pictures]
-    test_images = images_with_labels(data.test_images, data.test_labels, pictured)
+    test_images = data.pictured(numbers[: settings.num_pictures])
     shown[-1] = _with_neighbours(shown[-1], generated, real)
     shown.insert(0, show("test_split", 0, test_images))
-    return Evaluation(rows, sweep, shown, settings, not data.shares)
+    return Evaluation(rows, sweep, shown, settings, not (data.shares or data.texts))
 
 
 def _with_neighbours(shown: Shown, samples: InMemory, real: InMemory) -> Shown:
@@ -255,25 +215,6 @@ def chosen_sampler(sweep: Sequence[tuple[Row, bool]], steps: int) -> Sampler:
     # Of two equally near ones the larger.
     best = min(chosen, key=lambda row: (max(row.steps / steps, steps / row.steps), -row.steps))
     return best.sampler
-
-
-def images_with_labels(
-    images: Float[np.ndarray, "N H W C"],
-    image_labels: Int[np.ndarray, "N"],
-    labels: Int[np.ndarray, "M"],
-) -> Float[np.ndarray, "M H W C"]:
-    """Return for each label the next image of that class, in turn; again from the first if few.
-
-    A black one for a class that has none.
-    """
-    of_class = {label: np.flatnonzero(image_labels == label) for label in set(labels.tolist())}
-    seen = dict.fromkeys(of_class, 0)
-    index = []
-    for label in labels.tolist():
-        some = of_class[label]
-        index.append(some[seen[label] % len(some)] if len(some) else len(images))
-        seen[label] += 1
-    return np.concatenate([images, np.zeros_like(images[:1])])[index]
 
 
 class _Work:
@@ -305,7 +246,7 @@ def _sweep(
     sample_teacher: Callable[[int, Sampler, int, Labels], Images],
     outputs: Callable[[Images, Labels], InMemory],
     real: InMemory,
-    labels: Labels,
+    data: RealImages,
     samplers: Sequence[Sampler],
     settings: ProtocolSettings,
     work: _Work,
@@ -315,16 +256,16 @@ def _sweep(
     The least sum of the two distances is chosen.
     """
     measure = functools.partial(evaluate_images.evaluate, metrics=of_outputs.FRECHET_PERCENTS)
-    rows = []
+    numbers, rows = data.in_turn(settings.sweep_num_samples), []
     for steps in settings.sweep_steps:
         here = []
         for sampler in _distinct(samplers, steps):
             work.start(
                 f"sweep, {metric_names.count_steps(steps)}, {metric_names.describe(sampler)}"
             )
-            images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, labels))
+            images = np.asarray(sample_teacher(steps, sampler, settings.sweep_seed, numbers))
             about = {"model": "teacher", "steps": steps, "sampler": sampler}
-            here.append(measure(outputs(images, labels), real, **about))
+            here.append(measure(outputs(images, data.classes(numbers)), real, **about))
             work.finish(settings.sweep_num_samples * _calls(steps, sampler))
         best = min(
             here, key=lambda row: row.known("frechet_features") + row.known("frechet_pixels")

@@ -54,6 +54,7 @@ class Shown(NamedTuple):
         worst: farthest from any real image, the farthest first.
         best: the nearest first.
         by_class: mean distance of each class, by label.
+        texts: that the first samples are of, where they are of texts.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Shown(NamedTuple):
     best: Sequence[Tile] = ()
     originals: UInt8[np.ndarray, "m H W C"] | None = None
     by_class: Mapping[int, float] | None = None
+    texts: Sequence[str] = ()
 
 
 def ends(

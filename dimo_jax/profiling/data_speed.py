@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data.examples import Examples
 from dimo_jax.parallel import sharding
 from dimo_jax.profiling import timing
@@ -36,7 +37,8 @@ def read(
         InputError: the batch does not divide, or an example is damaged.
     """
     layout, size = sharding.layout(config["mesh"]), config["pretrain"]["batch_size"]
-    batch_of = programs.pretrain_batches(config, models.network, layout, examples)
+    classes = LabelConditions(models.network.num_classes)
+    batch_of = programs.pretrain_batches(config, layout, examples, classes)
     numbers = itertools.count()
     times = clock.time("reading a batch", lambda: batch_of(next(numbers)), clock.calls)
     needed, source = step_seconds, "--step_seconds"

@@ -96,7 +96,8 @@ def _data(run: ImageRun) -> str:
     name = run.config["data"]["name"]
     if run.pictures is not None:
         what = "train and to evaluate on" if run.reports else "train on"
-        return f"{run.pictures.source or name}, with images to {what}"
+        texts = "" if run.encoder is None else f", {run.conditions.num:,} texts of them"
+        return f"{run.pictures.source or name}, with images to {what}{texts}"
     if run.encoder is not None:
         return f"{run.conditions.num:,} prompts, no images"
     return f"{run.conditions.num:,} classes, no images"

@@ -16,16 +16,19 @@ from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data.built_in import Pictures
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
+from dimo_jax.evaluation.real_images import RealImages
 from dimo_jax.evaluation.report import digits_report, page, result_folders
+from dimo_jax.models import joined
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import checks, codebook, pictures, train_fid
 from dimo_jax.runs.image_setup import ImageRun, Images, load
-from dimo_jax.runs.training_sets import Splits
-from dimo_jax.training import load_conditions, load_models, settings, stages, traces
+from dimo_jax.runs.training_sets import Splits, TrainingSet
+from dimo_jax.training import load_conditions, load_models, programs, settings, stages, traces
 from dimo_jax.training.metrics import Metrics
 
 __all__ = ["ImageRun", "load", "run"]
@@ -59,7 +62,7 @@ def run(
     loaded.conditions.fill_cache()
 
     distance = _distance(loaded, real)
-    teacher = _teacher(loaded, distance, metrics)
+    teacher, loaded = _teacher(loaded, distance, metrics)
     generator = stages.run_distill(
         config,
         network,
@@ -101,9 +104,10 @@ def run(
 
 def _shares(loaded: ImageRun) -> tuple[int, ...]:
     """Return how many training pictures each class has; none where classes are drawn evenly."""
-    if loaded.pictures is None or loaded.config["data"]["balanced"]:
+    data = loaded.config["data"]
+    if loaded.pictures is None or data["balanced"] or loaded.encoder is not None:
         return ()
-    return loaded.pictures.counts(loaded.network.num_classes)
+    return loaded.pictures.counts(data["num_classes"])
 
 
 def _tokenizer_params(loaded: ImageRun) -> Any:
@@ -117,30 +121,56 @@ def _tokenizer_params(loaded: ImageRun) -> Any:
     return params
 
 
-def _teacher(loaded: ImageRun, distance: train_fid.Distance | None, metrics: Metrics) -> Any:
-    """Return the teacher's parameters: from its bundle, random, or trained here."""
+def _teacher(
+    loaded: ImageRun, distance: train_fid.Distance | None, metrics: Metrics
+) -> tuple[Any, ImageRun]:
+    """Return the teacher's parameters, from its bundle, random, or trained here, and the run.
+
+    With the text encoder that was trained with it, if there is one.
+    """
     config, network = loaded.config, loaded.network
     if loaded.teacher is not None:
-        return loaded.teacher.params
+        return loaded.teacher.params, loaded
     if config["teacher"]["random"]:
         teacher = jax.jit(network.init)(jax.random.key(config["seed"]))
     elif loaded.pictures is None:
         raise InputError("there are no data to train a teacher on; give config.teacher.bundle")
     else:
         measured = distance if config["interim"]["teacher"] else None
-        teacher = stages.run_pretrain(
-            config,
-            network,
-            loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params),
-            layout=loaded.layout,
-            directory=stages.checkpoints_of(loaded.workdir, "pretrain"),
-            metrics=metrics,
-            pictures=pictures.of_teacher(loaded),
-            measure=measured and _measure(loaded, measured, _teacher_drawing(loaded)),
-        )
+        teacher, loaded = _trained(loaded, loaded.pictures, measured, metrics)
     about = {"title": config["title"], "seed": config["seed"]}
-    _save(loaded, "teacher", "teacher", teacher, None, about)
-    return teacher
+    _save(loaded, "teacher", "teacher", teacher, loaded.teacher_sampler or None, about)
+    return teacher, loaded
+
+
+def _trained(
+    loaded: ImageRun, data: TrainingSet, measured: train_fid.Distance | None, metrics: Metrics
+) -> tuple[Any, ImageRun]:
+    """Train the teacher on the pictures, with text its encoder too; return as `_teacher`."""
+    config, prompts, encoder = loaded.config, loaded.conditions, loaded.encoder
+    conditions, drawn = LabelConditions(loaded.network.num_classes), loaded
+    if encoder is not None:
+        conditions = PromptIds(data.texts, encoder.tokenizer, config["prompts"]["negative"])
+        both = programs.pretrained_network(config, loaded.network)
+        drawn = dataclasses.replace(loaded, network=both)
+    draw = _teacher_drawing(drawn, conditions)
+    found = stages.run_pretrain(
+        config,
+        loaded.network,
+        data.examples(loaded.tokenizer, loaded.tokenizer_params, of_texts=encoder is not None),
+        conditions,
+        layout=loaded.layout,
+        directory=stages.checkpoints_of(loaded.workdir, "pretrain"),
+        metrics=metrics,
+        pictures=pictures.of_teacher(drawn, conditions),
+        measure=measured and _measure(loaded, measured, draw),
+    )
+    if encoder is None or isinstance(prompts, LabelConditions):
+        return found, loaded
+    encoder = dataclasses.replace(encoder, params=found[joined.TEXT_ENCODER])
+    prompts = prompts.encoded_by(load_conditions.text_conditions(config, loaded.network, encoder))
+    loaded = dataclasses.replace(loaded, encoder=encoder, conditions=prompts)
+    return found[joined.TRANSFORMER], loaded
 
 
 def _save(
@@ -174,7 +204,7 @@ def _classifier(loaded: ImageRun, train: Pictures) -> classifier.FeatureNetwork:
         loaded.workdir / "classifier",
         train.images,
         train.labels,
-        loaded.network.num_classes,
+        loaded.config["data"]["num_classes"],
         checks.classifier_settings(loaded.config),
     )
 
@@ -199,12 +229,12 @@ def _generator_drawing(loaded: ImageRun) -> Drawing:
     return draw
 
 
-def _teacher_drawing(loaded: ImageRun) -> Drawing:
+def _teacher_drawing(loaded: ImageRun, conditions: programs.DataConditions) -> Drawing:
     """Return how images are drawn of a teacher, in as many steps as for its pictures."""
     steps = loaded.config["logging"]["picture_steps"]
 
     def draw(params: Any, some: Int[np.ndarray, "N"], start: int) -> Images:
-        condition, null = loaded.conditions.features(some), loaded.conditions.null(len(some))
+        condition, null = conditions.features(some), conditions.null(len(some))
         seed = loaded.config["interim"]["seed"]
         return loaded.draw_teacher(params, steps, {}, seed, condition, null, start)
 
@@ -220,6 +250,20 @@ def _measure(loaded: ImageRun, distance: train_fid.Distance, draw: Drawing) -> s
     )
 
 
+def _evaluated_on(
+    loaded: ImageRun, test: Pictures
+) -> tuple[Callable[[np.ndarray], Any], tuple[str, ...]]:
+    """Return what gives the conditions of numbers of classes, or of texts that are given too.
+
+    These are of pictures that nothing was trained on.
+    """
+    conditions = loaded.conditions
+    if isinstance(conditions, LabelConditions):
+        return conditions.features, ()
+    found = conditions.of_texts(test.texts)
+    return lambda numbers: jax.tree.map(lambda x: x[numbers], found), test.texts
+
+
 def _evaluate(
     loaded: ImageRun,
     real: Splits,
@@ -231,25 +275,31 @@ def _evaluate(
     """Measure teacher and generator and write the report."""
     config, section = loaded.config, loaded.config["evaluation"]
 
-    def draw_teacher(steps: int, sampler: Mapping, seed: int, labels: np.ndarray) -> Images:
-        null = loaded.conditions.null(len(labels))
-        return loaded.draw_teacher(teacher, steps, sampler, seed, labels, null)
+    features, texts = _evaluated_on(loaded, real.test)
+
+    def draw_teacher(steps: int, sampler: Mapping, seed: int, numbers: np.ndarray) -> Images:
+        null = loaded.conditions.null(len(numbers))
+        return loaded.draw_teacher(teacher, steps, sampler, seed, features(numbers), null)
+
+    def draw_generator(seed: int, numbers: np.ndarray) -> Images:
+        return loaded.draw(generator, loaded.sampler, seed, features(numbers))
 
     with Progress("evaluate") as progress:
         progress.note("fits the feature classifier")
         network = _classifier(loaded, real.train)
         result = evaluate_models.evaluate(
             draw_teacher,
-            lambda *args: loaded.draw(generator, loaded.sampler, *args),
-            data=evaluate_models.Data(
+            draw_generator,
+            data=RealImages(
                 real.train.images,
                 real.train.labels,
                 real.test.images,
                 real.test.labels,
-                loaded.network.num_classes,
+                config["data"]["num_classes"],
                 functools.partial(loaded.tokenizer.encode, loaded.tokenizer_params),
                 loaded.tokenizer.codebook_size,
                 _shares(loaded),
+                texts,
             ),
             network=network,
             samplers=evaluate_models.candidates(

@@ -49,7 +49,8 @@ class ImageRun:
         start: bundle of the finished generator that the training starts from, if one is named.
         sampler: what the generator is sampled with.
         conditions: classes or prompts.
-        encoder: of the prompts; None: the conditions are classes.
+        encoder: of the prompts; None: the conditions are classes. Of a teacher that the run trains
+            it is trained with it, and random before.
         distance: measured of the generator in training; see train_fid.configured.
         programs: the training steps, by stage.
     """
@@ -92,6 +93,16 @@ class ImageRun:
         drawn = drawing.draw(model, sampler, key, condition, null_condition, size, first_index)
         return drawn.pixels
 
+    @property
+    def teacher_sampler(self) -> dict[str, Any]:
+        """The name of the teacher's sampler; empty for that of its network's authors."""
+        if self.teacher is not None:
+            return {k: v for k, v in (self.teacher.sampler or {}).items() if k == "name"}
+        # Meissonic's gives the number of steps that follow as the time, and the training here the
+        # share of masked tokens, or nothing.
+        with_texts = self.pictures is not None and self.encoder is not None
+        return {"name": "maskgit"} if with_texts else {}
+
     def draw_teacher(
         self,
         params: Any,
@@ -102,9 +113,17 @@ class ImageRun:
         null_condition: Any,
         first_index: int = 0,
     ) -> Images:
-        """Return images of the teacher by its authors' sampler, with some of its settings."""
-        chosen = samplers.settings_for(self.network, {"num_steps": num_steps, **sampler})
+        """Return images of the teacher by its sampler, with some of its settings."""
+        entry = {"num_steps": num_steps, **self.teacher_sampler, **sampler}
+        chosen = samplers.settings_for(self.network, entry)
         return self.draw(params, chosen, seed, condition, null_condition, first_index)
+
+
+def _texts(pictures: TrainingSet | None) -> tuple[str, ...]:
+    """Return the texts of a run's training pictures; nothing is written for them."""
+    if isinstance(pictures, training_sets.BuiltInSet):
+        return pictures.pictures.in_memory("train").texts
+    return () if pictures is None else pictures.texts
 
 
 def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRun:
@@ -155,10 +174,12 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     if reports:
         checks.evaluation_settings(config, network)
     distance = train_fid.configured(config, tokenizer.image_shape[-1], reports)
-    encoder = None
+    encoder, texts = None, ()
     if load_models.is_text(config):
-        encoder = text_encoder.open_encoder(config, None if teacher is None else teacher.path)
-    conditions = load_conditions.open_conditions(config, network, encoder)
+        texts = _texts(pictures)
+        beside = None if teacher is None else teacher.path
+        encoder = text_encoder.open_encoder(config, beside, texts)
+    conditions = load_conditions.open_conditions(config, network, encoder, texts)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     pretrains = configs.trains_teacher(config)
     programs = checks.stage_programs(config, network, network, shapes, layout, pretrains)

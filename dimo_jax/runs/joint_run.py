@@ -110,6 +110,7 @@ def run(
         config,
         network,
         examples,
+        LabelConditions(network.num_classes),
         layout=loaded.layout,
         directory=stages.checkpoints_of(workdir, "pretrain"),
         metrics=metrics,

@@ -149,7 +149,9 @@ def _around(
     named = places.find(given, "teacher") if given else None
     # Its own is there before the distillation begins.
     model = bundles.read_config(named or workdir / "teacher")["model"]
-    encoder = text_encoder.open_encoder(config, named) if load_models.is_text(config) else None
+    encoder = None
+    if load_models.is_text(config):
+        encoder = text_encoder.open_encoder(config, named or workdir / "teacher")
     return settings.network_from(model, config), _tokenizer(config, workdir, named), encoder
 
 

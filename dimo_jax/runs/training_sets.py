@@ -59,6 +59,11 @@ class BuiltInSet:
         """Return the names of the labels; none: their numbers."""
         return self.pictures.CLASS_NAMES
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return those of the training split."""
+        return self._both.train.texts
+
     @functools.cached_property
     def _both(self) -> Splits:
         load = self.pictures.load
@@ -69,11 +74,12 @@ class BuiltInSet:
         """Return the pictures of the report."""
         return self._both
 
-    def examples(self, tokenizer: Tokenizer, params: Any) -> Examples:
-        """Return the training split, encoded."""
+    def examples(self, tokenizer: Tokenizer, params: Any, of_texts: bool = False) -> Examples:
+        """Return the training split, encoded; numbered by its texts, or by classes."""
         train = self._both.train
-        encoded = tokenizer.encode(params, train.images)
-        return in_memory(np.asarray(encoded, np.int32), np.asarray(train.labels, np.int32))
+        encoded = np.asarray(tokenizer.encode(params, train.images), np.int32)
+        numbers = np.arange(len(train.texts)) if of_texts else train.labels
+        return in_memory(encoded, np.asarray(numbers, np.int32))
 
     def counts(self, num_classes: int) -> tuple[int, ...]:
         """Return how many training examples each class has."""
@@ -107,9 +113,23 @@ class EncodedSet:
         return self.tokens.class_names
 
     @functools.cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Return the captions of the training examples; none where there are none."""
+        if self.tokens.condition != "text":
+            return ()
+        return tuple(self.tokens.texts(self._parts[0].tolist()))
+
+    def _at(self, indices: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and labels of any examples; those with captions are of one class."""
+        tokens, numbers = self.tokens.at(indices, views)
+        return tokens, numbers if self.tokens.condition == "label" else np.zeros_like(numbers)
+
+    @functools.cached_property
     def _parts(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "M"]]:
-        """Indices of the training and the test split, ascending; of a set that has a report."""
+        """Indices of the training and the test split, ascending."""
         num = self.tokens.num
+        if not self.num_test:
+            return np.arange(num), np.arange(0)
         chosen = stream.batch_indices(0, 0, num, num)  # not of the run's seed: runs compare
         return np.sort(chosen[self.num_test :]), np.sort(chosen[: self.num_test])
 
@@ -120,17 +140,21 @@ class EncodedSet:
         return Splits(*(self._decoded(part, tokenizer, params) for part in self._parts))
 
     def _decoded(self, indices: Int[np.ndarray, "N"], codec: Tokenizer, params: Any) -> Pictures:
-        tokens, labels = self.tokens.at(indices, np.zeros_like(indices))
+        tokens, labels = self._at(indices, np.zeros_like(indices))
         images = tokenizer.decode_in_chunks(codec, params, tokens, _DECODED_AT_ONCE)
-        return Pictures(images, labels)
+        texts = self.tokens.texts(indices.tolist()) if self.tokens.condition == "text" else ()
+        return Pictures(images, labels, tuple(texts))
 
-    def examples(self, tokenizer: Tokenizer, params: Any) -> Examples:
-        """Return the training examples, which are read as they are needed."""
-        found, num, at = self.tokens, self.tokens.num, self.tokens.at
-        if self.num_test:
-            kept = self._parts[0]
-            num, at = len(kept), lambda indices, views: found.at(kept[indices], views)
-        return Examples(num, found.views, at, {"tokens": self.fingerprint})
+    def examples(self, tokenizer: Tokenizer, params: Any, of_texts: bool = False) -> Examples:
+        """Return the training examples, read as they are needed; numbered as a BuiltInSet's."""
+        kept = self._parts[0] if self.num_test else None  # a large set has no list of all
+
+        def at(indices: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            tokens, labels = self._at(indices if kept is None else kept[indices], views)
+            return tokens, indices.astype(np.int32) if of_texts else labels
+
+        num = self.tokens.num if kept is None else len(kept)
+        return Examples(num, self.tokens.views, at, {"tokens": self.fingerprint})
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -145,12 +169,12 @@ class EncodedSet:
 
     def counts(self, num_classes: int) -> tuple[int, ...]:
         """Return how many training examples each class has; reads them all."""
-        which = self._parts[0] if self.num_test else np.arange(self.tokens.num)
+        which = self._parts[0]
         found = np.zeros(num_classes, np.int64)
         with Progress("classes", silent=not distributed.is_lead()) as progress:
             for start in range(0, len(which), _AT_ONCE):
                 some = which[start : start + _AT_ONCE]
-                _, labels = self.tokens.at(some, np.zeros_like(some))
+                _, labels = self._at(some, np.zeros_like(some))
                 found += np.bincount(labels, minlength=num_classes)
                 progress.update(start + len(some), len(which), "examples counted")
         return tuple(found.tolist())
@@ -180,10 +204,12 @@ def resolved(config: Config) -> dict[str, Any]:
         return dict(config)
     with about("config.data.path"):
         found = token_sets.open_set(data["path"])
-    if found.condition == "text":
+    with_captions = found.condition == "text"
+    if with_captions != (data["condition"] == "text"):
         raise InputError(
-            f"config.data.path={data['path']} has captions, and a teacher is trained here on "
-            "classes or without any; encode the pictures with labels"
+            f"config.data.path={data['path']} has {'' if with_captions else 'no '}captions, and "
+            f"config.data.condition is {data['condition']}; give the other one (text with a "
+            "network like that of configs/emoji.py:text), or encode other pictures"
         )
     own = len(found.class_names) or 1
     if data["num_classes"] not in (-1, own):
@@ -221,6 +247,12 @@ def examples_to_read(config: Config, network: Network) -> Examples:
     Raises:
         InputError: the config names none, or it is of other sizes than the network.
     """
+    if network.num_classes == 0:
+        raise InputError(
+            "--what=data is timed with a network that takes classes, and model.name="
+            f"{network.config['name']} takes text; give a config like configs/pictures.py, which "
+            "reads the same tokens"
+        )
     if not config["data"]["path"]:
         raise InputError(
             "--what=data reads a folder of tokens; give --config.data.path, with a config like "

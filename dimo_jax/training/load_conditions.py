@@ -1,6 +1,6 @@
 """What a run is conditioned on, from its config: classes, or prompts with their text encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,15 @@ from jaxtyping import Int
 from dimo_jax.common.errors import about
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import labels
+from dimo_jax.conditions import prompts as prompt_conditions
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
+from dimo_jax.conditions.text import TextConditions
 from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.data import prompts
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed
-from dimo_jax.training.programs import Conditions
+from dimo_jax.training.programs import Conditions, DataConditions
 
 # Prompts of the pictures drawn in training, where the config names none.
 _PICTURE_PROMPTS = 4
@@ -26,7 +28,10 @@ _COUNTED = 100_000  # of a long list the first ones are looked at, which takes s
 
 
 def open_conditions(
-    config: Mapping[str, Any], network: Network, encoder: TextEncoder | None
+    config: Mapping[str, Any],
+    network: Network,
+    encoder: TextEncoder | None,
+    texts: Sequence[str] = (),
 ) -> Conditions:
     """Return what a run is conditioned on; nothing is computed or written before its `fill_cache`.
 
@@ -34,6 +39,7 @@ def open_conditions(
         config: a complete config.
         network: the run's.
         encoder: of a run with text; None: the conditions are classes.
+        texts: of the run's pictures, which are its prompts; none: the config says where they are.
 
     Raises:
         InputError: the prompts cannot be read, the encoder is not the network's, or the cache is
@@ -42,7 +48,9 @@ def open_conditions(
     if encoder is None:
         return LabelConditions(network.num_classes)
     section = config["prompts"]
-    if section["texts"]:
+    if texts:
+        found = prompts.unique(f"the pictures of config.data.name={config['data']['name']}", texts)
+    elif section["texts"]:
         found = prompts.unique("config.prompts.texts", section["texts"])
     else:
         where = config["data"]["directory"] or "~/tensorflow_datasets"
@@ -53,8 +61,7 @@ def open_conditions(
             progress.note(found.describe())
             if cut := encoder.tokenizer.describe_cut(found.texts[:_COUNTED]):
                 progress.note(cut if len(found.texts) <= _COUNTED else f"of the first ones {cut}")
-    with about("config.text_encoder"):
-        text = encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=section["micro_conditions"])
+    text = text_conditions(config, network, encoder)
     conditions = PromptConditions(found, text, section["negative"])
     # Each process reads the list itself, and the path may mean another file on each machine.
     distributed.assert_same(conditions.identity())
@@ -64,7 +71,22 @@ def open_conditions(
     return conditions
 
 
-def pictured(config: Mapping[str, Any], conditions: Conditions, several: int) -> tuple[Any, Any]:
+def text_conditions(
+    config: Mapping[str, Any], network: Network, encoder: TextEncoder
+) -> TextConditions:
+    """Return the encoder of a run as what its network is conditioned on.
+
+    Raises:
+        InputError: it is not the network's.
+    """
+    micro = config["prompts"]["micro_conditions"]
+    with about("config.text_encoder"):
+        return encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=micro)
+
+
+def pictured(
+    config: Mapping[str, Any], conditions: Conditions | DataConditions, several: int
+) -> tuple[Any, Any]:
     """Return the conditions of the grids drawn in training, each several times, and the null one.
 
     Args:
@@ -91,4 +113,4 @@ def in_turn(conditions: Conditions, num: int) -> Int[np.ndarray, "N"]:
     """Numbers of classes by their shares, or of prompts, one after the other."""
     if isinstance(conditions, LabelConditions):
         return labels.in_turn(num, conditions.num, conditions.shares)
-    return np.arange(num, dtype=np.int32) % np.int32(conditions.num)
+    return prompt_conditions.in_turn(num, conditions.num)

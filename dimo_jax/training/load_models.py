@@ -17,7 +17,7 @@ Config = Mapping[str, Any]
 
 def is_text(config: Config) -> bool:
     """Return whether a run is conditioned on text."""
-    return config["data"]["name"] == "prompts"
+    return configs.takes_text(config)
 
 
 def open_teacher(config: Config) -> bundles.Bundle | None:
@@ -36,7 +36,8 @@ def open_teacher(config: Config) -> bundles.Bundle | None:
         taken, name = ("text", "prompts") if takes_text else ("classes", "labels")
         raise InputError(
             f"config.teacher.bundle={path} takes {taken}, and config.data.name is "
-            f"{config['data']['name']}; a config for it has config.data.name={name}"
+            f"{config['data']['name']}; a config for it has config.data.name={name}, or pictures "
+            f"with config.data.condition={'text' if takes_text else 'label'}"
         )
     num_classes = config["data"]["num_classes"]
     if not takes_text and bundle.model["num_classes"] != num_classes:
@@ -134,7 +135,11 @@ def tokenizer_bundle(config: Config, teacher: AnyPath | None) -> AnyPath | str |
     """
     if config["tokenizer"]["bundle"]:
         return config["tokenizer"]["bundle"]
-    return teacher.parent / bundles.VQVAE_FOLDER if teacher and is_text(config) else None
+    if teacher is None or not is_text(config):
+        return None
+    inside = teacher / bundles.TOKENIZER_FOLDER  # of a run; a conversion leaves it beside
+    is_there = (inside / bundles.CONFIG_FILE).is_file()
+    return inside if is_there else teacher.parent / bundles.VQVAE_FOLDER
 
 
 def open_tokenizer(config: Config, teacher: bundles.Bundle | None) -> tuple[Any, Any]:

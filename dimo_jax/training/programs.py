@@ -5,7 +5,6 @@ not there, `benchmark` times it: all three look at the same one.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dimo_jax import config as configs
 from dimo_jax.common import trees
-from dimo_jax.conditions import labels, prompts
+from dimo_jax.conditions import labels, prompts, text_encoder
 from dimo_jax.data import stream
 from dimo_jax.data.examples import Examples
 from dimo_jax.method.dimo import distill, distill_state
 from dimo_jax.method.masked import pretrain
-from dimo_jax.models import Network
+from dimo_jax.models import Network, joined
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import settings
@@ -27,6 +27,8 @@ from dimo_jax.training import settings
 Config = Mapping[str, Any]
 # What a run is conditioned on. Both number their examples: classes, or prompts of a list.
 Conditions = labels.LabelConditions | prompts.PromptConditions
+# The same for a teacher that is trained; its text tower is trained with it.
+DataConditions = labels.LabelConditions | prompts.PromptIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,24 @@ class Program:
         return self.step.lower(self.state, *fixed, self.batch)
 
 
+def pretrained_network(config: Config, network: Network, layout: Layout | None = None) -> Network:
+    """Return what the teacher's own training trains: with text, the network and its text tower.
+
+    Args:
+        config: a complete config.
+        network: the teacher's.
+        layout: of the mesh that parameters are sharded over; None where they are replicated.
+
+    Raises:
+        InputError: the sizes of the tower are wrong.
+    """
+    if not configs.takes_text(config):
+        return network
+    encoder = text_encoder.encoder_network(config)
+    micro = config["prompts"]["micro_conditions"]
+    return joined.join(network, encoder, micro, settings.compute_of(config, layout).gather)
+
+
 def pretrain_program(config: Config, network: Network, layout: Layout) -> Program:
     """Return the teacher's own training step.
 
@@ -73,7 +93,7 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
     """
     section, size = config["pretrain"], config["pretrain"]["batch_size"]
     mesh.check_batch("config.pretrain.batch_size", size, section["parts"], layout.mesh)
-    network = settings.on_mesh(network, config, layout)
+    network = pretrained_network(config, settings.on_mesh(network, config, layout), layout)
     params = jax.eval_shape(network.init, jax.random.key(0))
     optimizer, rate = settings.optimizer_of(config, "pretrain", section["num_steps"], params)
     step = pretrain.make_step(
@@ -88,7 +108,8 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
     )
     number = jnp.zeros((size,), jnp.int32)
     tokens = jnp.zeros((size, network.num_tokens), jnp.int32)
-    batch = pretrain.PretrainBatch(jnp.int32(0), number, tokens, number, number)
+    condition = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), network.condition)
+    batch = pretrain.PretrainBatch(jnp.int32(0), number, tokens, condition, condition)
     return _program(
         "pretrain",
         config,
@@ -184,17 +205,17 @@ def fresh_updates(config: Config) -> int:
 
 def pretrain_batches(
     config: Config,
-    network: Network,
     layout: Layout,
     examples: Examples,
+    conditions: DataConditions,
 ) -> Callable[[int], pretrain.PretrainBatch]:
     """Return the batch of every step of the teacher's training.
 
     Args:
         config: a complete config.
-        network: the teacher's.
         layout: the mesh and its rules.
         examples: the training split.
+        conditions: of the examples' numbers.
 
     Returns:
         number of the step -> batch on the mesh, the same whatever the number of processes. A
@@ -202,7 +223,7 @@ def pretrain_batches(
     """
     seed, size = config["seed"], config["pretrain"]["batch_size"]
     constants = mesh.put(
-        (np.arange(size, dtype=np.int32), labels.null(size, network.num_classes)),
+        (np.arange(size, dtype=np.int32), conditions.null(size)),
         layout.batch,
     )
     held = layout.batch.addressable_devices_indices_map((size,)).values()
@@ -211,18 +232,18 @@ def pretrain_batches(
     def batch_of(number: int) -> pretrain.PretrainBatch:
         chosen = stream.batch_indices(seed, number, size, examples.num)
         views = stream.batch_views(seed, number, chosen, examples.num, examples.views)
-        found = examples.at(chosen[own], views[own])
+        tokens, numbers = examples.at(chosen[own], views[own])
 
-        def rows(which: int, some: slice, *others: slice) -> np.ndarray:
-            start, stop, _ = some.indices(size)
-            first = np.searchsorted(own, start)
-            return found[which][first : first + stop - start]
+        def placed(found: np.ndarray) -> jax.Array:
+            def rows(*some: slice) -> np.ndarray:
+                start, stop, _ = some[0].indices(size)
+                first = np.searchsorted(own, start)
+                return found[first : first + stop - start]
 
-        tokens, numbers = (
-            mesh.from_rows(shape, layout.batch, functools.partial(rows, which))
-            for which, shape in enumerate([(size, network.num_tokens), (size,)])
-        )
-        return pretrain.PretrainBatch(np.int32(seed), constants[0], tokens, numbers, constants[1])
+            return mesh.from_rows((size, *found.shape[1:]), layout.batch, rows)
+
+        tokens, condition = jax.tree.map(placed, (tokens, conditions.features(numbers)))
+        return pretrain.PretrainBatch(np.int32(seed), constants[0], tokens, condition, constants[1])
 
     return batch_of
 

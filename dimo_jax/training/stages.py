@@ -69,6 +69,7 @@ def run_pretrain(
     config: Config,
     network: Network,
     examples: Examples,
+    conditions: programs.DataConditions,
     *,
     layout: Layout,
     directory: AnyPath,
@@ -82,6 +83,7 @@ def run_pretrain(
         config: a complete config.
         network: the teacher's.
         examples: the training split.
+        conditions: of the examples' numbers.
         layout: the mesh and its rules.
         directory: of the checkpoints.
         metrics: of the run.
@@ -89,15 +91,17 @@ def run_pretrain(
         measure: what to measure of the averaged teacher at intervals.
 
     Returns:
-        The averaged parameters, which are the teacher, whole on the host.
+        The averaged parameters, whole on the host, which are the teacher; of a teacher with text
+        those of models.joined.
     """
     program = programs.pretrain_program(config, network, layout)
+    network = programs.pretrained_network(config, network)
 
     def create_state() -> Any:
         key = rng.stream_key(config["seed"], "teacher_parameters")
         return program.create(jax.jit(network.init, out_shardings=layout.of(program.params))(key))
 
-    batch_of = programs.pretrain_batches(config, network, layout, examples)
+    batch_of = programs.pretrain_batches(config, layout, examples, conditions)
     with prefetch.ahead(batch_of, config["pretrain"]["num_steps"]) as next_of:
         return _run(
             program,
@@ -105,7 +109,11 @@ def run_pretrain(
             (),
             next_of,
             config,
-            {**configs.stage_settings(config, "pretrain"), **examples.identity},
+            {
+                **configs.stage_settings(config, "pretrain"),
+                **examples.identity,
+                **conditions.identity(),
+            },
             directory,
             metrics,
             pictures,

@@ -11,7 +11,8 @@ import pytest
 from configs import meissonic
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, text_cache
-from dimo_jax.conditions.prompts import PromptConditions
+from dimo_jax.conditions import prompts as conditions
+from dimo_jax.conditions.prompts import PromptConditions, PromptIds
 from dimo_jax.conditions.text import TextConditions
 from dimo_jax.data import prompts, stream
 from dimo_jax.models import clip
@@ -195,6 +196,28 @@ def test_a_cache_of_something_else_is_refused(encoder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="where 1e-07 GB are free; give another"):
         use_cache(conditions_of(encoder), str(tmp_path / "new"), "float32")
     assert not list((tmp_path / "new").glob("*"))
+
+
+def test_ids_are_what_the_tower_reads_before_it_is_trained(encoder):
+    ids = PromptIds(TEXTS, encoder.tokenizer, NEGATIVE)
+    found = ids.features(np.array([10, 0, 5]))
+    np.testing.assert_array_equal(found["ids"], encoder.ids([TEXTS[10], TEXTS[0], TEXTS[5]]))
+    np.testing.assert_array_equal(ids.null(3)["ids"], encoder.ids([NEGATIVE] * 3))
+    np.testing.assert_array_equal(ids.of_texts(["x"])["ids"], encoder.ids(["x"]))
+    assert ids.num == 11 and found["ids"].dtype == np.int32
+    # Once it is trained the prompts stay the same ones.
+    other = conditions_of(encoder, ["x"]).encoded_by(encoder)
+    np.testing.assert_array_equal(other.features(np.array([0]))["pooled"], encoder(["x"])["pooled"])
+    assert other.identity() == conditions_of(encoder, ["x"]).identity()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 381, 3563])
+def test_texts_in_turn_are_of_the_whole_list(count):
+    found = conditions.in_turn(2 * count, count)
+    assert sorted(found[:count].tolist()) == list(range(count)) == sorted(found[count:].tolist())
+    if count > 100:  # a tenth of a round has as many of each tenth of the list
+        tenths = np.bincount(found[: count // 10] * 10 // count, minlength=10)
+        assert tenths.max() - tenths.min() <= 2
 
 
 def test_what_a_training_depends_on(encoder):

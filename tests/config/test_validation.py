@@ -26,6 +26,7 @@ VARIANTS = {
     "imagenet": ("default", "released", "paper", "512", "smoke"),
     "meissonic": ("default", "paper", "512", "smoke"),
     "pictures": ("tiny", "small", "base", "large"),
+    "emoji": ("class", "text"),
 }
 SHIPPED = [(name, variant) for name, all_ in VARIANTS.items() for variant in all_]
 
@@ -125,6 +126,7 @@ TABLE = [
     ("compute_dtype teacher.dtype", ("float32", "bfloat16"), (*NO_TEXT, "", "float16", "FLOAT32")),
     ("remat", ("none", "full", "dots"), (*NO_TEXT, "", "all")),
     ("attention", ("auto", "xla", "cudnn", "pallas"), (*NO_TEXT, "", "flash")),
+    ("data.condition", ("label", "text"), (*NO_TEXT, "", "prompt", "Text")),
     (
         "data.name",
         ("digits", "tokens", "joint", "labels", "prompts"),
@@ -375,7 +377,7 @@ def test_the_sizes_are_those_that_the_networks_take():
 
 
 DIGITS, TOY, CLASSES = ("digits", "gray"), ("toy", "pair"), ("imagenet", "smoke")
-TEXT = ("meissonic", "smoke")
+TEXT, EMOJI = ("meissonic", "smoke"), ("emoji", "text")
 AUX = "distill.auxiliary."
 WARMUP = "distill.generator.optimizer.warmup_steps"
 CONTRADICTIONS = [
@@ -465,6 +467,16 @@ CONTRADICTIONS = [
         DIGITS,
         {"evaluation.num_neighbours": 397},
         ("config.evaluation.num_neighbours is 397", "below 397", "test split"),
+    ),
+    (DIGITS, {"data.condition": "text", "teacher.bundle": "x"}, ("data.name=digits have none",)),
+    (EMOJI, {"data.condition": "label"}, ("takes text", "is emoji with data.condition=label")),
+    (EMOJI, {"prompts.texts": ("x",)}, ("config.prompts.texts given", "data.name is emoji")),
+    (EMOJI, {"prompts.cache": "x"}, ("config.prompts.cache is given", "trained with the teacher")),
+    (EMOJI, {"text_encoder.bundle": "x"}, ("config.text_encoder.bundle is given",)),
+    (
+        EMOJI,
+        {"distill.auxiliary.condition_drop": 0.1, "distill.auxiliary.sample": "fresh"},
+        ("condition_drop is for classes",),
     ),
     (DIGITS, {"prompts.path": "x.txt"}, ("config.prompts.path given", "data.name is digits")),
     (DIGITS, {"teacher.bundle": "x", "teacher.random": True}, ("config.teacher has a bundle and",)),

@@ -11,6 +11,7 @@ from dimo_jax.conditions.labels import in_turn
 from dimo_jax.evaluation import evaluate_images, evaluate_models, shown
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.metrics import frechet, neighbours, of_outputs
+from dimo_jax.evaluation.real_images import RealImages
 
 BEST_TEMPERATURE = {1: None, 2: 0.0, 4: 0.0, 8: 9.0, 16: 9.0}
 SETTINGS = evaluate_models.ProtocolSettings(
@@ -82,7 +83,7 @@ def data():
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     labels = labels.astype(np.int32)
-    return evaluate_models.Data(
+    return RealImages(
         train_images=images[:300],
         train_labels=labels[:300],
         test_images=images[300:400],

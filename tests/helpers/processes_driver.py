@@ -28,6 +28,7 @@ from etils import epath
 from dimo_jax import cli
 from dimo_jax.common import rng
 from dimo_jax.common.command_flags import Flags
+from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data.examples import Examples
 from dimo_jax.method.masked import denoise, masking, pretrain
 from dimo_jax.parallel import distributed, mesh, sharding
@@ -106,11 +107,13 @@ def main() -> None:
         small_network.apply, optimizer, settings(), dropout=False, ema_decay=0.9, ema_warmup=True
     )
     given = {"seed": FLAGS.seed, "pretrain": {"batch_size": BATCH}}
-    network = SimpleNamespace(num_tokens=small_network.L, num_classes=small_network.CLASSES)
     read = []
     # More versions than epochs, so that no batch is that of another step.
     batch_of = programs.pretrain_batches(
-        given, network, layout, Examples(48, NUM_STEPS, functools.partial(tokens_at, read))
+        given,
+        layout,
+        Examples(48, NUM_STEPS, functools.partial(tokens_at, read)),
+        LabelConditions(small_network.CLASSES),
     )
 
     params = jax.tree.map(

@@ -94,6 +94,39 @@ def test_examples_are_the_training_split_in_both_views(folder, tmp_path):
         np.testing.assert_array_equal(labels, train.labels)
 
 
+def test_captions_are_what_a_text_encoder_is_trained_on(folder, tmp_path):
+    path = digit_tokens.write(tmp_path / "texts", num=40, condition="text")
+    config = importlib.import_module("configs.emoji").get_config("text")
+    config.data.update(name="tokens", path=str(path), num_classes=-1, num_test=15)
+    config.tokenizer = {"bundle": "", "name": "gray_levels", "image_size": 8}
+    config.text_encoder.text.vocabulary = 520
+    config.classifier.channels = (16, 32)
+
+    def load():
+        validation.validate(config.to_dict())
+        found = training_sets.resolved(config.to_dict())
+        return image_run.load(found, files.path(tmp_path), sharding.layout(found["mesh"]))
+
+    run = load()
+    train, test = run.pictures.splits(GRAY, {})
+    images, labels, _ = Digits.in_memory("train")
+    for part in (train, test):
+        index = [int(np.flatnonzero((images == x).all((1, 2, 3)))[0]) for x in part.images]
+        assert part.texts == tuple(f"the digit {labels[i]}" for i in index)
+    assert run.pictures.texts == train.texts and len(test.texts) == 15
+    assert run.conditions.num == len(set(train.texts))  # prompts of the distillation
+    indices = np.arange(25)
+    tokens, numbers = run.pictures.examples(GRAY, {}, of_texts=True).at(indices, 0 * indices)
+    np.testing.assert_array_equal(numbers, indices)
+    np.testing.assert_array_equal(tokens, GRAY.encode({}, train.images))
+    # Without their texts all are of one class.
+    assert not run.pictures.examples(GRAY, {}).at(indices, 0 * indices)[1].any()
+    assert run.pictures.counts(1) == (25,)
+    config.data.path = str(folder)
+    with pytest.raises(InputError, match="has no captions, and config.data.condition is text"):
+        load()
+
+
 def test_another_set_has_another_identity(folder, tmp_path):
     same = digit_tokens.write(tmp_path / "a" / "digits", views=2)
     other = digit_tokens.write(tmp_path / "b" / "digits", num=199, views=2)
@@ -169,7 +202,7 @@ def test_a_folder_that_says_other_sizes_than_its_tokenizer_is_refused(folder, tm
 
 def test_captions_are_refused_where_the_teacher_takes_classes(tmp_path):
     path = digit_tokens.write(tmp_path / "texts", num=20, condition="text")
-    with pytest.raises(InputError, match="has captions.*encode the pictures with labels"):
+    with pytest.raises(InputError, match="has captions, and config.data.condition is label; give"):
         config_of(path)
 
 

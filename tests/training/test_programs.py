@@ -11,10 +11,22 @@ import pytest
 from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
+from dimo_jax.conditions import clip_tokenizer
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.data.examples import in_memory
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.training import programs, settings
+
+SMALL_TEXT = {
+    "model.vocabulary": 31, "model.width": 32, "model.depth": 1, "model.single_depth": 1,
+    "model.heads": 2, "model.rope_dims": (4, 6, 6), "model.mlp_dim": 64, "model.text_length": 8,
+    "model.text_dim": 32, "model.pooled_dim": 32, "text_encoder.projection": 32,
+    "text_encoder.text.vocabulary": 514, "text_encoder.text.context": 8,
+    "text_encoder.text.width": 32, "text_encoder.text.heads": 2, "text_encoder.text.mlp_dim": 64,
+    "pretrain.batch_size": 16, "pretrain.optimizer.warmup_steps": 0,
+    "pretrain.condition_drop": 0.5, "pretrain.optimizer.beta1": 0.9,
+}  # fmt: skip
 
 # On one worker, which makes the fixtures once.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("programs")]
@@ -176,10 +188,32 @@ def test_the_teachers_training_is_the_same_on_a_mesh():
         layout, network = layout_of(config, *shape), network_of(config)
         program = programs.pretrain_program(config, network, layout)
         state = program.create(mesh.put(start_of(network, 2), layout.of(program.params)))
-        batch_of = programs.pretrain_batches(config, network, layout, examples)
+        batch_of = programs.pretrain_batches(config, layout, examples, LabelConditions(6))
         state, _ = program.step(state, batch_of(3))
         found.append(optax.tree.get(mesh.gather(state).opt_state, "mu"))
     compare(*found, 1e-5)
+
+
+def test_a_teacher_and_its_text_tower_are_trained_alike_on_a_mesh():
+    config = importlib.import_module("configs.emoji").get_config("text")
+    config.mesh.min_shard_elements = 0
+    config.update_from_flattened_dict(SMALL_TEXT)
+    config = config.to_dict()
+    sizes = (NUM_TOKENS, CODES)
+    tokens = np.random.default_rng(0).integers(0, CODES, (40, NUM_TOKENS)).astype(np.int32)
+    examples = in_memory(tokens, np.arange(40, dtype=np.int32))
+    texts = PromptIds([f"emoji {x}" for x in range(40)], clip_tokenizer.open_clip([], 8), "")
+    found = []
+    for shape in ((1, 1), (2, 4)):
+        layout, network = layout_of(config, *shape), settings.network_of(config, *sizes)
+        joint = programs.pretrained_network(config, network)
+        program = programs.pretrain_program(config, network, layout)
+        batch_of = programs.pretrain_batches(config, layout, examples, texts)
+        state = program.create(mesh.put(start_of(joint, 2), layout.of(program.params)))
+        state, _ = program.step(state, batch_of(3))
+        found.append(optax.tree.get(mesh.gather(state).opt_state, "mu"))
+    compare(*found, 1e-4)
+    assert np.abs(found[0]["text_encoder"]["text"]["token_embedding"]).max() > 0
 
 
 def test_only_transformers_are_told_how_to_compute():

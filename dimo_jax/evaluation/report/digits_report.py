@@ -11,8 +11,8 @@ from dimo_jax.evaluation.metrics import names as metrics
 from dimo_jax.evaluation.metrics.prdc import NAMES as IN_PIXELS
 from dimo_jax.evaluation.metrics.rows import Row
 from dimo_jax.evaluation.report import page_tables, schema, showcase
-from dimo_jax.evaluation.report.schema import Candidate, Classes, Results
-from dimo_jax.evaluation.shown import Shown
+from dimo_jax.evaluation.report.schema import Candidate, Classes, Picture, Results
+from dimo_jax.evaluation.shown import COLUMNS, Shown
 
 MAX_COLUMNS = 20
 PROTOCOL = "digits"
@@ -59,13 +59,13 @@ def results_of(
     class_names: Sequence[str] = (),
 ) -> Results:
     """Return an evaluation as results.json has it."""
-    rows, settings = evaluation.rows, evaluation.settings
+    rows, settings, texts = evaluation.rows, evaluation.settings, evaluation.shown[0].texts
     num_classes = len(rows[0].per_class["accuracy"])
     return Results(
         rows,
         provenance,
         title,
-        protocol={"name": PROTOCOL},
+        protocol={"name": PROTOCOL, **({"conditions": "texts"} if texts else {})},
         settings=vars(settings),
         metrics={
             name: metrics.metric(name).explanation + (", in pixels" if name in IN_PIXELS else "")
@@ -84,8 +84,13 @@ def results_of(
 
 
 def columns_of(shown: Sequence[Shown]) -> int:
-    """Return one column for each class where they fit, so that a column holds one label."""
+    """Return one column for each class where they fit, so that a column holds one label.
+
+    Few columns where there are texts, which are longer than labels.
+    """
     labels = shown[0].labels
+    if shown[0].texts:
+        return COLUMNS
     return MAX_COLUMNS if labels is None else min(len(set(labels.tolist())), MAX_COLUMNS)
 
 
@@ -100,6 +105,8 @@ def markdown(results: Results, columns: int) -> str:
     seeds = ", ".join(map(str, settings["seeds"]))
     balanced = results.per_class.num_samples is not None
     balance = "balanced over the classes" if balanced else "of each class its share"
+    if named(results) == "texts":
+        balance = "of the test split's texts in turn"
     spread = f"mean ± standard deviation over the sampling seeds {seeds}"
     explained = [
         f"* {name}: {text}" for name, _, text in page_tables.explained(results, results.metrics)
@@ -114,8 +121,8 @@ def markdown(results: Results, columns: int) -> str:
         page_tables.markdown(page_tables.every_metric(results), mark_best=False),
         "\n".join(explained),
         "## Pictures",
-        f"The same labels everywhere, sampling seed {settings['seeds'][0]}, the first images as "
-        "they came.",
+        f"The same {named(results)} everywhere, sampling seed {settings['seeds'][0]}, the first "
+        "images as they came.",
         "![samples of all models](pictures/all.png)",
         "More of each:",
         _picture_table(results, columns),
@@ -165,10 +172,19 @@ def _extremes_section(results: Results) -> list[str]:
     ]
 
 
+def named(results: Results) -> str:
+    """Return what the samples are of: "labels", or "texts" of the test split."""
+    return results.protocol.get("conditions", "labels")
+
+
+def _grids(results: Results) -> list[Picture]:
+    return [picture for picture in results.pictures if picture.kind == "samples"]
+
+
 def _picture_table(results: Results, columns: int) -> str:
-    grids = [picture for picture in results.pictures if picture.kind == "samples"]
+    grids = _grids(results)
     lines = [
-        "|  | labels " + ", ".join(map(str, grids[0].labels[:columns])) + " |",
+        f"|  | {named(results)} " + ", ".join(map(str, grids[0].labels[:columns])) + " |",
         "| --- | --- |",
     ]
     for grid in grids:

@@ -64,7 +64,8 @@ def draw(
         found.append((picture, images.grid(group, columns, row_labels)))
 
     for one in shown:
-        labels = [] if one.labels is None else [named.get(x, x) for x in one.labels.tolist()]
+        known = [] if one.labels is None else [named.get(x, x) for x in one.labels.tolist()]
+        labels = list(one.texts) or known
         about = {"model": one.model, "steps": one.steps, "seed": one.seed, "labels": labels}
         add(file_name(one), one.first, columns, kind="samples", **about)
     if overview:

@@ -100,6 +100,19 @@ def test_results_json_has_the_rows_and_the_provenance(written, evaluation):
     assert [x.per_class for x in found.per_class.rows] == [x.per_class for x in evaluation.rows]
 
 
+def test_samples_of_texts_are_named_by_them(evaluation, tmp_path):
+    texts = tuple(f"emoji {number}" for number in range(20))
+    shown = [one._replace(texts=texts) for one in evaluation.shown]
+    evaluation = dataclasses.replace(evaluation, shown=shown, balanced=False)
+    digits_report.write(tmp_path, evaluation, title="Emoji", provenance=PROVENANCE)
+    report = (tmp_path / "report.md").read_text()
+    assert "of the test split's texts in turn" in report and "The same texts everywhere" in report
+    assert "|  | texts emoji 0, emoji 1, " in report and "emoji 8" not in report
+    first = schema.read(tmp_path).pictures[0]
+    assert list(first.labels) == list(texts) and first.columns == 8
+    assert Page(page.write(tmp_path, title="Emoji").read_text(encoding="utf-8")).problems == []
+
+
 def test_every_picture_of_the_report_exists_and_no_other_file(written):
     folder, paths = written
     text = (folder / "report.md").read_text()
