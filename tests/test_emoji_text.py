@@ -172,7 +172,7 @@ def test_it_is_planned_without_anything_written(tmp_path):
     [
         ({"text_encoder.text.vocabulary": 4000}, "config.text_encoder.text.vocabulary.*too large"),
         ({"text_encoder.text.vocabulary": 400}, "no room for the bytes; give at least 514"),
-        ({"text_encoder.text.width": 64}, "the text encoder gives states of .24, 64."),
+        ({"text_encoder.text.width": 48}, "the text encoder gives states of .24, 48."),
         ({"text_encoder.text.context": 20}, "the text encoder gives states of .20, 96."),
         ({"model.vocabulary": 2048}, "vocabulary of the network meissonic is 2048, expected more"),
     ],
