@@ -32,7 +32,7 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_enum(
     "what",
     "train",
-    ["train", "data", "sample", "teacher_sample", "decode"],
+    ["train", "sample", "teacher_sample", "decode", "data"],
     "what is timed",
     flag_values=FLAGS,
 )

@@ -94,7 +94,7 @@ def test_the_package_lists_its_commands_with_examples():
         (evaluate, "clip_form", clip_score.FORMS),
         (evaluate, "hps_version", hps.VERSIONS),
         (plan, "what", plans.PROGRAMS),
-        (benchmark, "what", [*plans.PROGRAMS, "decode"]),
+        (benchmark, "what", [*plans.PROGRAMS, "decode", "data"]),
         (convert, "source", [*sources.SOURCES, sources.GENERATOR]),
         (convert, "activation", clip.ACTIVATIONS),
     ],
