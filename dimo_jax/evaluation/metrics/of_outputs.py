@@ -115,7 +115,7 @@ def _frechet(name: str, output: str, samples: Outputs, real: Outputs) -> Found:
 
 
 def _percent(output: str, samples: Outputs, real: Outputs) -> Found:
-    value = frechet.frechet_percent(real.moments(output), samples.moments(output))
+    value = frechet.frechet_percent(real.moments(output), samples.load(output))
     return _plain({f"frechet_{output}": value})
 
 
