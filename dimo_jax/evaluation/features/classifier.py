@@ -98,30 +98,26 @@ def fit(
     classifier = models.build(model_config(images.shape[1:], num_classes, settings))
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
-    batches = np.stack(
-        [
-            stream.batch_indices(settings.seed, step, settings.batch_size, len(images))
-            for step in range(settings.num_steps)
-        ]
-    )
     inputs, targets = jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
 
     def loss(params, batch, dropout_key):
         logits = classifier.logits(params, inputs[batch], dropout_key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets[batch]).mean()
 
-    def step(state, step_and_batch):
-        params, moments = state
-        index, batch = step_and_batch
+    # A program for each step: within a loop of one program XLA's CPU backend has no fast
+    # convolutions (jaxlib 0.10.2), and a step on emoji takes more than ten times as long.
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, moments, index, batch):
         dropout_key = rng.stream_key(settings.seed, "classifier_dropout", index)
-        updates, moments = optimizer.update(
-            jax.grad(loss)(params, batch, dropout_key), moments, params
-        )
-        return (optax.apply_updates(params, updates), moments), None
+        gradient = jax.grad(loss)(params, batch, dropout_key)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments
 
     params = classifier.init(rng.stream_key(settings.seed, "classifier_init"))
-    scan = jax.jit(functools.partial(jax.lax.scan, step))
-    (params, _), _ = scan((params, optimizer.init(params)), (jnp.arange(len(batches)), batches))
+    moments = optimizer.init(params)
+    for index in range(settings.num_steps):
+        batch = stream.batch_indices(settings.seed, index, settings.batch_size, len(images))
+        params, moments = step(params, moments, np.int32(index), batch)
     return FeatureNetwork(classifier, params)
 
 
