@@ -22,14 +22,18 @@ def run(monkeypatch, capsys):
     """Runs the command on small models."""
     monkeypatch.setattr(step_speed, "open_models", lambda config: opened())
 
-    def run(*arguments, config="configs/imagenet.py:smoke"):
-        # Overrides of the config's fields become flags, once for each parsing.
+    def forget_overrides():
+        """Overrides of the config's fields become flags, once for each parsing, and stay."""
         for name in [name for name in benchmark.FLAGS if name.startswith("config.")]:
             delattr(benchmark.FLAGS, name)
+
+    def run(*arguments, config="configs/imagenet.py:smoke"):
+        forget_overrides()
         every = [f"--config={config}", "--repetitions=2", "--warmup=0", *arguments]
         return run_command(benchmark, every, monkeypatch, capsys)
 
-    return run
+    yield run
+    forget_overrides()
 
 
 def test_the_command_writes_what_was_measured_and_on_what(tmp_path, run):

@@ -131,7 +131,8 @@ def test_a_save_that_fails_on_one_ends_both_at_once(lives, index, name):
     *_, last = failed["stderr"].strip().splitlines()
     assert last.startswith(f"error: checkpoint {place}/10 cannot be written: OSError: [Errno 16]")
     assert "the one of step 5 stays valid" in last
-    *_, last = left["stderr"].strip().splitlines()
+    # XLA's own log of the lost connection may come after it.
+    *_, last = [line for line in left["stderr"].splitlines() if line.startswith("error: ")]
     assert re.search(r"another (of the 2 processes|process of the run) has ended", last)
 
 
