@@ -85,6 +85,8 @@ def images_with_labels(
     index = []
     for label in labels.tolist():
         some = of_class[label]
-        index.append(some[seen[label] % len(some)] if len(some) else len(images))
+        index.append(some[seen[label] % len(some)] if len(some) else -1)
         seen[label] += 1
-    return np.concatenate([images, np.zeros_like(images[:1])])[index]
+    found = images[index]  # a copy
+    found[np.array(index) == -1] = 0
+    return found

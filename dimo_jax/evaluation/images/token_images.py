@@ -40,7 +40,7 @@ class Decoded(ImageSet):
     def __init__(self, tokens: TokenSet, tokenizer: bundles.Bundle):
         self._tokens = tokens
         network = tokenizer.build()
-        _check(tokens, tokenizer)
+        _check(tokens, tokenizer, network)
         super().__init__(str(tokens.path), tokens.num)
         self.class_names = tokens.class_names
         self.height, self.width = network.image_shape[:2]
@@ -148,9 +148,9 @@ def _is_source(where: str, tokens: TokenSet) -> bool:
     return len({*places}) == 1
 
 
-def _check(tokens: TokenSet, tokenizer: bundles.Bundle) -> None:
+def _check(tokens: TokenSet, tokenizer: bundles.Bundle, network: tokenizers.Tokenizer) -> None:
     """Refuse to decode tokens with another tokenizer than they were encoded with."""
-    network, made = tokenizer.build(), tokens.facts.tokenizer
+    made = tokens.facts.tokenizer
     found = tokenizers.fingerprint(network, tokenizer.params)
     if found != tokens.tokenizer_hash:
         raise InputError(

@@ -11,7 +11,7 @@ from dimo_jax.evaluation.metrics import names as metrics
 from dimo_jax.evaluation.metrics.prdc import NAMES as IN_PIXELS
 from dimo_jax.evaluation.metrics.rows import Row
 from dimo_jax.evaluation.report import page_tables, schema, showcase
-from dimo_jax.evaluation.report.schema import Candidate, Classes, Picture, Results
+from dimo_jax.evaluation.report.schema import Candidate, Classes, Results
 from dimo_jax.evaluation.shown import COLUMNS, Shown
 
 MAX_COLUMNS = 20
@@ -177,12 +177,8 @@ def named(results: Results) -> str:
     return results.protocol.get("conditions", "labels")
 
 
-def _grids(results: Results) -> list[Picture]:
-    return [picture for picture in results.pictures if picture.kind == "samples"]
-
-
 def _picture_table(results: Results, columns: int) -> str:
-    grids = _grids(results)
+    grids = [picture for picture in results.pictures if picture.kind == "samples"]
     lines = [
         f"|  | {named(results)} " + ", ".join(map(str, grids[0].labels[:columns])) + " |",
         "| --- | --- |",
