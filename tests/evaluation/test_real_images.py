@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dimo_jax.evaluation.real_images import RealImages
+from dimo_jax.evaluation.real_images import RealImages, images_with_labels
 
 
 def of(**changes):
@@ -31,3 +31,9 @@ def test_texts_are_those_of_the_test_images_with_their_classes():
     assert real.classes(numbers).tolist() == [number % 3 for number in numbers]
     assert real.pictured(numbers).ravel() == pytest.approx(numbers)
     assert "".join(real.texts_of(numbers)) == "".join("abcdef"[number] for number in numbers)
+
+
+def test_a_class_without_a_picture_is_shown_black():
+    pictures = np.arange(1.0, 4.0, dtype=np.float32).reshape(3, 1, 1, 1)
+    found = images_with_labels(pictures, np.array([0, 2, 0]), np.array([0, 1, 2, 0, 0]))
+    assert found.ravel().tolist() == [1, 0, 2, 3, 1] and pictures.ravel().tolist() == [1, 2, 3]
