@@ -4,6 +4,8 @@ python -m dimo_jax.sample --generator=runs/digits/export --labels=0,1,2 --output
 python -m dimo_jax.sample --generator=runs/digits/export --num=50000 --output=samples.npz
 python -m dimo_jax.sample --workdir=runs/digits --step=20000 --output=grid.png
 python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --output=folder/
+python -m dimo_jax.sample --generator=DI4C --tokenizer=TOKENIZER --steps=4 --guidance=7 --num=64 \
+    --output=di4c.npz
 
 python -m dimo_jax.sample --generator=STUDENT --prompt="a red ball on a blue cube" --output=out.png
 python -m dimo_jax.sample --generator=STUDENT --prompts=prompts.csv --output=images/
@@ -81,7 +83,7 @@ flags.DEFINE_integer("top_k", None, "0 for all tokens", flag_values=FLAGS)
 flags.DEFINE_float("top_p", None, "1 for all tokens", flag_values=FLAGS)
 flags.DEFINE_float("ratio", None, "generator: share of [MASK] at the start", flag_values=FLAGS)
 flags.DEFINE_float("sigma", None, "generator: noise on the embeddings", flag_values=FLAGS)
-FLAGS.group("A teacher")
+FLAGS.group("A teacher, or a student of several steps")
 flags.DEFINE_integer("steps", None, "steps of the sampler", flag_values=FLAGS)
 flags.DEFINE_enum(
     "sampler",
@@ -94,6 +96,13 @@ flags.DEFINE_string("schedule", None, "tokens written in each step", flag_values
 flags.DEFINE_string("randomize", None, "noise of the order", flag_values=FLAGS)
 flags.DEFINE_float("choice_temperature", None, "noise of the order", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "s in u + s (c - u)", flag_values=FLAGS)
+flags.DEFINE_string(
+    "guide",
+    None,
+    "a teacher's bundle, whose logits without a condition guidance leads away from; default: the "
+    "network's own",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("guidance_schedule", None, "linear or constant", flag_values=FLAGS)
 flags.DEFINE_string("negative_prompt", "", "what guidance leaves", flag_values=FLAGS)
 flags.DEFINE_multi_string(

@@ -13,8 +13,16 @@ from PIL import Image
 from dimo_jax import bundles, models, samplers
 from dimo_jax.common.errors import InputError
 from dimo_jax.generation import drawing
+from dimo_jax.models import joined
 from dimo_jax.samplers import maskgit, one_step
-from tests.helpers.command_line import SAMPLER, built_once, save_tiny, tiny_network, tiny_params
+from tests.helpers.command_line import (
+    NETWORK,
+    SAMPLER,
+    built_once,
+    save_tiny,
+    tiny_network,
+    tiny_params,
+)
 from tests.helpers.sample_command import generator, run
 
 __all__ = ["built_once", "generator", "run"]  # fixtures
@@ -228,7 +236,7 @@ def test_wrong_flags_of_a_generator(run, generator, tmp_path, monkeypatch, flags
         (["--steps=0"], "num_steps is 0; it must be at least 1"),
         (["--steps=2", "--schedule=sine"], "schedule is 'sine'; it must be one of root, linear"),
         (["--steps=2", "--randomize=no"], "randomize is 'no'"),
-        (["--steps=2", "--ratio=0.5"], "--ratio is for a generator"),
+        (["--steps=2", "--ratio=0.5"], "--ratio is for a one-step generator"),
         (["--steps=2", "--option=theta"], "--option=theta is not name=value"),
         (
             ["--steps=2", "--sampler=halton", "--schedule=linear"],
@@ -281,6 +289,27 @@ def test_the_network_is_computed_as_asked(generator):
         lowered = jax.jit(model.build().apply).lower(model.params, tokens, labels)
         seen[dtype] = "bf16" in lowered.as_text()
     assert seen == {"float32": False, "bfloat16": True}
+
+
+def test_a_student_of_several_steps_has_its_own_settings_and_a_guide(
+    arrays, run, teacher, tmp_path
+):
+    network = models.build({**NETWORK, "mixture_dim": 8})
+    sampler = {"name": "maskgit", "num_steps": 3, "guidance": 2.0, "counts": "differences"}
+    params = jax.jit(network.init)(jax.random.key(1))
+    student = save_tiny(tmp_path / "student", model=network.config, params=params, sampler=sampler)
+    own = arrays(student, "--num=8")
+    assert json.loads(str(own["settings"]))["sampler"]["num_steps"] == 3
+    guided = arrays(student, "--num=8", f"--guide={teacher}")
+    assert (guided["tokens"] != own["tokens"]).any()
+    output = f"--output={tmp_path / 'x.npz'}"
+    err = run(f"--generator={student}", "--sigma=0.1", output, status=2)
+    assert "--sigma is for a one-step generator" in err and "is sampled in steps" in err
+    flags = [f"--guide={teacher}", "--guidance=1"]
+    err = run(f"--generator={student}", output, *flags, status=2)
+    assert "--guide is for the guidance of the sampler maskgit" in err
+    with pytest.raises(InputError, match="another num_tokens"):
+        joined.guided(network, models.build({**NETWORK, "num_tokens": 3}))
 
 
 @pytest.mark.parametrize("options", [[], ["--sampler=halton"], ["--sampler=solver"]])

@@ -27,7 +27,6 @@ from dimo_jax.convert.networks import layouts
 from dimo_jax.generation import drawing
 from dimo_jax.parallel import backend
 from dimo_jax.runs import snapshots
-from dimo_jax.samplers import one_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
@@ -85,7 +84,7 @@ def image_function(
         as dimo_jax.sample with the key jax.random.key(seed), whose data are [0, seed].
     """
     network, decoder = generator.build(), tokenizer.build()
-    settings = one_step.settings_from(generator.sampler or {}, network)
+    settings, plan = samplers.prepare(drawing.sampler_of(generator, {}), network.num_tokens)
     # A NumPy table cannot be indexed by traced tokens.
     params, decoder_params = jax.tree.map(jnp.asarray, (generator.params, tokenizer.params))
 
@@ -93,7 +92,8 @@ def image_function(
         # The generator of random numbers is part of the file: the caller's default must not matter.
         key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         keys = rng.example_keys(key, jnp.arange(labels.shape[0], dtype=jnp.int32))
-        tokens = samplers.sample_batch(network, params, keys, labels, None, settings, None)
+        null = jnp.full_like(labels, network.num_classes)
+        tokens = samplers.sample_batch(network, params, keys, labels, null, settings, plan)
         return decoder.decode(decoder_params, tokens)
 
     return images_of

@@ -101,13 +101,14 @@ def _overrides(flags: FlagValues, model: bundles.Bundle) -> dict[str, Any]:
             raise InputError(f"--option={option} is not name=value")
         teacher[name] = _value(text)
     own = {name: flags[name].value for name in _GENERATOR_FLAGS}
+    one_step = drawing.is_one_step(model)
     foreign, whose, here = (
-        ((*_TEACHER_FLAGS, "sampler"), "a teacher", "is a one-step generator")
-        if model.kind == "generator"
-        else (_GENERATOR_FLAGS, "a generator", "is a teacher")
+        ((*_TEACHER_FLAGS, "sampler", "guide"), "a teacher", "is a one-step generator")
+        if one_step
+        else (_GENERATOR_FLAGS, "a one-step generator", "is sampled in steps")
     )
     given = [flag for flag in foreign if flags[flag].value is not None]
-    given += ["option"] if flags.option and model.kind == "generator" else []
+    given += ["option"] if flags.option and one_step else []
     if given:
         raise InputError(f"--{given[0]} is for {whose}; {model.path} {here}")
     values = teacher | own | {name: flags[name].value for name in _ALL_FLAGS}
@@ -126,7 +127,8 @@ def run(flags: FlagValues) -> None:
     output = files.path(flags.output)
     if not output.name:
         raise InputError(f"--output={flags.output} names nothing; give a file or a new folder")
-    kinds = {"generator": None, "tokenizer": "tokenizer", "text_encoder": "clip"}
+    kinds = {"generator": None, "guide": "teacher", "tokenizer": "tokenizer"}
+    kinds |= {"text_encoder": "clip"}
     read = [places.find(place, k) for x, k in kinds.items() if (place := flags[x].value)]
     read += places.parts_of_run(files.path(flags.workdir)) if flags.workdir else []
     overlaps.refuse(output, [*read, flags.metadata])
@@ -143,7 +145,7 @@ def run(flags: FlagValues) -> None:
             f"--batch_size={devices * math.ceil(flags.batch_size / devices)}"
         )
     source, tokenizer, encoder = _source(flags)
-    model, tokenizer = drawing.open_pair(source, tokenizer, flags.compute_dtype)
+    model, tokenizer = drawing.open_pair(source, tokenizer, flags.compute_dtype, flags.guide)
     with_text = text_drawing.takes_text(model)
     foreign = ("labels", "num") if with_text else _TEXT_FLAGS
     given = [name for name in foreign if flags[name].value]

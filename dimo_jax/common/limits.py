@@ -18,6 +18,7 @@ _MOST = {
     **dict.fromkeys(("image_size", "image_shape"), 1 << 13),
     **dict.fromkeys(("width", "mlp_dim", "z_channels", "embed_dim", "projection"), 1 << 17),
     **dict.fromkeys(("text_dim", "pooled_dim", "num_features", "num_logits"), 1 << 17),
+    "mixture_dim": 1 << 17,
     "num_steps": 1 << 16,
     **dict.fromkeys(("num_tokens", "context", "text_length"), 1 << 18),
     **dict.fromkeys(("codebook_size", "n_embed", "vocabulary", "num_classes"), 1 << 24),

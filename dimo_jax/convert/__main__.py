@@ -6,9 +6,10 @@ python -m dimo_jax.convert --source=meissonic --input=Meissonic/ --output=bundle
 python -m dimo_jax.convert --to=diffusers --input=runs/meissonic/export --output=Meissonic-one-step/
 
 Sources: maskgit (MaskGit-PyTorch, 256 and 512), dimo (the released one-step generator, which has
-the same keys), halton (Halton-MaskGIT v2), google (Google's MaskGIT), and the tokenizers vqgan
-(Taming, last.ckpt or its state dict), llamagen (VQ-16), google_vqgan; inception, the network of the
-FID; and clip (open_clip, HPS v2, or a folder of Hugging Face with both towers or with text alone).
+the same keys), di4c (a student of a few steps, maskgit-di4c-d.pth), halton (Halton-MaskGIT v2),
+google (Google's MaskGIT), and the tokenizers vqgan (Taming, last.ckpt or its state dict), llamagen
+(VQ-16), google_vqgan; inception, the network of the FID; and clip (open_clip, HPS v2, or a folder
+of Hugging Face with both towers or with text alone).
 Without --source the keys decide. Sizes come from the shapes. Of meissonic, and of its one-step
 generator (dimo), a whole folder as diffusers lays it down becomes a folder of bundles, and goes
 back with --to=diffusers, text encoder, tokenizer and scheduler too.
@@ -34,6 +35,7 @@ flags.DEFINE_enum(
     None,
     [
         "maskgit",
+        "di4c",
         "halton",
         "google",
         "vqgan",

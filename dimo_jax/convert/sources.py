@@ -13,6 +13,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.common.trees import Tree
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
+from dimo_jax.convert import published_samplers
 from dimo_jax.convert.formats import folders, torch_files
 from dimo_jax.convert.networks import (
     clip,
@@ -107,23 +108,6 @@ def _maskgit_config(state: State, options: Options) -> dict[str, Any]:
     return maskgit.config_from(state, options.heads or 16, options.num_classes)
 
 
-def _maskgit_sampler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings behind the published FID (guidance w + 1).
-
-    6.80 at 256 px, 7.26 at 512.
-    """
-    if config["num_tokens"] > 256:
-        return {"num_steps": 15, "guidance": 3.8, "choice_temperature": 7.0}
-    return {"num_steps": 8, "guidance": 4.0, "choice_temperature": 4.5}
-
-
-def _halton_sampler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """32 steps and the guidance w + 1 of the published FIDs, which falls with the size."""
-    at_256 = config["num_tokens"] <= 256
-    by_width = {384: 2.5, 512: 2.0, 768: 1.7} if at_256 else {512: 2.0, 768: 1.7, 1024: 1.5}
-    return {"num_steps": 32, "guidance": by_width.get(config["width"], 1.5)}
-
-
 def _google_heads(state: State, options: Options) -> dict[str, Any]:
     config = google.transformer_config_from(state, options.num_classes)
     if options.heads not in (None, config["heads"]):
@@ -138,21 +122,31 @@ def _meissonic_config(state: State, options: Options) -> dict[str, Any]:
     return meissonic.config_from(fields, num_tokens, options.text_length or 77)
 
 
+_MASKGIT_SIZES = {
+    **{"width": (768,), "depth": (24,)},
+    **{"codebook_size": (1024,), "num_classes": (1000,)},
+}
 # Of --source: the one-step generator of whichever source has the keys.
 GENERATOR = "dimo"
 
 # The order in which a file without --source is compared, and the models of a folder are converted.
 SOURCES = {
+    # Before maskgit, whose keys it has too.
+    "di4c": Source(
+        "generator",
+        ((maskgit.MIXTURE,),),
+        _maskgit_config,
+        lambda config, state: maskgit.entries(config),
+        published={**_MASKGIT_SIZES, "mixture_dim": (512,)},
+        sampler=published_samplers.di4c,
+    ),
     "maskgit": Source(
         "teacher",
         (("pos_emb", "bias", "tok_emb.weight", "transformer.layers.0.0.fn.mha.in_proj_weight"),),
         _maskgit_config,
         lambda config, state: maskgit.entries(config),
-        published={
-            **{"width": (768,), "depth": (24,)},
-            **{"codebook_size": (1024,), "num_classes": (1000,)},
-        },
-        sampler=_maskgit_sampler,
+        published=_MASKGIT_SIZES,
+        sampler=published_samplers.maskgit,
         # As the authors sample it: r_init and sigma_init of their configuration, T = 1.
         generator={"ratio": 0.6, "sigma": 0.1, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         torch=maskgit.entries,
@@ -163,7 +157,7 @@ SOURCES = {
         lambda state, options: halton.config_from(state, options.heads),
         lambda config, state: halton.entries(config),
         published={"width": (384, 512, 768, 1024, 1152), "codebook_size": (16384,)},
-        sampler=_halton_sampler,
+        sampler=published_samplers.halton,
         torch=halton.entries,
     ),
     "google": Source(

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from numpy import ndarray
 
 from dimo_jax import bundles, models, samplers
-from dimo_jax.common import images
-from dimo_jax.common.errors import InputError
+from dimo_jax.common import images, trees
+from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.generation.sample_files import write_samples
+from dimo_jax.models import joined
 from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import Tokenizer, decode_in_chunks
 
@@ -31,6 +32,7 @@ def open_pair(
     path: AnyPath | str | bundles.Bundle,
     tokenizer: AnyPath | str | bundles.Bundle | None = None,
     compute_dtype: str = "float32",
+    guide: AnyPath | str | None = None,
 ) -> tuple[bundles.Bundle, bundles.Bundle]:
     """Return a generator or teacher and its tokenizer, with parameters on the device.
 
@@ -38,6 +40,8 @@ def open_pair(
         path: of the bundle, or of a run; or the bundle.
         tokenizer: see `open_tokenizer`; or its bundle.
         compute_dtype: of the token network, "float32" or "bfloat16".
+        guide: bundle of the teacher that the guidance leads away from; None: from the network's
+            own logits without a condition.
 
     Raises:
         InputError: one of them cannot be read, is of another kind, or they do not belong together.
@@ -45,6 +49,8 @@ def open_pair(
     model = path if isinstance(path, bundles.Bundle) else bundles.load(path)
     if model.kind not in ("generator", "teacher"):
         raise InputError(f"{model.path} is a {model.kind}; give a generator's or teacher's bundle")
+    if guide is not None:
+        model = _guided(model, bundles.load(guide, "teacher"))
     is_open = isinstance(tokenizer, bundles.Bundle)
     found = tokenizer if is_open else open_tokenizer(model, tokenizer)
     if compute_dtype != "float32":
@@ -52,6 +58,21 @@ def open_pair(
     # Once: from the host's memory every batch would send them to the device again.
     model, found = (dataclasses.replace(x, params=jax.device_put(x.params)) for x in (model, found))
     return model, found
+
+
+def _guided(model: bundles.Bundle, guide: bundles.Bundle) -> bundles.Bundle:
+    """Return a bundle in memory of a network and its guide; see models.joined.guided."""
+    hashes = [x.tokenizer and x.tokenizer["hash"] for x in (model, guide)]
+    if None not in hashes and hashes[0] != hashes[1]:
+        raise InputError(f"{guide.path} and {model.path} were trained with different tokenizers")
+    params = {joined.NETWORK: model.params, joined.GUIDE: guide.params}
+    config = {"name": "guided", joined.NETWORK: model.model, joined.GUIDE: guide.model}
+    found = dataclasses.replace(
+        model, model=config, params=params, params_hash=trees.fingerprint(params)
+    )
+    with about(f"--guide={guide.path}"):
+        found.build()
+    return found
 
 
 def open_tokenizer(model: bundles.Bundle, path: AnyPath | str | None = None) -> bundles.Bundle:
@@ -100,6 +121,11 @@ def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -
     return spread if given is None else min(given, spread)
 
 
+def is_one_step(model: bundles.Bundle) -> bool:
+    """Return whether a bundle is a one-step generator; others are sampled in steps."""
+    return model.kind == "generator" and "name" not in (model.sampler or {})
+
+
 def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> Any:
     """Return the settings that a bundle is sampled with.
 
@@ -108,17 +134,25 @@ def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> Any:
         overrides: settings to use in place of the bundle's; "name" is the sampler's.
 
     Returns:
-        Settings of a sampler in samplers.SAMPLERS: of "one_step" for a generator.
+        Settings of a sampler in samplers.SAMPLERS: of "one_step" for a one-step generator.
 
     Raises:
-        InputError: a setting is unknown, missing or out of range.
+        InputError: a setting is unknown, missing or out of range, or has no use for a guide.
     """
-    entry = {**(model.sampler or {}), **overrides}
-    if model.kind == "generator":
-        return one_step.settings_from(entry, model.build())
-    if "num_steps" not in entry:
+    entry, network = {**(model.sampler or {}), **overrides}, model.build()
+    if is_one_step(model):
+        chosen = one_step.settings_from(entry, network)
+    elif "num_steps" not in entry:
         raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
-    return samplers.settings_for(model.build(), entry)
+    else:
+        chosen = samplers.settings_for(network, entry)
+    is_maskgit = samplers.name_of(chosen) == "maskgit"
+    if network.guide and not (is_maskgit and getattr(chosen, "guidance", 1) != 1):
+        raise InputError(
+            f"--guide is for the guidance of the sampler maskgit, and {model.path} is sampled "
+            "without; give --sampler=maskgit --guidance=S, S above 1"
+        )
+    return chosen
 
 
 def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, Any]:

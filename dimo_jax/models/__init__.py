@@ -15,6 +15,7 @@ from dimo_jax.models import (
     google_maskgit,
     halton,
     inception,
+    joined,
     maskgit,
     meissonic,
 )
@@ -40,7 +41,8 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     """Return the network that a plain configuration describes.
 
     Args:
-        config: plain values; "name" is one of NETWORKS, the rest are that network's sizes.
+        config: plain values; "name" is one of NETWORKS, the rest are that network's sizes. Or
+            "guided", and two such configs as "network" and "guide".
         compute: how a token network is computed; None: in float32, the plain way.
 
     Returns:
@@ -52,6 +54,8 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     limits.check_sizes(config)
     fields = dict(config)
     name = fields.pop("name", None)
+    if name == "guided":
+        return _guided(fields, compute)
     if name not in NETWORKS:
         raise InputError(f"there is no network named {name!r}; there are {', '.join(NETWORKS)}")
     # The networks without blocks are computed in one way only.
@@ -64,3 +68,18 @@ def build(config: Mapping[str, Any], compute: Compute | None = None) -> Any:
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"the network {name!r} does not take these sizes: {error}") from error
     return with_compute(network, compute) if compute else network
+
+
+def _guided(fields: Mapping[str, Any], compute: Compute | None) -> Network:
+    """Return two networks as one."""
+    names = (joined.NETWORK, joined.GUIDE)
+    inner = [fields.get(name) for name in names]
+    if set(fields) != set(names) or not all(
+        isinstance(x, Mapping) and x.get("name") in TRANSFORMERS for x in inner
+    ):
+        raise InputError(
+            f"a guided network has {' and '.join(names)}, each the config of one of "
+            f"{', '.join(TRANSFORMERS)}"
+        )
+    network, guide = (build(x, compute) for x in inner if x is not None)
+    return joined.guided(network, guide)

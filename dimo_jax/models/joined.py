@@ -1,6 +1,7 @@
-"""A network with text and the text tower of its condition as one network, trained together.
+"""Two networks as one: with text and the tower of its condition, or guided by another.
 
-Its condition are the ids of a text. After the training its parameters are parted: those of the
+A network with text and CLIP's text tower are trained together; the condition are the ids of a text.
+After the training its parameters are parted: those of the
 network, and those of CLIP's text tower, which from then on is the frozen encoder of prompts.
 """
 
@@ -12,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dimo_jax.common.errors import InputError
 from dimo_jax.models.clip import Clip
 from dimo_jax.models.network import Network
 
 TRANSFORMER, TEXT_ENCODER = "transformer", "text_encoder"
+# Of a network that another one guides: keys of its parameters, and of its config.
+NETWORK, GUIDE = "network", "guide"
 
 
 def text_features(
@@ -71,3 +75,38 @@ def join(
 
     ids = jax.ShapeDtypeStruct((encoder.context,), jnp.int32)
     return dataclasses.replace(network, init=init, apply=apply, condition={"ids": ids})
+
+
+def guided(network: Network, guide: Network) -> Network:
+    """Return a network whose guidance leads away from another one's logits without a condition.
+
+    Args:
+        network: of classes.
+        guide: of the same tokens and classes; its own mixture, if it has one, is not used.
+
+    Returns:
+        A network whose parameters are {"network": ..., "guide": ...}.
+
+    Raises:
+        InputError: the two do not fit.
+
+    Source: sony/di4c `--lfg`, where the student is guided by its teacher.
+    """
+    sizes = ("num_tokens", "codebook_size", "num_classes", "condition")
+    differing = [name for name in sizes if getattr(network, name) != getattr(guide, name)]
+    if differing or not guide.has_null:
+        reason = f"it has another {', '.join(differing)}" if differing else "it has no null class"
+        raise InputError(f"the network {guide.config['name']} cannot be the guide: {reason}")
+
+    def init(key: Key[Array, ""]) -> Any:
+        keys = jax.random.split(key)
+        return {NETWORK: network.init(keys[0]), GUIDE: guide.init(keys[1])}
+
+    def apply(params: Any, tokens: Int[Array, "B L"], condition: Any, **options: Any) -> Any:
+        return network.apply(params[NETWORK], tokens, condition, **options)
+
+    def of_guide(params: Any, tokens: Int[Array, "B L"], condition: Any) -> Any:
+        return guide.apply(params[GUIDE], tokens, condition)
+
+    config = {"name": "guided", NETWORK: network.config, GUIDE: guide.config}
+    return dataclasses.replace(network, config=config, init=init, apply=apply, guide=of_guide)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -58,6 +58,10 @@ class Network:
             positions are added; dropout is off without a `dropout_key`.
         condition: shapes and dtypes of one example's condition, without the axis B: those of a
             label, or of a dict of text features.
+        has_mixture: whether a label may come with a number in [0, 1), as {"label": [B],
+            "mixture": [B]}: one network then is a mixture of as many as there are numbers (di4c).
+        guide: as `apply`, of another network whose logits without a condition guide this one's
+            (joined.guided); None: its own do.
     """
 
     config: dict[str, Any]
@@ -68,6 +72,8 @@ class Network:
     apply: Callable[..., Any]
     has_null: bool = True
     condition: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    has_mixture: bool = False
+    guide: Callable[..., Any] | None = None
 
     @property
     def mask_id(self) -> int:
@@ -93,7 +99,7 @@ def from_module(module: nn.Module, config: dict[str, Any], has_null: bool = True
     def apply(
         params: Any,
         tokens: Int[Array, "B L"],
-        condition: Int[Array, "B"],
+        condition: Int[Array, "B"] | Mapping[str, Array],
         *,
         perturb: Callable | None = None,
         dropout_key: Key[Array, ""] | None = None,

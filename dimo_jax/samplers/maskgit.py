@@ -27,6 +27,7 @@ UNMASK_SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cosine": lambda r: np.cos(0.5 * np.pi * r),
     "arccos": lambda r: np.arccos(r) / (0.5 * np.pi),
 }
+COUNTS = ("weights", "differences")
 RANDOMIZE = ("linear", "warm_up", "random", "none")
 GUIDANCE_SCHEDULES = ("linear", "constant")
 
@@ -47,6 +48,7 @@ class MaskGitSettings:
         guidance_schedule: "linear" grows from 1 at the first step to s at the last; "constant".
         top_k: 0 for all.
         top_p: 1 for all.
+        counts: what the schedule is of, see `unmask_counts`.
 
     Raises:
         InputError: on a value outside its range.
@@ -61,39 +63,49 @@ class MaskGitSettings:
     guidance_schedule: str = "linear"
     top_k: int = 0
     top_p: float = 1.0
+    counts: str = "weights"
 
     def __post_init__(self):
         """Check the values, since they come from flags and files."""
         ranges.check(
             vars(self),
             schedule=UNMASK_SCHEDULES,
+            counts=COUNTS,
             randomize=RANDOMIZE,
             guidance_schedule=GUIDANCE_SCHEDULES,
         )
 
 
-def unmask_counts(schedule: str, num_steps: int, num_tokens: int) -> tuple[int, ...]:
+def unmask_counts(
+    schedule: str, num_steps: int, num_tokens: int, counts: str = "weights"
+) -> tuple[int, ...]:
     """Return how many tokens each step writes.
 
     Args:
         schedule: a name in UNMASK_SCHEDULES.
         num_steps: S.
         num_tokens: L.
+        counts: "weights": a step's share of the tokens is in proportion to the schedule;
+            "differences": the schedule is the share that is masked before each step.
 
     Returns:
         At most S counts, each at least 1, that add up to L.
 
-    Source: MaskGit-PyTorch v1.0 `adap_sche`, which divides by zero at S = 1.
+    Source: MaskGit-PyTorch v1.0 `adap_sche`, which divides by zero at S = 1; sony/di4c's, which
+    takes differences.
     """
     if num_steps == 1:
         return (num_tokens,)
-    weights = UNMASK_SCHEDULES[schedule](np.linspace(1, 0, num_steps))
-    counts = np.maximum(1, np.round(weights / weights.sum() * num_tokens)).astype(int)
+    written = UNMASK_SCHEDULES[schedule]
+    if counts == "weights":
+        weights = written(np.linspace(1, 0, num_steps))
+        found = np.round(weights / weights.sum() * num_tokens)
+    else:
+        found = -np.diff(np.round(num_tokens * written(np.linspace(0, 1, num_steps + 1))))
     # The last step takes what rounding left; where earlier steps took all, decoding ends early.
-    ends = np.minimum(np.cumsum(counts), num_tokens)
+    ends = np.minimum(np.cumsum(np.maximum(1, found).astype(int)), num_tokens)
     ends[-1] = num_tokens
-    counts = np.diff(ends, prepend=0)
-    return tuple(int(c) for c in counts if c)
+    return tuple(int(c) for c in np.diff(ends, prepend=0) if c)
 
 
 def most_confident(
@@ -124,6 +136,7 @@ PLANNED = {
     "schedule": "arccos",
     "choice_temperature": 0.0,
     "guidance_schedule": "constant",
+    "counts": "weights",
 }
 
 
@@ -153,7 +166,7 @@ def make_plan(settings: MaskGitSettings, num_tokens: int) -> Plan:
     Returns:
         NumPy arrays.
     """
-    counts = unmask_counts(settings.schedule, settings.num_steps, num_tokens)
+    counts = unmask_counts(settings.schedule, settings.num_steps, num_tokens, settings.counts)
     last = settings.num_steps - 1
     progress = np.arange(len(counts)) / last if last else np.ones(1)
     ramp = progress if settings.guidance_schedule == "linear" else np.ones(len(counts))
@@ -169,6 +182,36 @@ def make_plan(settings: MaskGitSettings, num_tokens: int) -> Plan:
     )
 
 
+def _keys_of(keys: Key[Array, "B"], index: Int[Array, ""] | int) -> Key[Array, "B 2"]:
+    """Return the keys of a step's tokens and of its order."""
+    # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)
+
+
+def _tokens(
+    keys: Key[Array, "B"], index: Int[Array, ""] | int, logits: Float[Array, "B L V"]
+) -> Int[Array, "B L"]:
+    """Draw every position on its own."""
+    first = _keys_of(keys, index)[:, 0]
+    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(first)
+    return jnp.argmax(logits + gumbel, axis=-1).astype(jnp.int32)
+
+
+def _order_noise(
+    keys: Key[Array, "B"], index: Int[Array, ""] | int, shape: tuple[int, ...]
+) -> Float[Array, "B L"]:
+    """Draw the noise on the confidence."""
+    second = _keys_of(keys, index)[:, 1]
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape))(second)
+
+
+def _mixture(keys: Key[Array, "B"], index: Int[Array, ""] | int) -> Float[Array, "B"]:
+    """Draw the number that chooses a step's product of the mixture."""
+    return jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, index), 2))
+    )(keys)
+
+
 def _decode_step(
     logits_at: Callable,
     settings: MaskGitSettings,
@@ -179,22 +222,19 @@ def _decode_step(
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """Predict every position, then write the most confident of the masked ones."""
     tokens, mask = grid
-    # fold_in and then one split: tests/samplers/test_maskgit.py draws the same numbers in NumPy.
-    pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)))(keys)
     logits = guidance.shape_logits(
-        logits_at(tokens, plan.scales[index]), settings.temperature, settings.top_k, settings.top_p
+        logits_at(tokens, index), settings.temperature, settings.top_k, settings.top_p
     )
-    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(pairs[:, 0])
-    drawn = jnp.argmax(logits + gumbel, axis=-1).astype(tokens.dtype)
+    drawn = _tokens(keys, index, logits)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     # log p sorts like p, and does not tie where p rounds to 1 or to 0.
     confidence = jnp.take_along_axis(log_probs, drawn[..., None], axis=-1)[..., 0]
     length = confidence.shape[1:]
     if settings.randomize == "linear":
-        order_noise = jax.vmap(lambda key: jax.random.gumbel(key, length))(pairs[:, 1])
-        confidence = confidence + plan.noise[index] * order_noise
+        confidence = confidence + plan.noise[index] * _order_noise(keys, index, length)
     elif settings.randomize in ("warm_up", "random"):
-        uniform = jax.vmap(lambda key: jax.random.uniform(key, length))(pairs[:, 1])
+        second = _keys_of(keys, index)[:, 1]
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, length))(second)
         shuffled = (index < 2) if settings.randomize == "warm_up" else True
         confidence = jnp.where(shuffled, uniform, confidence)
     write = most_confident(confidence, mask, plan.counts[index])
@@ -217,6 +257,9 @@ def decode(
     token that is written stays, also where it is the id of [MASK]. At S = 1, where the original
     divides by zero, the only step counts as the last: full guidance, no noise.
 
+    A network with a mixture is given a uniform number in each step, anew for each image and the
+    same for both branches of its guidance, from fold_in(fold_in(key, i), 2).
+
     Args:
         network: its apply, num_tokens and mask_id are used.
         params: its parameters.
@@ -224,20 +267,29 @@ def decode(
         condition: pytree with leading axis B.
         null_condition: the same structure and shapes; looked at only where guidance is not 1.
         settings: static under jit.
-        plan: that of the settings; given, it stands for num_steps, schedule, choice_temperature
-            and guidance_schedule, and for all of guidance but whether it is 1.
+        plan: that of the settings; given, it stands for num_steps, schedule, counts,
+            choice_temperature and guidance_schedule, and for all of guidance but whether it is 1.
 
     Returns:
         [B, L] int32. With a network that predicts [MASK] too, its id may occur; decoding to images
         clamps it.
 
-    Source: MaskGit-PyTorch v1.0 `sample`.
+    Source: MaskGit-PyTorch v1.0 `sample`; the mixture: sony/di4c, Di4C (arXiv 2410.08709).
     """
     chosen: Any = jax.tree.map(jnp.asarray, plan or make_plan(settings, network.num_tokens))
     null = None if settings.guidance == 1 else null_condition
 
-    def logits_at(tokens: Int[Array, "B L"], scale: Array) -> Float[Array, "B L V"]:
-        return guidance.guided_logits(network.apply, params, tokens, condition, null, scale)
+    def logits_at(tokens: Int[Array, "B L"], index: Int[Array, ""] | int) -> Float[Array, "B L V"]:
+        given, other = condition, null
+        if network.has_mixture:
+            mixture = _mixture(keys, index)
+            given = {"label": condition, "mixture": mixture}
+            if null is not None and network.guide is None:
+                other = {"label": null, "mixture": mixture}
+        scale = chosen.scales[index]
+        return guidance.guided_logits(
+            network.apply, params, tokens, given, other, scale, network.guide
+        )
 
     shape = (len(keys), network.num_tokens)
     grid = (jnp.full(shape, network.mask_id, jnp.int32), jnp.ones(shape, bool))

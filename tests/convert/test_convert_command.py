@@ -15,6 +15,7 @@ from dimo_jax import bundles, export, models, tokenizers
 from dimo_jax.convert import __main__ as command
 from dimo_jax.convert import sources
 from dimo_jax.convert.networks import google, layouts
+from dimo_jax.generation import drawing
 from tests.helpers.command_line import run_command
 
 MASKGIT = {
@@ -130,6 +131,28 @@ def test_the_released_generator_gets_its_start(convert, tmp_path):
     _, bundle = convert(tmp_path / "pytorch_model.bin", "--source=dimo")
     assert bundle.kind == "generator"
     assert (bundle.sampler["ratio"], bundle.sampler["sigma"]) == (0.6, 0.1)
+
+
+def test_di4c_becomes_a_student_of_several_steps_and_goes_back(
+    convert, tmp_path, monkeypatch, capsys
+):
+    network = models.build({**MASKGIT, "mixture_dim": 512})
+    params = random_params(network)
+    state = layouts.to_state(sources.maskgit.entries(network.config), params)
+    out, bundle = convert(published(tmp_path / "maskgit-di4c-d.pth", as_torch(state)))
+    assert "has the keys of di4c" in out and bundle.model == network.config
+    assert_same(bundle.params, params)
+    settings = drawing.sampler_of(bundle, {})
+    assert (bundle.kind, settings.num_steps, settings.guidance) == ("generator", 4, 7.0)
+    assert settings.counts == "differences" and not drawing.is_one_step(bundle)
+    back = tmp_path / "back.bin"
+    flags = [f"--bundle={bundle.path}", "--format=torch", f"--output={back}"]
+    status, _, err = run_command(export, flags, monkeypatch, capsys)
+    assert status == 0, err
+    loaded = torch.load(back, weights_only=True)
+    assert list(loaded) == list(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(loaded[key].numpy(), value)
 
 
 def test_the_keys_decide_where_no_source_is_given(convert, tmp_path):

@@ -1,6 +1,7 @@
 """MaskGit-PyTorch v1 checkpoints: which tensor of `MaskTransformer` is which leaf of ours.
 
-Source: valeoai/Maskgit-pytorch v1.0; the same keys are in Di[M]O's released generator.
+Source: valeoai/Maskgit-pytorch v1.0; the same keys are in Di[M]O's released generator. The student
+of sony/di4c has four more.
 """
 
 from collections.abc import Mapping
@@ -19,16 +20,17 @@ from dimo_jax.convert.networks.layouts import (
 )
 
 _LAYERS = "transformer.layers."
+MIXTURE = "latent_projection.0.weight"
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
     """Return the table of a MaskGit transformer.
 
     Args:
-        config: of the network; num_tokens, width, depth and heads are looked at.
+        config: of the network; num_tokens, width, depth, heads and mixture_dim are looked at.
 
     Returns:
-        17 + 12 depth entries, in the order of the original's state dict.
+        17 + 12 depth entries, in the order of the original's state dict; then those of a mixture.
     """
     length, width = config["num_tokens"] + 1, config["width"]
     table = [
@@ -49,12 +51,15 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
             *linear(f"{prefix}.1.fn.net.0", f"{path}/mlp_in"),
             *linear(f"{prefix}.1.fn.net.3", f"{path}/mlp_out"),
         ]
-    return [
-        *table,
+    table += [
         *norm("last_layer.0", "last_norm_in"),
         *linear("last_layer.2", "last"),
         *norm("last_layer.4", "last_norm_out"),
     ]
+    if config.get("mixture_dim"):
+        table += linear("latent_projection.0", "mixture_in")
+        table += linear("latent_projection.2", "mixture_out")
+    return table
 
 
 def config_from(
@@ -82,6 +87,7 @@ def config_from(
             f"tok_emb.weight has {vocabulary} rows, expected more than {num_classes + 2}: those of "
             f"{num_classes} classes, [MASK] and the null class; give the number of classes"
         )
+    mixture = {"mixture_dim": shape_of(state, MIXTURE, 2)[0]} if MIXTURE in state else {}
     return {
         "name": "maskgit",
         "num_tokens": shape_of(state, "pos_emb", 3)[1] - 1,
@@ -93,4 +99,5 @@ def config_from(
         "mlp_dim": shape_of(state, f"{_LAYERS}0.1.fn.net.0.weight", 2)[0],
         "dropout": 0.1,
         "predict_mask_id": True,
+        **mixture,
     }

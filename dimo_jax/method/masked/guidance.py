@@ -67,6 +67,7 @@ def guided_logits(
     condition: Any,
     null_condition: Any,
     scale: Float[Array, "B"] | Float[Array, ""] | float,
+    guide: Callable[..., Array] | None = None,
 ) -> Float[Array, "B L V"]:
     """Guided logits of a network, by one call.
 
@@ -78,9 +79,14 @@ def guided_logits(
         null_condition: the same structure and shapes; None: there is no guidance, whatever the
             scale.
         scale: of all or of each.
+        guide: as `apply`, for the branch without the condition alone, which then takes a call of
+            its own; None: it is the same network's.
     """
     if null_condition is None:
         return apply(params, tokens, condition)
+    if guide is not None:
+        conditional = apply(params, tokens, condition)
+        return guided(conditional, guide(params, tokens, null_condition), scale)
     branches = both_branches(apply, params, tokens, condition, null_condition)
     return guided(*branches, scale)
 

@@ -7,6 +7,7 @@ import pytest
 from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
+from dimo_jax.convert import sources
 from dimo_jax.convert.networks import layouts, maskgit
 
 SMALL = {
@@ -48,6 +49,13 @@ def published_shapes(config):
     return shapes
 
 
+def published_mixture():
+    """The four tensors that di4c's student has besides."""
+    first, second = "latent_projection.0", "latent_projection.2"
+    shapes = {f"{first}.weight": (512, 128), f"{first}.bias": (512,)}
+    return shapes | {f"{second}.weight": (768, 512), f"{second}.bias": (768,)}
+
+
 def small_state():
     numbers = np.random.default_rng(0)
     shapes = published_shapes(SMALL)
@@ -58,14 +66,18 @@ def like(config):
     return jax.eval_shape(models.build(config).init, jax.random.key(0))
 
 
-@pytest.mark.parametrize(("num_tokens", "total"), [(256, 174_160_874), (1024, 176_306_666)])
-def test_the_table_is_the_published_checkpoint(num_tokens, total):
-    config = {**BIG, "num_tokens": num_tokens}
+@pytest.mark.parametrize(
+    ("num_tokens", "mixture_dim", "total"),
+    [(256, 0, 174_160_874), (1024, 0, 176_306_666), (256, 512, 174_620_906)],
+)
+def test_the_table_is_the_published_checkpoint(num_tokens, mixture_dim, total):
+    config = {**BIG, "num_tokens": num_tokens, "mixture_dim": mixture_dim}
     params = like(config)
     table = maskgit.entries(config)
-    assert len(table) == 305
+    more = published_mixture() if mixture_dim else {}
+    assert len(table) == 305 + len(more)
     shapes = layouts.state_shapes(table, params)
-    assert shapes == published_shapes(config)
+    assert shapes == published_shapes(config) | more
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == total
     assert sum(x.size for x in jax.tree.leaves(params)) == total
     paths = sorted("/".join(path) for entry in table for path in entry.paths)
@@ -102,6 +114,18 @@ def test_the_config_comes_from_the_shapes():
     big = {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}
     assert maskgit.config_from(big) == BIG
     assert maskgit.config_from(small_state(), heads=6, num_classes=2)["codebook_size"] == 8
+
+
+def test_a_mixture_is_recognised_and_its_four_tensors_are_all_there_or_none():
+    shapes = published_shapes(BIG) | published_mixture()
+    state = {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}
+    config = maskgit.config_from(state)
+    assert config == {**BIG, "mixture_dim": 512}
+    zero = np.zeros((), np.float32)
+    assert sources.recognise({key: np.broadcast_to(zero, x) for key, x in shapes.items()}) == "di4c"
+    del state["latent_projection.2.bias"]
+    with pytest.raises(InputError, match=r"^latent_projection.2.bias is missing$"):
+        layouts.to_params(maskgit.entries(config), state, like(config))
 
 
 def test_a_layer_that_is_missing_in_part_is_listed():
