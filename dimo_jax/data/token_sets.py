@@ -153,6 +153,44 @@ class TokenSet:
                 )
         return tokens, numbers
 
+    def check_tokenizer(self, name: str, digest: str, where: str) -> None:
+        """Refuse another tokenizer than the tokens are of.
+
+        Args:
+            name: of the tokenizer that is there.
+            digest: its fingerprint.
+            where: what it is of, in words.
+
+        Raises:
+            InputError: it is another one.
+        """
+        if digest == self.tokenizer_hash:
+            return
+        theirs = shown(self.facts.tokenizer["config"].get("name"))
+        raise InputError(
+            f"{self.path} was encoded from {shown(self.facts.source)} by the tokenizer {theirs} of "
+            f"hash {self.tokenizer_hash[:12]} (its {TOKENS_FILE}), and {where} is {name} of hash "
+            f"{digest[:12]}; give the bundle that it was encoded with, or encode the pictures again"
+        )
+
+    def check_sizes(self, num_tokens: int, codebook_size: int, whose: str, advice: str) -> None:
+        """Refuse a network or tokenizer of other sizes.
+
+        Args:
+            num_tokens: its L.
+            codebook_size: its codes.
+            whose: what has them, e.g. "the network".
+            advice: what to do, a clause.
+
+        Raises:
+            InputError: they differ.
+        """
+        if (self.length, self.codebook_size) != (num_tokens, codebook_size):
+            raise InputError(
+                f"{self.path} has {self.length} tokens of {self.codebook_size} codes, {whose} "
+                f"{num_tokens} of {codebook_size}; {advice}"
+            )
+
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """Return captions: of some examples, or of all in their order.
 

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
+from dimo_jax.common.shown import shown
 from dimo_jax.data import stream, token_sets
 from dimo_jax.data.built_in import BuiltIn, Pictures
 from dimo_jax.data.examples import Examples, in_memory
@@ -259,12 +260,9 @@ def examples_to_read(config: Config, network: Network) -> Examples:
             "configs/pictures.py"
         )
     found = token_sets.open_set(config["data"]["path"])
-    sizes, own = (found.length, found.codebook_size), (network.num_tokens, network.codebook_size)
-    if sizes != own:
-        raise InputError(
-            f"{found.path} has {sizes[0]} tokens of {sizes[1]} codes, the network {own[0]} of "
-            f"{own[1]}; set config.tokenizer to match"
-        )
+    found.check_sizes(
+        network.num_tokens, network.codebook_size, "the network", "set config.tokenizer to match"
+    )
     return Examples(found.num, found.views, found.at)
 
 
@@ -281,26 +279,17 @@ def open_encoded(config: Config, codec: Tokenizer, digest: str | None) -> Encode
     """
     with about("config.data.path"):
         found = token_sets.open_set(config["data"]["path"])
-    theirs = found.facts.tokenizer
-    own = config["tokenizer"]["bundle"] or "config.tokenizer, without a bundle"
     if digest is None:
         raise InputError(
             f"config.tokenizer.bundle is empty, and {found.path} was encoded by the tokenizer "
-            f"{theirs['config'].get('name')} of hash {theirs['hash'][:12]}; give its bundle"
+            f"{shown(found.facts.tokenizer['config'].get('name'))} of hash "
+            f"{found.tokenizer_hash[:12]}; give its bundle"
         )
-    if digest != theirs["hash"]:
-        raise InputError(
-            f"{found.path} was encoded by the tokenizer {theirs['config'].get('name')} of hash "
-            f"{theirs['hash'][:12]} (its {token_sets.TOKENS_FILE}), and the run's is "
-            f"{codec.config['name']} of hash {digest[:12]} ({own}); give the bundle that it was "
-            "encoded with, or encode the pictures again"
-        )
-    sizes = (found.length, found.codebook_size)
-    if sizes != (codec.num_tokens, codec.codebook_size):
-        raise InputError(
-            f"{found.path} has {sizes[0]} tokens of {sizes[1]} codes, the tokenizer "
-            f"{codec.num_tokens} of {codec.codebook_size}; encode the pictures again"
-        )
+    own = config["tokenizer"]["bundle"] or "config.tokenizer, without a bundle"
+    found.check_tokenizer(codec.config["name"], digest, f"the run's ({own})")
+    found.check_sizes(
+        codec.num_tokens, codec.codebook_size, "the tokenizer", "encode the pictures again"
+    )
     made = EncodedSet(found, config["data"]["num_test"])
     # Each process reads the folder itself, and the path may mean another one on each machine.
     distributed.assert_same({"config.data.path": made.fingerprint})

@@ -165,8 +165,9 @@ def test_tokens_of_another_tokenizer_are_refused_with_where_both_come_from(folde
     with pytest.raises(InputError) as error:
         opened(path, tmp_path)
     message = str(error.value)
-    assert f"{path} was encoded by the tokenizer patches of hash {wanted[:12]}" in message
-    assert f"the run's is gray_levels of hash {own[:12]} (config.tokenizer" in message
+    assert f"by the tokenizer patches of hash {wanted[:12]} (its tokens.json)" in message
+    assert "the run's (config.tokenizer, without a bundle) is gray_levels of hash" in message
+    assert own[:12] in message and message.startswith(f"{path} was encoded from digits")
 
 
 def test_a_tokenizer_that_is_not_there_is_named(folder, tmp_path):

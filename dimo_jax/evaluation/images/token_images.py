@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from dimo_jax import bundles, tokenizers
 from dimo_jax.common import crops, images
 from dimo_jax.common.errors import InputError
-from dimo_jax.common.shown import listed, shown
+from dimo_jax.common.shown import listed
 from dimo_jax.data.picture_sources import open_pictures
 from dimo_jax.data.token_sets import TokenSet
 from dimo_jax.evaluation.images.image_set import Batch, ImageSet, digest
@@ -40,7 +40,11 @@ class Decoded(ImageSet):
     def __init__(self, tokens: TokenSet, tokenizer: bundles.Bundle):
         self._tokens = tokens
         network = tokenizer.build()
-        _check(tokens, tokenizer, network)
+        found = tokenizers.fingerprint(network, tokenizer.params)
+        tokens.check_tokenizer(tokenizer.model["name"], found, str(tokenizer.path))
+        tokens.check_sizes(
+            network.num_tokens, network.codebook_size, "its tokenizer", "encode the pictures again"
+        )
         super().__init__(str(tokens.path), tokens.num)
         self.class_names = tokens.class_names
         self.height, self.width = network.image_shape[:2]
@@ -146,22 +150,3 @@ def _is_source(where: str, tokens: TokenSet) -> bool:
     """Return whether these are the pictures that were encoded, by their place."""
     places = (os.path.abspath(os.path.expanduser(x)) for x in (where, tokens.facts.source))
     return len({*places}) == 1
-
-
-def _check(tokens: TokenSet, tokenizer: bundles.Bundle, network: tokenizers.Tokenizer) -> None:
-    """Refuse to decode tokens with another tokenizer than they were encoded with."""
-    made = tokens.facts.tokenizer
-    found = tokenizers.fingerprint(network, tokenizer.params)
-    if found != tokens.tokenizer_hash:
-        raise InputError(
-            f"{tokens.path} was encoded from {shown(tokens.facts.source)} by the tokenizer "
-            f"{shown(made['config'].get('name'))} with the hash {tokens.tokenizer_hash[:12]}..., "
-            f"and {tokenizer.path} is {tokenizer.model['name']} with the hash {found[:12]}...; "
-            "give the bundle that it was encoded with, or encode the pictures again"
-        )
-    sizes = (tokens.length, tokens.codebook_size)
-    if sizes != (network.num_tokens, network.codebook_size):
-        raise InputError(
-            f"{tokens.path} has {sizes[0]} tokens of {sizes[1]} codes, its tokenizer "
-            f"{network.num_tokens} of {network.codebook_size}; encode the pictures again"
-        )

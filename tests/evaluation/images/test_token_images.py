@@ -88,8 +88,8 @@ def test_what_does_not_belong_together_is_refused(places, tmp_path):
     token_folders.save_tokenizer(tmp_path / "other", seed=1)
     own = token_sets.open_set(places / "tokens").tokenizer_hash[:12]
     message = (
-        f"was encoded from .*photos by the tokenizer patches with the hash {own}..., and "
-        ".*other is patches with the hash .*; give the bundle that it was encoded with"
+        f"was encoded from .*photos by the tokenizer patches of hash {own} .its tokens.json., and "
+        ".*other is patches of hash .*; give the bundle that it was encoded with"
     )
     with pytest.raises(InputError, match=message):
         image_sets.open_set(places / "tokens", tokenizer=str(tmp_path / "other"))
