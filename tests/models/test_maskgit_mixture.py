@@ -1,5 +1,6 @@
 """di4c's mixture token against the logits of the original modules."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +46,14 @@ def test_a_network_without_a_mixture_says_nothing_of_it():
 
 
 def test_the_projection_starts_as_torch_linear_does():
-    small = {**di4c.STUDENT, "width": 64, "depth": 1, "heads": 1, "mlp_dim": 8}
-    params = jax.jit(models.build(small).init)(jax.random.key(0))
-    for name, inputs in (("mixture_in", 128), ("mixture_out", 512)):
-        for x in params[name].values():
-            assert inputs**-0.5 * 0.8 < np.abs(x).max() <= inputs**-0.5
+    class Projection(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return maskgit._as_torch(x, 64, "p")
+
+    params = Projection().init(jax.random.key(0), jnp.zeros((1, 128)))["params"]["p"]
+    for x in (params["kernel"], params["bias"]):
+        assert 128**-0.5 * 0.9 < np.abs(x).max() <= 128**-0.5
 
 
 def test_in_bfloat16_two_near_numbers_stay_apart():

@@ -83,10 +83,10 @@ def test_the_number_is_new_in_every_step_and_shared_by_both_branches():
     labels, null, key = np.zeros(3, np.int32), np.full(3, 10, np.int32), jax.random.key(5)
     samplers.sample(network, {}, key, labels, null, SETTINGS, batch_size=3, first_index=1)
     jax.effects_barrier()
-    found = np.stack(found).reshape(4, 3, 2)
-    np.testing.assert_array_equal(found[..., 0], found[..., 1])
+    seen = np.stack(found).reshape(4, 3, 2)
+    np.testing.assert_array_equal(seen[..., 0], seen[..., 1])
     for step, image in np.ndindex(4, 3):
         place = (image + 1, step, 2)
         expected = jax.random.uniform(functools.reduce(jax.random.fold_in, place, key))
-        assert found[step, image, 0] == expected
-    assert len(np.unique(found)) == 12
+        assert seen[step, image, 0] == expected
+    assert len(np.unique(seen)) == 12

@@ -117,12 +117,12 @@ def test_the_config_comes_from_the_shapes():
 
 
 def test_a_mixture_is_recognised_and_its_four_tensors_are_all_there_or_none():
-    shapes = published_shapes(BIG) | published_mixture()
-    state = {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}
-    config = maskgit.config_from(state)
-    assert config == {**BIG, "mixture_dim": 512}
-    zero = np.zeros((), np.float32)
-    assert sources.recognise({key: np.broadcast_to(zero, x) for key, x in shapes.items()}) == "di4c"
+    narrow = {"latent_projection.2.weight": (12, 512), "latent_projection.2.bias": (12,)}
+    shapes = published_mixture() | narrow
+    state = small_state() | {k: np.zeros(x, np.float32) for k, x in shapes.items()}
+    config = maskgit.config_from(state, heads=3, num_classes=3)
+    assert config == {**SMALL, "mixture_dim": 512}
+    assert sources.recognise(state) == "di4c" and sources.recognise(small_state()) == "maskgit"
     del state["latent_projection.2.bias"]
     with pytest.raises(InputError, match=r"^latent_projection.2.bias is missing$"):
         layouts.to_params(maskgit.entries(config), state, like(config))
