@@ -17,7 +17,7 @@ PACKAGE = "dimo_jax"
 FLOORS = [
     ["common"],
     ["config", "parallel", "data", "models", "tokenizers", "method.masked"],
-    ["method.dimo", "bundles"],
+    ["method.dimo", "method.mixture", "bundles"],
     ["samplers"],
     ["conditions", "convert.formats"],
     ["convert.networks", "training"],

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dimo_jax.method.masked import guidance
+from dimo_jax.method.masked.masking import most_confident
 from dimo_jax.models import Network
 from dimo_jax.samplers import ranges
 
@@ -106,28 +107,6 @@ def unmask_counts(
     ends = np.minimum(np.cumsum(np.maximum(1, found).astype(int)), num_tokens)
     ends[-1] = num_tokens
     return tuple(int(c) for c in np.diff(ends, prepend=0) if c)
-
-
-def most_confident(
-    confidence: Float[Array, "B L"], mask: Bool[Array, "B L"], count: Int[Array, ""] | int
-) -> Bool[Array, "B L"]:
-    """Return the `count` masked positions of the greatest confidence, exactly.
-
-    Ties go to the lower index.
-
-    The original compares with the count-th largest value, so ties write more than were asked for.
-
-    Args:
-        confidence: [B, L]; finite where masked.
-        mask: [B, L]; other positions are never chosen.
-        count: may be traced; where fewer are masked, all of them are chosen.
-
-    Returns:
-        [B, L].
-    """
-    order = jnp.argsort(jnp.where(mask, -confidence, jnp.inf), axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    return mask & (rank < count)
 
 
 # What the plan says, with what stands in its place where the rest is compiled in.

@@ -97,3 +97,25 @@ def apply_mask(
 ) -> Int[Array, "B L"]:
     """x_t: the tokens with [MASK] where `mask` is True."""
     return jnp.where(mask, mask_id, tokens)
+
+
+def most_confident(
+    confidence: Float[Array, "B L"], mask: Bool[Array, "B L"], count: Int[Array, ""] | int
+) -> Bool[Array, "B L"]:
+    """Return the `count` masked positions of the greatest confidence, exactly.
+
+    Ties go to the lower index.
+
+    The original compares with the count-th largest value, so ties write more than were asked for.
+
+    Args:
+        confidence: [B, L]; finite where masked.
+        mask: [B, L]; other positions are never chosen.
+        count: may be traced; where fewer are masked, all of them are chosen.
+
+    Returns:
+        [B, L].
+    """
+    order = jnp.argsort(jnp.where(mask, -confidence, jnp.inf), axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    return mask & (rank < count)

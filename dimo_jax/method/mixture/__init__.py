@@ -1,0 +1,1 @@
+"""Di4C: a student that is a mixture of products, learned from a teacher of products."""
