@@ -84,6 +84,10 @@ _ELSEWHERE = (
     *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
     "distill.generator.bundle",
 )
+_OF_LATER_STEPS = (
+    *("distill.steps", "distill.step_ratios", "distill.step_sigma", "distill.step_tokens"),
+    *("distill.step_remask", "distill.auxiliary.steps"),
+)
 STAGE_SECTIONS = {
     "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),
     "distill": ("seed", *_COMPUTED, "data", "tokenizer", "model", "distill"),
@@ -109,8 +113,12 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     own = () if config["data"]["name"] == "tokens" else ("data.num_test",)
     for name in (*_ELSEWHERE, *own):
         fields.pop(name, None)
-    if fields["data.condition"] == "label":  # runs that were begun before there was another go on
+    # Runs that were begun before there were others go on.
+    if fields["data.condition"] == "label":
         del fields["data.condition"]
+    if fields.get("distill.steps") == 1:  # of one step the others mean nothing
+        for name in _OF_LATER_STEPS:
+            del fields[name]
     if stage == "distill":
         fields["teacher.dtype"] = config["teacher"]["dtype"]
     return fields

@@ -236,6 +236,22 @@ FIELDS: dict[str, Any] = {
             "fixed", names("fixed", "linear", "exponential", "cosine"), "how sigma grows"
         ),
         "sigma_warmup_steps": Field(0, COUNT_OR_NONE, "until sigma is reached"),
+        "steps": Field(
+            1, whole(1, 64), "of the generator; more than 1 is experimental: docs/few_steps.md"
+        ),
+        "step_ratios": Field(
+            (),
+            several(TOP_P),
+            "share of the tokens that is masked again before step 2, 3, ...; empty: by "
+            "distill.mask.schedule, falling",
+        ),
+        "step_sigma": Field(0.0, SHARE, "embedding noise in those steps"),
+        "step_tokens": Field(
+            "carry", names("carry", "redraw"), "what those steps keep is carried over or redrawn"
+        ),
+        "step_remask": Field(
+            "any", names("any", "drawn"), "of x_t: any position, or those that the step drew"
+        ),
         **_sampling("of the generator's samples in training"),
         "mask": _mask(),
         "divergence": {
@@ -280,6 +296,9 @@ FIELDS: dict[str, Any] = {
             **_denoise(),
             "sample": Field(
                 "fresh", names("fresh", "reuse"), "of the updated generator, or the step's own"
+            ),
+            "steps": Field(
+                "every", names("every", "last"), "of the generator, whose samples it learns from"
             ),
             "updates": Field(1, whole(1, 1024), "of the auxiliary in a step"),
             "temperature": Field(1.0, ABOVE_0, "divides its logits in the divergence"),

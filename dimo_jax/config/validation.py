@@ -92,6 +92,12 @@ def _validate_method(config: Config) -> None:
             f"config.distill.ratio is {(low, high)}; it must be (low, high) with low at most high, "
             "twice the same number for a fixed ratio"
         )
+    steps, ratios = config["distill"]["steps"], config["distill"]["step_ratios"]
+    if len(ratios) not in (0, steps - 1):
+        raise InputError(
+            f"config.distill.step_ratios is {tuple(ratios)}, and config.distill.steps is {steps}; "
+            f"give one ratio for each step after the first, {steps - 1} in all, or none"
+        )
     auxiliary, updates = config["distill"]["auxiliary"], config["distill"]["auxiliary"]["updates"]
     if auxiliary["sample"] == "reuse" and auxiliary["condition_drop"]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Sampling a finished one-step generator with what it was trained for.
+"""Sampling a finished generator with what it was trained for, usually one step.
 
 Axes: B batch, L tokens, N images.
 """
@@ -17,6 +17,9 @@ from dimo_jax.samplers.ranges import Range
 
 # What a generator's bundle says about sampling; there are no defaults for what it was trained with.
 SAMPLER_FIELDS = ("ratio", "sigma", "temperature", "top_k", "top_p")
+# And, where it is one of several steps, all of these.
+STEP_FIELDS = ("step_ratios", "step_sigma", "redraw")
+_MOST_STEPS = 64
 _RATIO = "one number or an ascending pair in [0, 1]"
 
 
@@ -24,7 +27,9 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
     """Return the settings that a bundle's sampler entry describes.
 
     Args:
-        sampler: all of SAMPLER_FIELDS and no other; "ratio" is one number or a pair [low, high].
+        sampler: all of SAMPLER_FIELDS and no other, or with all of STEP_FIELDS; "ratio" is one
+            number or a pair [low, high], "step_ratios" a list of them for the steps after the
+            first.
         network: gives num_tokens, codebook_size and mask_id.
 
     Returns:
@@ -33,10 +38,11 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
     Raises:
         InputError: a field is missing, unknown or out of its range.
     """
-    if set(sampler) != set(SAMPLER_FIELDS):
+    if set(sampler) not in (set(SAMPLER_FIELDS), {*SAMPLER_FIELDS, *STEP_FIELDS}):
         raise InputError(
             f"the sampler of a generator has the fields {', '.join(sorted(sampler))}; "
-            f"it must have {', '.join(SAMPLER_FIELDS)}"
+            f"it must have {', '.join(SAMPLER_FIELDS)}, and with more than one step "
+            f"{', '.join(STEP_FIELDS)} too"
         )
     ratio = sampler["ratio"]
     pair = ratio if isinstance(ratio, list | tuple) else (ratio, ratio)
@@ -58,7 +64,28 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
         temperature=float(sampler["temperature"]),
         top_k=int(sampler["top_k"]),
         top_p=float(sampler["top_p"]),
+        **_later_steps(sampler),
     )
+
+
+def _later_steps(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the steps after the first, where the entry has any."""
+    if "step_ratios" not in sampler:
+        return {}
+    ratios, sigma, redraw = (sampler[name] for name in STEP_FIELDS)
+    known = isinstance(ratios, list | tuple) and 0 < len(ratios) < _MOST_STEPS
+    if not known or not all(type(x) in (int, float) and 0 < x <= 1 for x in ratios):
+        raise InputError(
+            f"step_ratios is {quoted(ratios)}; it must be 1 to {_MOST_STEPS - 1} numbers above 0 "
+            "and at most 1, one for each step after the first"
+        )
+    if type(sigma) not in (int, float) or not 0 <= sigma <= 1:
+        raise InputError(f"step_sigma is {quoted(sigma)}; it must be in [0, 1]")
+    if type(redraw) is not bool:
+        raise InputError(f"redraw is {quoted(redraw)}; it must be true or false")
+    return {
+        "step_ratios": tuple(map(float, ratios)), "step_sigma": float(sigma), "redraw": redraw
+    }  # fmt: skip
 
 
 def decode(
@@ -70,6 +97,6 @@ def decode(
     settings: GeneratorSettings,
     plan: None = None,
 ) -> Int[Array, "B L"]:
-    """Return tokens of one network call, as `generate`; null condition and plan are not used."""
+    """Return tokens as `generate`; null condition and plan are not used."""
     del null_condition, plan
     return generate(network.apply, params, keys, condition, settings)

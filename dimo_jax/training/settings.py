@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from dimo_jax import models
 from dimo_jax.common.errors import InputError
 from dimo_jax.method.dimo import divergences
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.method.dimo.settings import DistillSettings
-from dimo_jax.method.masked import denoise, masking
+from dimo_jax.method.masked import denoise, masking, schedules
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import optimizers
@@ -99,6 +102,7 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
             temperature=section["temperature"],
             top_k=section["top_k"],
             top_p=section["top_p"],
+            **later_steps(section),
         ),
         sigma_schedule=section["sigma_schedule"],
         sigma_warmup_steps=section["sigma_warmup_steps"],
@@ -123,19 +127,48 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
         ema_decay=section["ema_decay"],
         ema_warmup=section["ema_warmup"],
         parts=section["parts"],
+        step_remask=section["step_remask"],
+        aux_steps=auxiliary["steps"],
     )
+
+
+def later_steps(section: Config) -> dict[str, Any]:
+    """Return what GeneratorSettings say of steps after the first; nothing where there is one.
+
+    Args:
+        section: `distill`; that of a run before there were more steps has none of the fields.
+    """
+    steps = section.get("steps", 1)
+    if steps == 1:
+        return {}
+    ratios = section["step_ratios"]
+    if not ratios:
+        mask, times = section["mask"], np.arange(1, steps, dtype=np.float32) / steps
+        limits = (mask["min_ratio"], mask["max_ratio"])
+        values = schedules.mask_ratio(jnp.asarray(times), mask["schedule"], *limits)
+        # Some schedules rise with the time and some fall; a sample has ever fewer [MASK].
+        ratios = sorted((round(float(x), 6) for x in values), reverse=True)
+    return {
+        "step_ratios": tuple(ratios),
+        "step_sigma": section["step_sigma"],
+        "redraw": section["step_tokens"] == "redraw",
+    }
 
 
 def sampler_of(config: Config) -> dict[str, Any]:
     """Return the sampler entry of the generator's bundle: what it is sampled with.
 
-    Ratio and sigma must be those of the training. Temperature and truncation are free afterwards:
-    the paper's own best temperature in sampling is not the 1 it trains with (appendix D.1).
+    Ratio, sigma and steps must be those of the training. Temperature and truncation are free
+    afterwards: the paper's own best temperature in sampling is not the 1 it trains with (appendix
+    D.1).
     """
     section = config["distill"]
     low, high = section["ratio"]
     ratio = low if low == high else [low, high]
-    return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"]}
+    later = later_steps(section)
+    if later:
+        later["step_ratios"] = list(later["step_ratios"])
+    return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"], **later}
 
 
 def optimizer_of(config: Config, name: str, num_steps: int, params: Any) -> tuple[Any, Callable]:

@@ -65,6 +65,17 @@ def test_a_stages_settings_are_json_and_leave_out_what_does_not_matter():
     assert configs.settings_hash({"a": 1, "b": 2}) == configs.settings_hash({"b": 2, "a": 1})
 
 
+def test_of_one_step_a_stages_settings_are_those_of_before_there_were_more():
+    config = shipped("digits", "gray")
+    plain = configs.stage_settings(config.to_dict(), "distill")
+    assert not [x for x in plain if "distill.step" in x or x.endswith("auxiliary.steps")]
+    config.distill.step_remask = "drawn"
+    assert configs.stage_settings(config.to_dict(), "distill") == plain
+    config.distill.steps = 2
+    found = configs.stage_settings(config.to_dict(), "distill")
+    assert {"distill.steps": 2, "distill.step_remask": "drawn"}.items() <= found.items()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

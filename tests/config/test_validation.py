@@ -94,7 +94,8 @@ TABLE = [
     ("checkpoint.keep_best", (0,), NO_COUNT),  # others with interim.every_steps alone
     ("mesh.data mesh.fsdp", (-1, 1, 8), (*NO_NUMBER, 0, -2, 1.5, HUGE, True)),
     (
-        "distill.sigma distill.auxiliary.soft_weight " + each(MASKS, "min_ratio", "max_ratio"),
+        "distill.sigma distill.step_sigma distill.auxiliary.soft_weight "
+        + each(MASKS, "min_ratio", "max_ratio"),
         (0, 0.5, 1),
         NO_SHARE,
     ),
@@ -150,6 +151,15 @@ TABLE = [
         (*NO_TEXT, "", "mean"),
     ),
     ("distill.sigma_schedule", ("fixed", "exponential"), (*NO_TEXT, "", "none")),
+    ("distill.steps", (1,), (*NO_COUNT, 0, 65)),
+    (
+        "distill.step_ratios",
+        ((), (1,), [0.5, 0.25]),
+        (None, 0.5, (0,), (0.5, 1.5), (-0.1,), (NAN,), ("a",), (True,)),
+    ),
+    ("distill.step_tokens", ("carry", "redraw"), (*NO_TEXT, "", "keep")),
+    ("distill.step_remask", ("any", "drawn"), (*NO_TEXT, "", "all")),
+    ("distill.auxiliary.steps", ("every", "last"), (*NO_TEXT, "", "first")),
     ("distill.divergence.name", ("jeffrey", "alpha"), (*NO_TEXT, "", "kl")),
     ("distill.jacobian", ("auxiliary", "generator"), (*NO_TEXT, "", "teacher")),
     ("distill.timestep", ("", "zero", "ratio"), (*NO_TEXT, "one")),
@@ -405,6 +415,8 @@ CONTRADICTIONS = [
     (DIGITS, {"distill.parts": 64}, ("config.distill.batch_size", "config.distill.parts 64")),
     (DIGITS, {"distill.mask.min_ratio": 0.9, "distill.mask.max_ratio": 0.5}, ("min_ratio is 0.9",)),
     (DIGITS, {"distill.ratio": (0.8, 0.2)}, ("config.distill.ratio is (0.8, 0.2)",)),
+    (DIGITS, {"distill.step_ratios": (0.5,)}, ("step_ratios is (0.5,)", "steps is 1", "0 in all")),
+    (DIGITS, {"distill.steps": 4, "distill.step_ratios": (0.5, 0.2)}, ("steps is 4", "3 in all")),
     (
         DIGITS,
         {f"{AUX}sample": "reuse", f"{AUX}condition_drop": 0.1},

@@ -18,6 +18,7 @@ from dimo_jax.samplers import one_step
 
 L, CODES, CLASSES, WIDTH = 10, 6, 3, 4
 SAMPLER = {"ratio": 0.6, "sigma": 0.3, "temperature": 0.7, "top_k": 0, "top_p": 1.0}
+LATER = {"step_ratios": [0.5], "step_sigma": 0.0, "redraw": False}
 traces = []
 
 
@@ -66,6 +67,14 @@ def test_an_image_does_not_depend_on_batch_size_or_on_where_a_call_begins():
     assert (sample(LABELS, 7, seed=1) != whole).any()
 
 
+def test_several_steps_are_so_many_calls_and_each_image_is_still_its_own():
+    several = sample(LABELS, 7, **(LATER | {"step_ratios": [0.5, 0.3]}))
+    np.testing.assert_array_equal(
+        sample(LABELS[2:], 3, first_index=2, **(LATER | {"step_ratios": [0.5, 0.3]})), several[2:]
+    )
+    assert (several != sample(LABELS, 7)).any()
+
+
 def test_a_short_last_batch_and_a_second_call_trace_nothing_new():
     sample(LABELS, 3)
     traces.clear()
@@ -80,6 +89,10 @@ def test_the_settings_are_the_bundles_and_the_networks():
         **sizes, ratio_low=0.6, ratio_high=0.6, sigma=0.3, temperature=0.7, top_k=4, top_p=0.9
     )
     assert one_step.settings_from(sampler, NETWORK) == expected
+    later = {"step_ratios": [0.5, 0.25], "step_sigma": 0.1, "redraw": True}
+    assert one_step.settings_from({**sampler, **later}, NETWORK) == dataclasses.replace(
+        expected, step_ratios=(0.5, 0.25), step_sigma=0.1, redraw=True
+    )
     ranged = one_step.settings_from({**sampler, "ratio": [0.2, 0.6]}, NETWORK)
     assert ranged == dataclasses.replace(expected, ratio_low=0.2)
 
@@ -94,6 +107,16 @@ def test_the_settings_are_the_bundles_and_the_networks():
         ({"top_k": -1}, "^top_k is -1"),
         ({"top_p": 0.0}, "^top_p is 0.0"),
         ({"top_q": 0.5}, "top_q"),
+        ({"step_ratios": [0.5]}, "with more than one step step_ratios, step_sigma, redraw too"),
+        (LATER | {"step_ratios": []}, r"^step_ratios is \[\]; it must be 1 to 63 numbers"),
+        (LATER | {"step_ratios": [0.5] * 64}, "^step_ratios is"),
+        (LATER | {"step_ratios": 0.5}, "^step_ratios is 0.5"),
+        (LATER | {"step_ratios": [0.5, 0.0]}, "^step_ratios is"),
+        (LATER | {"step_ratios": [True]}, "^step_ratios is"),
+        (LATER | {"step_ratios": [float("nan")]}, "^step_ratios is"),
+        (LATER | {"step_sigma": 1.5}, "^step_sigma is 1.5; it must be in"),
+        (LATER | {"step_sigma": None}, "^step_sigma is"),
+        (LATER | {"redraw": 1}, "^redraw is 1; it must be true or false"),
     ],
 )
 def test_wrong_settings_are_explained(change, message):

@@ -105,10 +105,9 @@ def update_auxiliary(
                 streams = samples.Streams(batch.seed, state.step, examples.index)
                 logits, tokens = examples.drawn
                 if settings.aux_sample == "fresh":
-                    logits = samples.sample_logits(
-                        networks.generator, generator, streams, name, examples.condition, settings
+                    logits, tokens = _fresh(
+                        networks, generator, streams, name, examples.condition, settings
                     )
-                    tokens = samples.draw_tokens(logits, streams, name, settings)
                 loss, gradient, _ = denoise.denoise_gradient(
                     networks.auxiliary,
                     params,
@@ -134,3 +133,21 @@ def update_auxiliary(
         "updates_skipped": skipped,
     }
     return params, opt_state, metrics
+
+
+def _fresh(
+    networks: Networks,
+    generator: Any,
+    streams: samples.Streams,
+    name: str,
+    condition: Any,
+    settings: DistillSettings,
+) -> tuple[Array, Array]:
+    """Logits and tokens of a new sample of the generator."""
+    every = settings.aux_steps == "every"
+    step = samples.draw_step(streams, name, settings) if every else None
+    before = samples.start(networks.generator, generator, streams, name, condition, settings, step)
+    logits = samples.sample_logits(
+        networks.generator, generator, streams, name, before, condition, settings
+    )
+    return logits, samples.draw_tokens(logits, streams, name, before, settings)

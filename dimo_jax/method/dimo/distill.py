@@ -33,6 +33,7 @@ class Masked(NamedTuple):
         weights: [B, L] of the token gradient.
         metric_weights: [B, L] of the reported divergence.
         aux_weights: [B, L] of the auxiliary's loss on the same sample.
+        step: [B], of the generator's steps the one that is trained; None where there is one.
     """
 
     mask: Any
@@ -40,6 +41,7 @@ class Masked(NamedTuple):
     weights: Any
     metric_weights: Any
     aux_weights: Any
+    step: Any = None
 
 
 class _Examples(NamedTuple):
@@ -90,7 +92,8 @@ def make_step(
         It costs, in forward passes F with backward passes at 2 F each: generator 3 F; teacher F,
         with guidance 2 F; auxiliary F for the divergence; then for each of K auxiliary updates 3 F,
         and F more where the sample is fresh. With "reuse" the divergence's forward of the auxiliary
-        serves the first update too.
+        serves the first update too. A generator of S steps takes S - 1 forward passes more for
+        every sample of it.
     """
     networks = Networks(
         _named("generator", apply),
@@ -129,14 +132,23 @@ def step(
     def generator_gradient(examples: _Examples) -> tuple[_Sums, Drawn]:
         streams = Streams(batch.seed, state.step, examples.index)
         condition, masked = examples.condition, examples.masked
+        before = samples.start(
+            networks.generator,
+            state.generator,
+            streams,
+            "generator",
+            condition,
+            settings,
+            masked.step,
+        )
         # One forward pass of the generator gives its logits, its sample and the pull-back.
         logits, pull_back = jax.vjp(
             lambda p: samples.sample_logits(
-                networks.generator, p, streams, "generator", condition, settings
+                networks.generator, p, streams, "generator", before, condition, settings
             ),
             state.generator,
         )
-        tokens = samples.draw_tokens(logits, streams, "generator", settings)
+        tokens = samples.draw_tokens(logits, streams, "generator", before, settings)
         x_t = masking.apply_mask(tokens, masked.mask, settings.generator.mask_id)
         # Neither is differentiated in the generator: what it learns is in the cotangent alone.
         teacher = teacher_logits(
@@ -195,16 +207,28 @@ def step(
 
 
 def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
-    """Draws the mask of every example of a batch at a random time, and the weights it implies."""
+    """Draws the mask of every example of a batch at a random time, and the weights it implies.
+
+    Of a generator of several steps, the step that each example is trained in too.
+    """
+    step, drawn, learns = samples.draw_step(streams, "generator", settings), None, None
+    if step is not None:
+        drawn = samples.drawn_positions(streams, "generator", step, settings)
+        learns = step == settings.generator.num_steps if settings.aux_steps == "last" else None
     mask, ratio = masking.sample_mask(
-        streams.examples("generator_mask"), settings.generator.num_tokens, settings.mask
+        streams.examples("generator_mask"),
+        settings.generator.num_tokens,
+        settings.mask,
+        drawn if settings.step_remask == "drawn" else None,
     )
+    trained = mask if drawn is None else mask & drawn
     return Masked(
         mask=mask,
         ratio=ratio,
-        weights=losses.token_weights(mask, settings.reduction),
-        metric_weights=losses.token_weights(mask, "mean_batch"),
-        aux_weights=denoise.weights_of(mask, settings.aux),
+        weights=losses.token_weights(trained, settings.reduction),
+        metric_weights=losses.token_weights(trained, "mean_batch"),
+        aux_weights=denoise.weights_of(mask, settings.aux, learns),
+        step=step,
     )
 
 

@@ -61,14 +61,16 @@ def initial_tokens(
 
 
 def perturb_embeddings(
-    keys: Key[Array, "B"], embeddings: Float[Array, "B L D"], sigma: Array | float
+    keys: Key[Array, "B"],
+    embeddings: Float[Array, "B L D"],
+    sigma: Float[Array, "B"] | Float[Array, ""] | float,
 ) -> Float[Array, "B L D"]:
     """Variance-preserving noise sqrt(1 - sigma^2) e + sigma n, n ~ N(0, 1).
 
     Args:
         keys: [B].
         embeddings: [B, L, D] of the image tokens alone, before positions are added.
-        sigma: scalar in [0, 1]; may be traced.
+        sigma: in [0, 1], of all or of each; may be traced.
 
     Returns:
         [B, L, D] in the dtype of the embeddings.
@@ -78,5 +80,7 @@ def perturb_embeddings(
     shape, dtype = embeddings.shape[1:], embeddings.dtype
     noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
     sigma = jnp.asarray(sigma, jnp.float32)
+    if sigma.ndim:
+        sigma = sigma[:, None, None]
     noisy = jnp.sqrt(1 - sigma**2) * embeddings.astype(jnp.float32) + sigma * noise
     return noisy.astype(dtype)

@@ -6,10 +6,12 @@ Axes: B batch, L tokens, V vocabulary.
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Int, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dimo_jax.common import rng
-from dimo_jax.method.dimo.generate import generator_logits, initial_state, sample_tokens
+from dimo_jax.method.dimo import generate
+from dimo_jax.method.dimo.generate import Before
 from dimo_jax.method.dimo.settings import DistillSettings
 from dimo_jax.method.masked import schedules
 from dimo_jax.method.masked.denoise import Apply
@@ -20,7 +22,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         logits: z_theta(x_init) [B, L, V].
-        tokens: x_theta [B, L] int32.
+        tokens: x_theta [B, L] int32, of the step that is trained.
     """
 
     logits: Any = None
@@ -47,41 +49,79 @@ class Streams:
         return jax.random.fold_in(rng.stream_key(self._seed, name, self.step), self._index[0])
 
 
-def sample_logits(
+def draw_step(streams: Streams, name: str, settings: DistillSettings) -> Int[Array, "B"] | None:
+    """Draws which of its steps each example is trained in, 1 to K; None where there is one."""
+    num_steps = settings.generator.num_steps
+    if num_steps == 1:
+        return None
+    draw = lambda key: jax.random.randint(key, (), 1, num_steps + 1)  # noqa: E731
+    return jax.vmap(draw)(streams.examples(f"{name}_step"))
+
+
+def drawn_positions(
+    streams: Streams, name: str, step: Int[Array, "B"], settings: DistillSettings
+) -> Bool[Array, "B L"]:
+    """Return what that step of `start` draws, before any network runs."""
+    keys, chosen = streams.examples(f"{name}_steps"), settings.generator
+    mask = generate.masked_before(keys, step, chosen)
+    return jnp.ones_like(mask) if chosen.redraw else mask
+
+
+def start(
     apply: Apply,
     params: Any,
     streams: Streams,
     name: str,
     condition: Any,
     settings: DistillSettings,
-) -> Float[Array, "B L V"]:
-    """Compute z_theta of a new x_init, both in the streams of that name.
+    step: Int[Array, "B"] | None = None,
+) -> Before:
+    """Draws what a step starts from: x_init or the generator's own tokens (backward simulation).
 
     Args:
         apply: the generator's network.
-        params: its parameters.
+        params: its parameters, no gradient of which may be taken here.
         streams: of these examples.
         name: "generator", or "aux0" to "aux<K-1>" for the auxiliary's fresh samples.
         condition: leading axis B.
-        settings: of the generator's start, and of its noise's warm-up.
+        settings: of the generator's start and steps, and of its noise's warm-up.
+        step: of `draw_step`; None: the last.
+
+    Source of the simulation: DMD2 (arXiv 2405.14867) section 4.5.
     """
-    sigma: Any = settings.generator.sigma
+    sigmas: Any = (settings.generator.sigma, settings.generator.step_sigma)
     if settings.sigma_schedule != "fixed":
-        sigma = sigma * schedules.warmup(
-            streams.step, settings.sigma_schedule, settings.sigma_warmup_steps
-        )
-    start = initial_state(streams.examples(f"{name}_init"), settings.generator)
+        grown = schedules.warmup(streams.step, settings.sigma_schedule, settings.sigma_warmup_steps)
+        sigmas = tuple(sigma * grown for sigma in sigmas)
+    keys = (streams.examples(f"{name}_init"), streams.examples(f"{name}_steps"))
+    return generate.before_step(apply, params, keys, condition, settings.generator, sigmas, step)
+
+
+def sample_logits(
+    apply: Apply,
+    params: Any,
+    streams: Streams,
+    name: str,
+    before: Before,
+    condition: Any,
+    settings: DistillSettings,
+) -> Float[Array, "B L V"]:
+    """Compute z_theta of what `start` drew, in the streams of that name."""
     dropout_key = streams.batch(f"{name}_dropout", settings.generator_dropout)
-    return generator_logits(apply, params, start, condition, sigma, dropout_key)
+    drawn = (before.tokens, before.noise_keys)
+    return generate.generator_logits(apply, params, drawn, condition, before.sigma, dropout_key)
 
 
 @jax.named_scope("sampling")
 def draw_tokens(
-    logits: Float[Array, "B L V"], streams: Streams, name: str, settings: DistillSettings
+    logits: Float[Array, "B L V"],
+    streams: Streams,
+    name: str,
+    before: Before,
+    settings: DistillSettings,
 ) -> Int[Array, "B L"]:
-    """Draws x_theta."""
-    chosen, keys = settings.generator, streams.examples(f"{name}_sample")
-    return sample_tokens(keys, logits, chosen.temperature, chosen.top_k, chosen.top_p)
+    """Draws x_theta of a step, with what it carries over."""
+    return generate.draw(streams.examples(f"{name}_sample"), logits, before, settings.generator)
 
 
 def soft_targets(

@@ -12,7 +12,7 @@ class DistillSettings:
     """Every choice of the method.
 
     Attributes:
-        generator: the one-step generator's start and sampling.
+        generator: its start, its steps and its sampling.
         sigma_schedule: a name in schedules.WARMUPS, for the embedding noise.
         sigma_warmup_steps: its length.
         mask: re-masking of the generator's samples.
@@ -38,6 +38,10 @@ class DistillSettings:
         ema_warmup: whether the decay starts low (ema.decay_at).
         parts: in how many parts, one after the other, the networks see a batch; the gradient is
             that of the whole.
+        step_remask: with several steps, what x_t masks again: "any" position, or only those "drawn"
+            in the step that is trained. A gradient have only the latter.
+        aux_steps: likewise, the steps whose samples the auxiliary learns from: "every" one, drawn
+            as for the generator, or the "last".
     """
 
     generator: GeneratorSettings
@@ -64,3 +68,5 @@ class DistillSettings:
     ema_decay: float
     ema_warmup: bool
     parts: int = 1
+    step_remask: str = "any"
+    aux_steps: str = "every"

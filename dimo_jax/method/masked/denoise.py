@@ -60,9 +60,21 @@ class Corruption(flax.struct.PyTreeNode):
     condition: Any
 
 
-def weights_of(mask: Bool[Array, "B L"], settings: DenoiseSettings) -> Float[Array, "B L"]:
-    """Return the weight of every token in the loss of a whole batch with this mask."""
+def weights_of(
+    mask: Bool[Array, "B L"],
+    settings: DenoiseSettings,
+    examples: Bool[Array, "B"] | None = None,
+) -> Float[Array, "B L"]:
+    """Return the weight of every token in the loss of a whole batch with this mask.
+
+    Args:
+        mask: [B, L], True where a token is masked.
+        settings: the objective.
+        examples: those that the loss is of; None: all.
+    """
     counted = jnp.ones_like(mask) if settings.positions == "all" else mask
+    if examples is not None:
+        counted = counted & examples[:, None]
     return losses.token_weights(counted, settings.reduction)
 
 

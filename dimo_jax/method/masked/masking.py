@@ -32,49 +32,66 @@ class MaskSettings:
 
 
 def random_subset(
-    keys: Key[Array, "B"], count: Int[Array, "B"], num_tokens: int
+    keys: Key[Array, "B"],
+    count: Int[Array, "B"],
+    num_tokens: int,
+    among: Bool[Array, "B L"] | None = None,
 ) -> Bool[Array, "B L"]:
     """Exactly `count` of `num_tokens` positions, uniformly among all such subsets.
 
     Args:
         keys: [B].
-        count: [B], 0 .. num_tokens.
+        count: [B], 0 .. num_tokens; at most as many as `among` has.
         num_tokens: L.
+        among: the positions to choose from; None: all.
 
     Returns:
         [B, L], True at the chosen positions.
     """
     ranks = jax.vmap(lambda key: jax.random.permutation(key, num_tokens))(keys)
+    if among is not None:  # the others behind them
+        ranks = jnp.argsort(jnp.argsort(jnp.where(among, ranks, ranks + num_tokens)))
     return ranks < count[:, None]
 
 
 def exact_count_mask(
-    keys: Key[Array, "B"], ratio: Float[Array, "B"], num_tokens: int
+    keys: Key[Array, "B"],
+    ratio: Float[Array, "B"],
+    num_tokens: int,
+    among: Bool[Array, "B L"] | None = None,
 ) -> Bool[Array, "B L"]:
-    """Masks round(L * ratio) tokens of each example, and at least one.
+    """Masks that share of the L tokens, or of those in `among`: the nearest count, at least one.
 
     Source: released code, get_mask_code.
     """
-    count = jnp.maximum(1, jnp.round(num_tokens * ratio).astype(jnp.int32))
-    return random_subset(keys, count, num_tokens)
+    size = num_tokens if among is None else among.sum(1)
+    count = jnp.maximum(1, jnp.round(size * ratio).astype(jnp.int32))
+    return random_subset(keys, count, num_tokens, among)
 
 
 def bernoulli_mask(
-    keys: Key[Array, "B"], ratio: Float[Array, "B"], num_tokens: int
+    keys: Key[Array, "B"],
+    ratio: Float[Array, "B"],
+    num_tokens: int,
+    among: Bool[Array, "B L"] | None = None,
 ) -> Bool[Array, "B L"]:
-    """Masks each token on its own with probability `ratio`; none may be masked.
+    """Masks each token, or each of `among`, with probability `ratio`; none may be masked.
 
     Source: Di[M]O equation 1.
     """
     u = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys)
-    return u < ratio[:, None]
+    mask = u < ratio[:, None]
+    return mask if among is None else mask & among
 
 
 MASK_KINDS = {"exact": exact_count_mask, "bernoulli": bernoulli_mask}
 
 
 def sample_mask(
-    keys: Key[Array, "B"], num_tokens: int, settings: MaskSettings
+    keys: Key[Array, "B"],
+    num_tokens: int,
+    settings: MaskSettings,
+    among: Bool[Array, "B L"] | None = None,
 ) -> tuple[Bool[Array, "B L"], Float[Array, "B"]]:
     """Return a mask for each example at a random time.
 
@@ -82,6 +99,7 @@ def sample_mask(
         keys: [B].
         num_tokens: L.
         settings: schedule, kind and limits.
+        among: the positions that may be masked, of which the ratio is; None: all.
 
     Returns:
         mask [B, L], and the ratio [B] it was drawn with.
@@ -89,7 +107,7 @@ def sample_mask(
     pairs = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
     u = jax.vmap(jax.random.uniform)(pairs[:, 0])
     ratio = schedules.mask_ratio(u, settings.schedule, settings.min_ratio, settings.max_ratio)
-    return MASK_KINDS[settings.kind](pairs[:, 1], ratio, num_tokens), ratio
+    return MASK_KINDS[settings.kind](pairs[:, 1], ratio, num_tokens, among), ratio
 
 
 def apply_mask(
