@@ -41,6 +41,7 @@ BUILDERS = {
     "generator": models.build,
     "classifier": models.build,
     "features": models.build,
+    "detector": models.build,
     "clip": clip.build,
     "tokenizer": tokenizers.build,
 }

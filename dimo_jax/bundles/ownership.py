@@ -14,7 +14,7 @@ TOKENIZER_FOLDER = "tokenizer"
 VQVAE_FOLDER = "vqvae"  # where Meissonic's tokenizer lies beside its transformer
 # Bundles that a bundle may hold, and files that it may carry.
 SUB_BUNDLES, ATTACHMENTS = (TOKENIZER_FOLDER, "text_encoder"), ("merges.txt", "tokenizer.json")
-KINDS = ("teacher", "generator", "classifier", "features", "clip", "tokenizer")
+KINDS = ("teacher", "generator", "classifier", "features", "detector", "clip", "tokenizer")
 
 
 def read(path: AnyPath, name: str) -> bytes:

@@ -13,8 +13,10 @@ from dimo_jax.common.shown import quoted, shown
 _LAYERS = ("depth", "single_depth", "num_res_blocks", "registers")
 _MOST = {
     **dict.fromkeys(_LAYERS, 512),
-    **dict.fromkeys(("heads", "ch_mult", "attn_levels", "proj", "divisor"), 1024),
-    **dict.fromkeys(("patch_size", "ch", "channels", "num_levels", "rope_dims"), 1 << 13),
+    **dict.fromkeys(("heads", "ch_mult", "attn_levels", "proj", "divisor", "window"), 1024),
+    **dict.fromkeys(
+        ("patch_size", "ch", "channels", "num_levels", "rope_dims", "num_queries"), 1 << 13
+    ),
     **dict.fromkeys(("image_size", "image_shape"), 1 << 13),
     **dict.fromkeys(("width", "mlp_dim", "z_channels", "embed_dim", "projection"), 1 << 17),
     **dict.fromkeys(("text_dim", "pooled_dim", "num_features", "num_logits"), 1 << 17),

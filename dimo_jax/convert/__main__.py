@@ -8,8 +8,9 @@ python -m dimo_jax.convert --to=diffusers --input=runs/meissonic/export --output
 Sources: maskgit (MaskGit-PyTorch, 256 and 512), dimo (the released one-step generator, which has
 the same keys), di4c (a student of a few steps, maskgit-di4c-d.pth), halton (Halton-MaskGIT v2),
 google (Google's MaskGIT), and the tokenizers vqgan (Taming, last.ckpt or its state dict), llamagen
-(VQ-16), google_vqgan; inception, the network of the FID; and clip (open_clip, HPS v2, or a folder
-of Hugging Face with both towers or with text alone).
+(VQ-16), google_vqgan; inception, the network of the FID; mask2former, GenEval's detector (mmdet 2.x
+or 3.x); and clip (open_clip, HPS v2, or a folder of Hugging Face with both towers or with text
+alone).
 Without --source the keys decide. Sizes come from the shapes. Of meissonic, and of its one-step
 generator (dimo), a whole folder as diffusers lays it down becomes a folder of bundles, and goes
 back with --to=diffusers, text encoder, tokenizer and scheduler too.
@@ -42,6 +43,7 @@ flags.DEFINE_enum(
         "llamagen",
         "google_vqgan",
         "inception",
+        "mask2former",
         "clip",
         "vq_model",
         "meissonic",

@@ -22,6 +22,7 @@ from dimo_jax.convert.networks import (
     halton,
     inception,
     layouts,
+    mask2former,
     maskgit,
     meissonic,
     vq_model,
@@ -79,7 +80,7 @@ class Source:
     """One family of published checkpoints, each a file or a folder of one model.
 
     Attributes:
-        kind: "teacher", "tokenizer", "features" or "clip": the bundle's.
+        kind: "teacher", "tokenizer", "features", "detector" or "clip": the bundle's.
         keys: tensors that this family has and none before it, in each of its layouts.
         config_from: (state, options) -> the network's or tokenizer's config.
         entries: (config, state) -> the table.
@@ -202,6 +203,14 @@ SOURCES = {
         lambda config, state: inception.entries(),
         ignored=inception.IGNORED,
         published={"num_logits": (1008,), "divisor": (1,)},
+    ),
+    "mask2former": Source(
+        "detector",
+        ((mask2former.FIRST,), *((key,) for key in mask2former.FACEBOOK)),
+        lambda state, options: mask2former.config_from(state),
+        mask2former.entries,
+        ignored=mask2former.IGNORED,
+        published={"num_classes": (80,), "num_queries": (100,), "width": (256,)},
     ),
     "clip": Source(
         "clip",

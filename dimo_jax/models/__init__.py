@@ -16,6 +16,7 @@ from dimo_jax.models import (
     halton,
     inception,
     joined,
+    mask2former,
     maskgit,
     meissonic,
 )
@@ -29,6 +30,7 @@ NETWORKS = {
     "google_maskgit": google_maskgit.build,
     "halton": halton.build,
     "inception": inception.build,
+    "mask2former": mask2former.build,
     "maskgit": maskgit.build,
     "meissonic": meissonic.build,
 }
