@@ -147,7 +147,7 @@ def later_steps(section: Config) -> dict[str, Any]:
         limits = (mask["min_ratio"], mask["max_ratio"])
         values = schedules.mask_ratio(jnp.asarray(times), mask["schedule"], *limits)
         # Some schedules rise with the time and some fall; a sample has ever fewer [MASK].
-        ratios = sorted((round(float(x), 6) for x in values), reverse=True)
+        ratios = sorted((round(float(x), 4) for x in values), reverse=True)
     return {
         "step_ratios": tuple(ratios),
         "step_sigma": section["step_sigma"],
