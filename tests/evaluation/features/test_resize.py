@@ -2,6 +2,8 @@ from tests.helpers import torch_peers  # noqa: F401
 
 # isort: split
 
+import hashlib
+
 import jax
 import numpy as np
 import pytest
@@ -56,3 +58,29 @@ def test_quantized_bicubic_equals_that_of_an_ordinary_picture():
     expected = np.stack([peer(image) for image in images])
     np.testing.assert_array_equal(resize.clean_bicubic(images, quantized=True), expected)
     assert not np.array_equal(resize.clean_bicubic(images), expected)
+
+
+# (height, width, new height, new width, first values, SHA-256) of cv2.resize with INTER_LINEAR on
+# `patterned`, OpenCV 5.0.0 (opencv-python-headless, x86-64).
+OPENCV = [
+    (5, 7, 16, 11, [169, 80, 95, 196, 139, 70], "750faf0e4f375e69"),
+    (64, 64, 100, 100, [169, 80, 95, 196, 140, 70], "417d10cc87ebe475"),
+    (96, 60, 50, 31, [129, 115, 91, 166, 33, 76], "ab2d95f70e64a79d"),
+    (40, 90, 133, 300, [169, 80, 95, 169, 80, 95], "5bc02b7648c9858c"),
+    (31, 33, 31, 33, [169, 80, 95, 229, 211, 41], "2ac02473e1df6473"),
+    (64, 64, 32, 32, [136, 134, 104, 189, 66, 103], "1d35f319cb5c1e4f"),
+    (1, 9, 20, 4, [206, 162, 61, 182, 41, 21], "4bdcc6054201d8ae"),
+]
+
+
+def patterned(height, width):
+    numbers = np.arange(height * width * 3, dtype=np.int64) * 7919 + 13
+    return (numbers**2 % 65521 % 256).astype(np.uint8).reshape(height, width, 3)
+
+
+@pytest.mark.parametrize("height, width, new_height, new_width, first, digest", OPENCV)
+def test_opencvs_pixels_to_the_bit(height, width, new_height, new_width, first, digest):
+    found = resize.opencv_bilinear(patterned(height, width), new_height, new_width)
+    assert found.shape == (new_height, new_width, 3) and found.dtype == np.uint8
+    assert found.reshape(-1)[:6].tolist() == first
+    assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == digest
