@@ -120,7 +120,9 @@ flags.DEFINE_string(
     "or of an unfinished run the newest",
     flag_values=FLAGS,
 )
-flags.DEFINE_list("steps", None, "1 is the generator, others the teacher", flag_values=FLAGS)
+flags.DEFINE_list(
+    "steps", None, "1 is the generator in its own steps, others the teacher", flag_values=FLAGS
+)
 flags.DEFINE_list("temperatures", None, "of the generator", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "of the teacher", flag_values=FLAGS)
 flags.DEFINE_integer(

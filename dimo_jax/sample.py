@@ -7,13 +7,15 @@ python -m dimo_jax.sample --generator=TEACHER --tokenizer=TOKENIZER --steps=8 --
 python -m dimo_jax.sample --generator=DI4C --tokenizer=TOKENIZER --steps=4 --guidance=7 --num=64 \
     --output=di4c.npz
 
+python -m dimo_jax.sample --generator=runs/two/export --steps=2 --num=64 --output=two.npz
 python -m dimo_jax.sample --generator=STUDENT --prompt="a red ball on a blue cube" --output=out.png
 python -m dimo_jax.sample --generator=STUDENT --prompts=prompts.csv --output=images/
 python -m dimo_jax.sample --generator=STUDENT --prompts=geneval \
     --metadata=evaluation_metadata.jsonl --output=geneval/
 
 With --workdir the averaged generator of any checkpoint is drawn, while the run goes on too.
-A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps.
+A teacher's bundle is sampled with its authors' decoding (or --sampler=...), which needs --steps; a
+generator makes as many steps as it was distilled for, or --steps of them.
 An image depends on the seed, its place in the order and its label, not on how many are drawn, in
 what batches, on how many devices or by how many processes. A .npz holds arr_0 (uint8 [N, H, W, 3]),
 labels, tokens and settings; it and a folder are drawn in ranges, so that the same command goes on

@@ -177,6 +177,14 @@ def test_sets_have_their_own_names(workdir):
     assert sets[2].overrides == {"num_steps": 8, "guidance": 2.0}
 
 
+def test_a_generator_of_several_steps_is_one_row_of_so_many(workdir, tmp_path):
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    later = {"step_ratios": [0.6, 0.3], "step_sigma": 0.0, "redraw": False}
+    save_tiny(tmp_path / "export", sampler=SAMPLER | later)
+    (one,) = run_samples.sets_of(tmp_path, [1])
+    assert (one.model, one.steps, one.name) == ("generator", 3, "generator_3")
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

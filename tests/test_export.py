@@ -1,5 +1,6 @@
 """dimo_jax.export: what another program reads is what the bundle holds."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,13 @@ from safetensors import safe_open
 from dimo_jax import bundles, export, sample
 from dimo_jax.commands import export as formats
 from dimo_jax.common import trees
-from tests.helpers.command_line import built_once, run_command, save_tiny, tiny_params
+from tests.helpers.command_line import (
+    SAMPLER,
+    built_once,
+    run_command,
+    save_tiny,
+    tiny_params,
+)
 
 __all__ = ["built_once"]  # a fixture
 
@@ -101,6 +108,19 @@ np.save(output, images)
 assert not [name for name in sys.modules if name.split(".")[0] in ("dimo_jax", "flax")]
 print(sorted(exported.platforms), [str(x) for x in exported.in_avals])
 """
+
+
+@pytest.mark.slow
+def test_stablehlo_of_a_generator_of_two_steps_makes_both(tmp_path):
+    later = {"step_ratios": [0.5], "step_sigma": 0.1, "redraw": False}
+    two = bundles.load(save_tiny(tmp_path / "two", sampler=SAMPLER | later))
+    call = jax_export.deserialize(bytearray(formats.exported(two, "stablehlo"))).call
+    one = dataclasses.replace(two, sampler=SAMPLER)
+    given = (np.array([0, 1], np.uint32), np.arange(5, dtype=np.int32))
+    tokenizer = bundles.load(two.path / "tokenizer")
+    for bundle, same in ((two, True), (one, False)):
+        expected = jax.jit(formats.image_function(bundle, tokenizer))(*given)
+        assert np.allclose(call(*given), expected, atol=1e-5) == same
 
 
 @pytest.mark.slow

@@ -37,6 +37,13 @@ def test_a_plan_for_cpus(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_plan_counts_every_step_of_a_generator(tmp_path):
+    flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")
+    one, three = (plan(tmp_path, *flags, f"--config.distill.steps={k}")[0] for k in (1, 3))
+    assert three["flops"] == 3 * one["flops"]
+
+
+@pytest.mark.slow
 def test_a_plan_with_text_counts_what_the_encoder_keeps(tmp_path):
     config = "--config=configs/meissonic.py:smoke"
     flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")

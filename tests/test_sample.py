@@ -194,6 +194,22 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
     assert "has no tokenizer/ inside; give --tokenizer=BUNDLE, the bundle of gray_levels" in err
 
 
+def test_a_generator_of_two_steps_makes_both_or_the_first(run, arrays, generator, tmp_path):
+    sampler = SAMPLER | {"step_ratios": [0.5], "step_sigma": 0.0, "redraw": False}
+    two = save_tiny(tmp_path / "two", sampler=sampler)
+    found = arrays(two, "--num=8")
+    recorded = json.loads(str(found["settings"]))["sampler"]
+    assert recorded == {"name": "few_steps", **sampler, "num_steps": 2}
+    np.testing.assert_array_equal(arrays(two, "--num=8", "--steps=2")["tokens"], found["tokens"])
+    first = arrays(two, "--num=8", "--steps=1")
+    assert json.loads(str(first["settings"]))["sampler"]["name"] == "one_step"
+    np.testing.assert_array_equal(first["tokens"], arrays(generator, "--num=8")["tokens"])
+    assert (first["tokens"] != found["tokens"]).any()
+    flags = [f"--generator={two}", f"--output={tmp_path / 'x.png'}", "--batch_size=8"]
+    assert "num_steps is 3; it must be 1 to 2, as many" in run(*flags, "--steps=3", status=2)
+    assert "--guidance is for a teacher" in run(*flags, "--guidance=2", status=2)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -208,7 +224,7 @@ def test_the_tokenizer_can_stand_elsewhere(run, generator, tmp_path):
         (["--num_per_label=1000"], "more than most programs show (32,767 along a side"),
         (["--output="], "--output= is empty"),
         (["--temperature=0"], "temperature is 0.0; it must be above 0"),
-        (["--steps=4"], "--steps is for a teacher"),
+        (["--steps=2"], "num_steps is 2; it must be 1, as many as the generator was distilled for"),
         (["--sampler=halton"], "--sampler is for a teacher"),
         (["--option=theta=0.5"], "--option is for a teacher"),
         (["--sigma=2"], "sigma is 2.0; it must be in [0, 1]"),

@@ -102,8 +102,9 @@ def _overrides(flags: FlagValues, model: bundles.Bundle) -> dict[str, Any]:
         teacher[name] = _value(text)
     own = {name: flags[name].value for name in _GENERATOR_FLAGS}
     one_step = drawing.is_one_step(model)
+    others = [flag for flag in _TEACHER_FLAGS if flag != "steps"]
     foreign, whose, here = (
-        ((*_TEACHER_FLAGS, "sampler", "guide"), "a teacher", "is a one-step generator")
+        ((*others, "sampler", "guide"), "a teacher", "is a one-step generator")
         if one_step
         else (_GENERATOR_FLAGS, "a one-step generator", "is sampled in steps")
     )

@@ -128,19 +128,21 @@ def evaluate(
     generator_sampler: Sampler,
     settings: ProtocolSettings,
     progress: Progress,
+    generator_steps: int = 1,
 ) -> Evaluation:
     """Sweep the teacher's samplers, then measure teacher, generator and test split.
 
     Args:
         sample_teacher: (num_steps, sampler, seed, numbers [N] of RealImages.in_turn) -> float32
             [N, H, W, C] in [0, 1].
-        sample_generator: (seed, numbers [N]) -> the same, in one step.
+        sample_generator: (seed, numbers [N]) -> the same, in the generator's own steps.
         data: what to compare with.
         network: features and predictions.
         samplers: the sweep's candidates for the teacher, see `candidates`.
         generator_sampler: the generator's settings, only to be reported.
         settings: sizes and seeds.
         progress: called before each piece of work and once at the end.
+        generator_steps: network calls of the generator.
 
     Returns:
         Rows, sweep and pictures.
@@ -152,7 +154,7 @@ def evaluate(
     )
     numbers = data.in_turn(settings.num_samples)
     classes = data.classes(numbers)
-    work = _Work(samplers, settings, progress)
+    work = _Work(samplers, settings, progress, generator_steps)
     sweep = _sweep(sample_teacher, outputs, real, data, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, shown = [], []
@@ -183,7 +185,7 @@ def evaluate(
     for steps in settings.teacher_steps:
         best = chosen_sampler(sweep, steps)
         measure("teacher", steps, best, functools.partial(sample_teacher, steps, best))
-    generated = measure("generator", 1, generator_sampler, sample_generator)
+    generated = measure("generator", generator_steps, generator_sampler, sample_generator)
     test = outputs(data.test_images, data.test_labels)
     rows.append(over_seeds([evaluate_images.evaluate(test, real, metrics, model="test_split")]))
     work.start("done")
@@ -220,10 +222,16 @@ def chosen_sampler(sweep: Sequence[tuple[Row, bool]], steps: int) -> Sampler:
 class _Work:
     """Counts images times network calls, known beforehand, so that an ETA can be linear in it."""
 
-    def __init__(self, samplers: Sequence[Sampler], settings: ProtocolSettings, report: Progress):
+    def __init__(
+        self,
+        samplers: Sequence[Sampler],
+        settings: ProtocolSettings,
+        report: Progress,
+        generator_steps: int,
+    ):
         in_sweep = sum(_calls(n, s) for n in settings.sweep_steps for s in _distinct(samplers, n))
         self.in_sweep = settings.sweep_num_samples * in_sweep
-        self.settings, self.report = settings, report
+        self.settings, self.report, self.generator_steps = settings, report, generator_steps
         self.done = 0
         # Which of the samplers the sweep will choose is not known yet: the dearest.
         dearest = max(samplers, key=lambda sampler: _calls(1, sampler))
@@ -231,7 +239,8 @@ class _Work:
 
     def count_rows(self, chosen: Mapping[int, Sampler]) -> None:
         """Count the teacher's rows anew, now that their samplers are known."""
-        calls = sum(_calls(steps, sampler) for steps, sampler in chosen.items()) + 1
+        calls = sum(_calls(steps, sampler) for steps, sampler in chosen.items())
+        calls += self.generator_steps
         in_rows = self.settings.num_samples * len(self.settings.seeds) * calls
         self.total = self.in_sweep + in_rows
 

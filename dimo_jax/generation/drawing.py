@@ -1,4 +1,4 @@
-"""Images of a bundle: a generator's in one step, a teacher's by its authors' decoding.
+"""Images of a bundle: a generator's in its one step, a teacher's by its authors' decoding.
 
 An image depends on the seed, its place in the order and its label, not on how many are drawn, in
 what batches, on how many devices or by how many processes.
@@ -122,7 +122,10 @@ def images_at_once(num_tokens: int, given: int | None, num: int | None = None) -
 
 
 def is_one_step(model: bundles.Bundle) -> bool:
-    """Return whether a bundle is a one-step generator; others are sampled in steps."""
+    """Return whether a bundle is Di[M]O's generator, whose steps its training decides, usually one.
+
+    Others are sampled in any number.
+    """
     return model.kind == "generator" and "name" not in (model.sampler or {})
 
 
@@ -161,7 +164,9 @@ def described(model: bundles.Bundle, overrides: Mapping[str, Any]) -> dict[str, 
     name = samplers.name_of(settings)
     if name == "one_step":
         # The settings hold sizes of the network too.
-        return {"name": name, **(model.sampler or {}), **overrides}
+        entry, steps = {**(model.sampler or {}), **overrides}, settings.num_steps
+        entry |= {"num_steps": steps} if "step_ratios" in entry else {}
+        return {"name": name if steps == 1 else "few_steps", **entry}
     return {"name": name, **dataclasses.asdict(settings)}
 
 

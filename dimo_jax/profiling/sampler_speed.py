@@ -133,11 +133,12 @@ def decoded(decode: Callable[[Any], Any], tokens: Any, parts: Sequence[Any]) -> 
 
 
 def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
-    """Return the one-step generator, for each batch size: whole, and its three parts.
+    """Return the generator, for each batch size: whole, and its three parts.
 
     The parts are programs of their own: "condition_encoder" makes features of prompts, where there
     are some, "network" is x_init and the logits, "token_sampling" draws from them, "decoder" makes
-    images. In "whole" network and sampling are one program, as in `sample`.
+    images. In "whole" network and sampling are one program, as in `sample`; of a generator of
+    several steps that has so many calls, and the parts are those of one.
 
     Args:
         config: a complete config.
@@ -180,7 +181,8 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         del z
         times |= clock.times({"decoder": lambda b=batch: b.decoder(b.tokens)})
         operations = flops.products(functools.partial(logits, plain), shapes, *inputs)
-        results.append(batch.result(times, "network", operations))
+        several = {"num_steps": chosen.num_steps} if chosen.num_steps > 1 else {}
+        results.append(several | batch.result(times, "network", operations))
     return results
 
 

@@ -306,6 +306,7 @@ def _evaluate(
                 section["guidances"], section["choice_temperatures"], section["random_order"]
             ),
             generator_sampler=settings.sampler_of(config),
+            generator_steps=loaded.sampler.num_steps,
             settings=checks.evaluation_settings(config, loaded.network),
             progress=progress.update,
         )

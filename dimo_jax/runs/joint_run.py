@@ -160,5 +160,6 @@ def run(
             "wall_seconds": round(time.monotonic() - began, 1),
             "hashes": {"generator": trees.fingerprint(generator)},
         },
+        steps=one_step.num_steps(sampler),
     )
     return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"

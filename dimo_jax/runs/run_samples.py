@@ -17,6 +17,7 @@ from dimo_jax.conditions.labels import in_turn
 from dimo_jax.generation import drawing
 from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.parallel import distributed
+from dimo_jax.samplers import one_step
 from dimo_jax.training import load_models
 
 
@@ -77,7 +78,8 @@ def sets_of(
 
     Args:
         workdir: of dimo_jax.main.
-        steps: 1 is the generator; any other number is the teacher by its authors' sampler.
+        steps: 1 is the generator, in as many steps as it has; any other number is the teacher by
+            its authors' sampler.
         temperatures: of the generator, a set for each; empty for the bundle's own.
         teacher: further settings of the teacher's sampler, e.g. {"guidance": 2.0}.
         prompts: of a run with text, taken in turn.
@@ -101,8 +103,11 @@ def sets_of(
     for number in steps:
         if number == 1:
             own = [{"temperature": float(x)} for x in temperatures] or [{}]
+            calls = 1
+            if (export / bundles.CONFIG_FILE).is_file():  # else it is refused below
+                calls = one_step.num_steps(bundles.read_config(export)["sampler"] or {})
             found += [
-                SampleSet("generator", 1, export, tokenizer, x, text, checkpoint) for x in own
+                SampleSet("generator", calls, export, tokenizer, x, text, checkpoint) for x in own
             ]
         else:
             chosen = {"num_steps": number, **(teacher or {})}

@@ -29,7 +29,7 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
     Args:
         sampler: all of SAMPLER_FIELDS and no other, or with all of STEP_FIELDS; "ratio" is one
             number or a pair [low, high], "step_ratios" a list of them for the steps after the
-            first.
+            first. "num_steps" may stand in it too: only so many of the generator's steps.
         network: gives num_tokens, codebook_size and mask_id.
 
     Returns:
@@ -38,7 +38,7 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
     Raises:
         InputError: a field is missing, unknown or out of its range.
     """
-    if set(sampler) not in (set(SAMPLER_FIELDS), {*SAMPLER_FIELDS, *STEP_FIELDS}):
+    if set(sampler) - {"num_steps"} not in (set(SAMPLER_FIELDS), {*SAMPLER_FIELDS, *STEP_FIELDS}):
         raise InputError(
             f"the sampler of a generator has the fields {', '.join(sorted(sampler))}; "
             f"it must have {', '.join(SAMPLER_FIELDS)}, and with more than one step "
@@ -68,8 +68,21 @@ def settings_from(sampler: Mapping[str, Any], network: Network) -> GeneratorSett
     )
 
 
+def num_steps(sampler: Mapping[str, Any]) -> int:
+    """Return how many steps a bundle's sampler entry describes, checked or not."""
+    ratios = sampler.get("step_ratios", ())
+    return 1 + len(ratios) if isinstance(ratios, list | tuple) else 1
+
+
 def _later_steps(sampler: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the steps after the first, where the entry has any."""
+    most = num_steps(sampler)
+    wanted = sampler.get("num_steps", most)
+    if type(wanted) is not int or not 1 <= wanted <= most:
+        raise InputError(
+            f"num_steps is {quoted(wanted)}; it must be {'1 to ' if most > 1 else ''}{most}, as "
+            "many as the generator was distilled for"
+        )
     if "step_ratios" not in sampler:
         return {}
     ratios, sigma, redraw = (sampler[name] for name in STEP_FIELDS)
@@ -83,9 +96,8 @@ def _later_steps(sampler: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"step_sigma is {quoted(sigma)}; it must be in [0, 1]")
     if type(redraw) is not bool:
         raise InputError(f"redraw is {quoted(redraw)}; it must be true or false")
-    return {
-        "step_ratios": tuple(map(float, ratios)), "step_sigma": float(sigma), "redraw": redraw
-    }  # fmt: skip
+    used = tuple(map(float, ratios[: wanted - 1]))
+    return {"step_ratios": used, "step_sigma": float(sigma), "redraw": redraw}
 
 
 def decode(

@@ -94,7 +94,9 @@ def data():
     )
 
 
-def run(data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS):
+def run(
+    data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS, **more
+):
     fake = FakeModels(data)
     evaluation = evaluate_models.evaluate(
         fake.teacher,
@@ -105,6 +107,7 @@ def run(data, settings=SETTINGS, progress=lambda done, total, text: None, sample
         generator_sampler={"ratio": 0.6},
         settings=settings,
         progress=progress,
+        **more,
     )
     return evaluation, fake
 
@@ -305,13 +308,14 @@ def test_the_outcome_is_a_function_of_the_seeds(data):
 def test_progress_counts_up_to_the_end(data):
     seen = []
     settings = dataclasses.replace(SMALL, sweep_steps=(4,), teacher_steps=(16,))
-    run(data, settings, lambda done, total, text: seen.append((done, total, text)))
+    run(data, settings, lambda *entry: seen.append(entry), generator_steps=3)
     done = [entry[0] for entry in seen]
     assert done == sorted(done)
     assert done[0] == 0
     assert done[-1] == seen[-1][1]
     assert any("sweep, 4 steps, choice_temperature 9.0" in entry[2] for entry in seen)
     assert any("teacher, 16 steps, seed 3" in entry[2] for entry in seen)
+    assert any("generator, 3 steps, seed 3" in entry[2] for entry in seen)
 
 
 @pytest.mark.parametrize(

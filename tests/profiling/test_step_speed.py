@@ -91,6 +91,17 @@ def test_sample_times_the_one_step_generator_and_its_parts(clock):
     assert set(result["compilation"]) == {"decoder", "generator", "network", "token_sampling"}
 
 
+def test_sample_times_every_step_of_a_generator_and_the_parts_of_one(clock):
+    config, found = small_config(), opened()
+    config["distill"]["steps"] = 3
+    (result,) = sampler_speed.sample(config, found, clock, [8])
+    chosen = one_step.settings_from(settings.sampler_of(config), found.network)
+    assert chosen.num_steps == result["num_steps"] == 3
+    expected = drawn(found.network, None, chosen)
+    np.testing.assert_array_equal(np.round(CODES * clock.seen[0]).reshape(8, L), expected)
+    assert result["model_tflop"] == 8 * OPERATIONS["maskgit"] / 1e12
+
+
 @pytest.mark.parametrize(
     ("family", "name", "guidance"),
     [("maskgit", "maskgit", 3.0), ("halton", "halton", 1.0), ("google_maskgit", "google", None)],

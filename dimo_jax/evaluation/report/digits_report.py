@@ -152,8 +152,9 @@ def headline(rows: Sequence[Row]) -> list[str]:
         ours, theirs = (
             metrics.value(metric, x.mean(metric), x.metrics[metric].std) for x in (generator, best)
         )
+        steps = "one step" if generator.steps == 1 else f"{generator.steps} steps"
         sentences.append(
-            f"The Fréchet distance {where} of the generator in one step is {ours}, the teacher's "
+            f"The Fréchet distance {where} of the generator in {steps} is {ours}, the teacher's "
             f"best {theirs} ({metrics.count_steps(best.steps)}): "
             f"{factor:.2f} times as much."
         )

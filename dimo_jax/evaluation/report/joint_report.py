@@ -33,15 +33,17 @@ def write(
     *,
     title: str,
     provenance: Mapping[str, Any],
+    steps: int = 1,
 ) -> float:
     """Write results.json, report.md and joints.png.
 
     Args:
         folder: where; made if it is not there.
         joint: the true one.
-        tokens: the generator's samples in one step.
+        tokens: the generator's samples.
         title: the report's first line.
         provenance: as schema.Results.
+        steps: of the generator.
 
     Returns:
         The total variation between the generator's joint and the true one.
@@ -51,16 +53,16 @@ def write(
     # What as many samples of the truth itself would show: no generator can be expected below.
     own = np.random.default_rng(0).multinomial(num_samples, joint.ravel()) / num_samples
     tables = {
-        ("generator", 1): found,
+        ("generator", steps): found,
         ("independent", 1): product,
         ("true_joint", 0): own.reshape(joint.shape),
     }
     truth = InMemory(joint, {}, joint=joint)
     rows = [
         evaluate(
-            InMemory(table, {}, joint=table), truth, [Metric(total_variation)], model=m, steps=steps
+            InMemory(table, {}, joint=table), truth, [Metric(total_variation)], model=m, steps=calls
         )
-        for (m, steps), table in tables.items()
+        for (m, calls), table in tables.items()
     ]
     results = Results(rows, provenance, title, settings={"num_samples": num_samples})
     schema.write(folder, results)

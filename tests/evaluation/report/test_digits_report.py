@@ -100,6 +100,13 @@ def test_results_json_has_the_rows_and_the_provenance(written, evaluation):
     assert [x.per_class for x in found.per_class.rows] == [x.per_class for x in evaluation.rows]
 
 
+def test_the_headline_names_the_generators_steps(evaluation):
+    rows = evaluation.rows
+    assert "of the generator in one step is" in digits_report.headline(rows)[0]
+    several = [dataclasses.replace(x, steps=2) if x.model == "generator" else x for x in rows]
+    assert "of the generator in 2 steps is" in digits_report.headline(several)[0]
+
+
 def test_samples_of_texts_are_named_by_them(evaluation, tmp_path):
     texts = tuple(f"emoji {number}" for number in range(20))
     shown = [one._replace(texts=texts) for one in evaluation.shown]

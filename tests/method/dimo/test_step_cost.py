@@ -44,14 +44,19 @@ def flops(function, *args):
         # The auxiliary's own sample: one pass more of the generator, and one of its own.
         ({"guidance": 2.0}, 10),
         ({"aux_updates": 2}, 13),
+        # A generator of two steps: its first one for each of its samples.
+        ({"aux_sample": "reuse", "step_ratios": (0.5,)}, 8),
+        ({"guidance": 2.0, "step_ratios": (0.5,)}, 12),
     ],
 )
 def test_a_step_costs_the_passes_it_says(changes, passes):
+    changes, ratios = dict(changes), changes.get("step_ratios", ())
+    changes.pop("step_ratios", None)
     network = models.build(SIZES)
     params = jax.eval_shape(network.init, jax.random.key(0))
     settings = dataclasses.replace(
         BASE,
-        generator=generate.GeneratorSettings(16, 30, 30, 0.6, 0.6, 0.1, 1.0),
+        generator=generate.GeneratorSettings(16, 30, 30, 0.6, 0.6, 0.1, 1.0, step_ratios=ratios),
         aux=dataclasses.replace(BASE.aux, mask_id=30),
         **changes,
     )
