@@ -28,7 +28,7 @@ FLOORS = [
     ["evaluation", "profiling"],
     ["evaluation.report"],
     ["runs"],
-    ["cli"],
+    ["cli", "api"],
     ["commands"],
     ["main", "sample", "encode", "evaluate", "export", "plan", "benchmark", "convert.__main__"],
     ["__main__"],
@@ -138,8 +138,9 @@ def violations(root: Path) -> list[str]:
             if any(within(n, library) for n in names) and not any(within(name, x) for x in allowed):
                 lines.append(f"{name} imports {library}; only {allowed} may")
         if name == "":
-            if graph[name]:
-                lines.append(f"{PACKAGE}/__init__.py imports {sorted(graph[name])}; keep it empty")
+            if others := sorted(graph[name] - {"api"}):
+                lines.append(f"{PACKAGE}/__init__.py imports {others}; it may import api alone")
+            graph[name] = set()  # api, where it is used: no circle
             continue
         own = folder_of(name)
         if (
@@ -215,7 +216,7 @@ def test_config_starts_no_jax():
         ({"evaluation/a.py": "import tensorflow_datasets as tfds"}, "tensorflow_datasets"),
         ({"novelty.py": ""}, "novelty is on no floor"),
         ({"method/novelty.py": ""}, "method.novelty is on no floor"),
-        ({"__init__.py": "from dimo_jax import bundles", "bundles.py": ""}, "keep it empty"),
+        ({"__init__.py": "from dimo_jax import bundles", "bundles.py": ""}, "import api alone"),
     ],
 )  # fmt: skip
 def test_each_rule_can_be_broken(tmp_path, files, complaint):

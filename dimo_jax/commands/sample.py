@@ -10,16 +10,14 @@ from absl.flags import FlagValues
 from jaxtyping import Int, UInt8
 from numpy import ndarray
 
-from dimo_jax import bundles, cli
+from dimo_jax import api, bundles, cli
 from dimo_jax.bundles import places
 from dimo_jax.common import files, images, overlaps
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
-from dimo_jax.conditions import text_encoder
-from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data import benchmark_prompts
-from dimo_jax.generation import benchmark_files, drawing, sample_files, text_drawing
+from dimo_jax.generation import benchmark_files, drawing, sample_files
 from dimo_jax.parallel import distributed, locks
 from dimo_jax.runs import banner, snapshots
 
@@ -146,50 +144,50 @@ def run(flags: FlagValues) -> None:
             f"--batch_size={devices * math.ceil(flags.batch_size / devices)}"
         )
     source, tokenizer, encoder = _source(flags)
-    model, tokenizer = drawing.open_pair(source, tokenizer, flags.compute_dtype, flags.guide)
-    with_text = text_drawing.takes_text(model)
-    foreign = ("labels", "num") if with_text else _TEXT_FLAGS
+    model = api.open_model(
+        source,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        compute_dtype=flags.compute_dtype,
+        guide=flags.guide,
+    )
+    foreign = ("labels", "num") if model.takes_text else _TEXT_FLAGS
     given = [name for name in foreign if flags[name].value]
     if given:
-        what = "prompts" if with_text else "classes"
-        raise InputError(f"--{given[0]} is not for {model.path}, which takes {what}")
-    draw = _draw_prompts if with_text else _draw_labels
-    num = draw(flags, model, tokenizer, output, encoder)
+        what = "prompts" if model.takes_text else "classes"
+        raise InputError(f"--{given[0]} is not for {model.bundle.path}, which takes {what}")
+    draw = _draw_prompts if model.takes_text else _draw_labels
+    num = draw(flags, model, output)
     if distributed.is_lead():
         print(f"{num} images, seed {flags.seed}: {output}")
 
 
-def _source(flags: FlagValues) -> tuple[Any, Any, text_encoder.TextEncoder | None]:
-    """Model, tokenizer (paths or bundles) and, of a checkpoint, the text encoder."""
+def _source(flags: FlagValues) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and text encoder: paths, or of a checkpoint what was read of it."""
     if flags.generator is not None and flags.workdir is not None:
         raise InputError("--generator and --workdir exclude each other; give one of the two")
     if flags.workdir is None:
         if flags.step is not None:
             raise InputError("--step is a checkpoint of --workdir; give that too")
-        return flags.generator, flags.tokenizer, None
+        return flags.generator, flags.tokenizer, flags.text_encoder
     found = snapshots.generator_of(files.path(flags.workdir), flags.step)
     if not isinstance(found, snapshots.Snapshot):
-        return found, flags.tokenizer, None
+        return found, flags.tokenizer, flags.text_encoder
     if found.tokenizer is None:
         raise InputError(f"--workdir={flags.workdir} is a run without images; nothing can be drawn")
     with Progress("sample", silent=not distributed.is_lead()) as progress:
         progress.note(f"the averaged generator of step {found.step} of {flags.workdir}")
-    return found.generator, flags.tokenizer or found.tokenizer, found.encoder
+    tokenizer = flags.tokenizer or found.tokenizer
+    return found.generator, tokenizer, flags.text_encoder or found.encoder
 
 
-def _draw_labels(
-    flags: FlagValues,
-    model: bundles.Bundle,
-    tokenizer: bundles.Bundle,
-    output: AnyPath,
-    _: text_encoder.TextEncoder | None,
-) -> int:
+def _draw_labels(flags: FlagValues, model: api.ImageModel, output: AnyPath) -> int:
     """Draw images of classes; return how many."""
-    network = model.build()
+    network, tokenizer = model.network, model.tokenizer
     labels = chosen_labels(flags.labels, flags.num, flags.num_per_label, network.num_classes)
     batch_size = drawing.images_at_once(network.num_tokens, flags.batch_size, len(labels))
-    overrides = _overrides(flags, model)
-    drawing.sampler_of(model, overrides)  # refuses them before anything is drawn
+    overrides = _overrides(flags, model.bundle)
+    drawing.sampler_of(model.bundle, overrides)  # refuses them before anything is drawn
     columns = math.ceil(math.sqrt(len(labels))) if flags.num else flags.num_per_label
     names = None if flags.num else [str(x) for x in labels[::columns]]
     if output.suffix == ".png":
@@ -200,7 +198,7 @@ def _draw_labels(
     banner.show(banner.machine_lines())
     if output.suffix != ".png":
         drawing.draw_set(
-            model,
+            model.bundle,
             tokenizer,
             labels,
             output,
@@ -212,10 +210,8 @@ def _draw_labels(
     elif distributed.is_lead():
 
         def draw(start: int, stop: int) -> UInt8[ndarray, "B H W C"]:
-            drawn = drawing.draw_labels(
-                model, tokenizer, labels[start:stop], flags.seed, batch_size, overrides, start
-            )
-            return images.to_uint8(drawn.pixels)
+            some, at = labels[start:stop], {"first_index": start, "batch_size": batch_size}
+            return images.to_uint8(model.draw(some, seed=flags.seed, **at, **overrides).pixels)
 
         pixels = _batch_by_batch(draw, len(labels), batch_size)
         images.save_png(output, images.grid(pixels, columns, names))
@@ -235,16 +231,12 @@ def _batch_by_batch(
     return np.concatenate(drawn)
 
 
-def _draw_prompts(
-    flags: FlagValues,
-    model: bundles.Bundle,
-    tokenizer: bundles.Bundle,
-    output: AnyPath,
-    encoder: text_encoder.TextEncoder | None,
-) -> int:
+def _draw_prompts(flags: FlagValues, model: api.ImageModel, output: AnyPath) -> int:
     """Draw images of prompts; return how many."""
     if bool(flags.prompt) == bool(flags.prompts):
-        raise InputError(f"{model.path} takes prompts: give --prompt=TEXT, or --prompts=FILE")
+        raise InputError(
+            f"{model.bundle.path} takes prompts: give --prompt=TEXT, or --prompts=FILE"
+        )
     found = benchmark_prompts.requested(flags.prompts, flags.metadata, flags.prompt_field)
     if flags.prompt and output.suffix != ".png":
         raise InputError(f"--output={output} must end in .png; --prompts=FILE fills a folder")
@@ -255,20 +247,14 @@ def _draw_prompts(
     num = per_prompt * len(texts)
     if found is None:
         images.check_grid(
-            *images.grid_size(num, per_prompt, drawing.image_size(tokenizer)),
+            *images.grid_size(num, per_prompt, drawing.image_size(model.tokenizer)),
             "give fewer --prompt or --num_per_prompt, or --prompts=FILE, which fills a folder",
         )
-    batch_size = drawing.images_at_once(model.build().num_tokens, flags.batch_size, num)
-    if flags.text_encoder or encoder is None:
-        expected = model.provenance.get(TEXT_ENCODER_FOLDER)
-        encoder = text_encoder.load_encoder(flags.text_encoder, model.path, expected)
-    drawn = text_drawing.TextImages(
-        model,
-        tokenizer,
-        encoder,
+    batch_size = drawing.images_at_once(model.network.num_tokens, flags.batch_size, num)
+    drawn = model.text_images(
         seed=flags.seed,
         batch_size=batch_size,
-        overrides=_overrides(flags, model),
+        overrides=_overrides(flags, model.bundle),
         negative_prompt=flags.negative_prompt,
     )
     banner.show(banner.machine_lines())

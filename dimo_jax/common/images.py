@@ -38,6 +38,11 @@ def to_uint8(images: Float[ndarray, "*N H W C"]) -> UInt8[ndarray, "*N H W C"]:
     return np.clip(np.nan_to_num(images * 255.0) + 0.5, 0, 255).astype(np.uint8)
 
 
+def in_rgb(pixels: UInt8[ndarray, "*N H W C"]) -> UInt8[ndarray, "*N H W 3"]:
+    """Return pixels in three channels, gray in all of them alike."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
+
+
 def grid(
     images: UInt8[ndarray, "N H W C"],
     columns: int,

@@ -51,9 +51,18 @@ class TextEncoder:
         Raises:
             InputError: the encoder is not the network's.
         """
-        return TextConditions(
-            self.network, self.params, self.tokenizer, network.condition, batch_size, **options
-        )
+        parts = (self.network, self.params, self.tokenizer, network.condition, batch_size)
+        if options:
+            return TextConditions(*parts, **options)
+        # Kept: another one would compile the tower again, and send it to the device again.
+        key = (network, batch_size)
+        if key not in self._conditions:
+            self._conditions[key] = TextConditions(*parts)
+        return self._conditions[key]
+
+    @functools.cached_property
+    def _conditions(self) -> dict[tuple[Network, int], TextConditions]:
+        return {}
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:

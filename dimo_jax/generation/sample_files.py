@@ -163,8 +163,7 @@ def _write_npz(
             np.lib.format.write_array_header_1_0(member, head)
             for _, pixels, some in drawn():
                 # Evaluators of arr_0 expect RGB; gray stands in all three.
-                rgb = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
-                member.write(np.ascontiguousarray(rgb).data)
+                member.write(images.in_rgb(pixels).data)
                 tokens.append(some)
         for name, array in {**others, "tokens": np.concatenate(tokens)}.items():
             with archive.open(f"{name}.npy", "w") as member:

@@ -230,7 +230,7 @@ class _Npz(ImageSet):
             pixels = pixels.reshape(stop - start, self.height, self.width, self._channels)
         else:
             pixels = self._whole[start:stop]
-        rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
+        rgb = images.in_rgb(pixels)
         bits = pictures.to_bits(["gray"] if self._channels == 1 else [])
         return Batch(rgb, np.full(stop - start, bits, np.uint8))
 

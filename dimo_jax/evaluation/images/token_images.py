@@ -82,8 +82,7 @@ class Decoded(ImageSet):
         """Decode them."""
         tokens, _ = self._at(start, stop)
         found = decode_in_chunks(self._network, self._params, tokens, _AT_ONCE)
-        pixels = images.to_uint8(found)
-        rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
+        rgb = images.in_rgb(images.to_uint8(found))
         return Batch(rgb, np.zeros(len(rgb), np.uint8))
 
 
