@@ -86,7 +86,7 @@ _ELSEWHERE = (
 )
 _OF_LATER_STEPS = (
     *("distill.steps", "distill.step_ratios", "distill.step_sigma", "distill.step_tokens"),
-    *("distill.step_remask", "distill.auxiliary.steps"),
+    *("distill.step_shares", "distill.step_remask", "distill.auxiliary.steps"),
 )
 STAGE_SECTIONS = {
     "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),

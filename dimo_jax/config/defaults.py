@@ -249,6 +249,9 @@ FIELDS: dict[str, Any] = {
         "step_tokens": Field(
             "carry", names("carry", "redraw"), "what those steps keep is carried over or redrawn"
         ),
+        "step_shares": Field(
+            (), several(AT_LEAST_0), "how often each is trained, one share for each; empty: alike"
+        ),
         "step_remask": Field(
             "any", names("any", "drawn"), "of x_t: any position, or those that the step drew"
         ),

@@ -98,6 +98,12 @@ def _validate_method(config: Config) -> None:
             f"config.distill.step_ratios is {tuple(ratios)}, and config.distill.steps is {steps}; "
             f"give one ratio for each step after the first, {steps - 1} in all, or none"
         )
+    shares = config["distill"]["step_shares"]
+    if shares and (len(shares) != steps or not sum(shares)):
+        raise InputError(
+            f"config.distill.step_shares is {tuple(shares)}, and config.distill.steps is {steps}; "
+            f"give {steps} in all, not only zeros, or none"
+        )
     auxiliary, updates = config["distill"]["auxiliary"], config["distill"]["auxiliary"]["updates"]
     if auxiliary["sample"] == "reuse" and auxiliary["condition_drop"]:
         raise InputError(

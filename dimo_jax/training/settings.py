@@ -127,6 +127,7 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
         ema_decay=section["ema_decay"],
         ema_warmup=section["ema_warmup"],
         parts=section["parts"],
+        step_shares=tuple(section["step_shares"]),
         step_remask=section["step_remask"],
         aux_steps=auxiliary["steps"],
     )

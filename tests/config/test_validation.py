@@ -157,6 +157,7 @@ TABLE = [
         ((), (1,), [0.5, 0.25]),
         (None, 0.5, (0,), (0.5, 1.5), (-0.1,), (NAN,), ("a",), (True,)),
     ),
+    ("distill.step_shares", ((), [1, 0.5]), (None, 1, (-1,), (NAN,), ("a",), (True,))),
     ("distill.step_tokens", ("carry", "redraw"), (*NO_TEXT, "", "keep")),
     ("distill.step_remask", ("any", "drawn"), (*NO_TEXT, "", "all")),
     ("distill.auxiliary.steps", ("every", "last"), (*NO_TEXT, "", "first")),
@@ -416,6 +417,8 @@ CONTRADICTIONS = [
     (DIGITS, {"distill.mask.min_ratio": 0.9, "distill.mask.max_ratio": 0.5}, ("min_ratio is 0.9",)),
     (DIGITS, {"distill.ratio": (0.8, 0.2)}, ("config.distill.ratio is (0.8, 0.2)",)),
     (DIGITS, {"distill.step_ratios": (0.5,)}, ("step_ratios is (0.5,)", "steps is 1", "0 in all")),
+    (DIGITS, {"distill.steps": 2, "distill.step_shares": (1,)}, ("step_shares is (1,)", "2 in")),
+    (DIGITS, {"distill.steps": 2, "distill.step_shares": (0, 0)}, ("not only zeros",)),
     (DIGITS, {"distill.steps": 4, "distill.step_ratios": (0.5, 0.2)}, ("steps is 4", "3 in all")),
     (
         DIGITS,

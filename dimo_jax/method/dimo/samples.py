@@ -54,7 +54,8 @@ def draw_step(streams: Streams, name: str, settings: DistillSettings) -> Int[Arr
     num_steps = settings.generator.num_steps
     if num_steps == 1:
         return None
-    draw = lambda key: jax.random.randint(key, (), 1, num_steps + 1)  # noqa: E731
+    shares = jnp.asarray(settings.step_shares or (1.0,) * num_steps, jnp.float32)
+    draw = lambda key: jax.random.categorical(key, jnp.log(shares)) + 1  # noqa: E731
     return jax.vmap(draw)(streams.examples(f"{name}_step"))
 
 

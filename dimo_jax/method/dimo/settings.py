@@ -38,6 +38,7 @@ class DistillSettings:
         ema_warmup: whether the decay starts low (ema.decay_at).
         parts: in how many parts, one after the other, the networks see a batch; the gradient is
             that of the whole.
+        step_shares: with several steps, how often each is trained; empty for all alike.
         step_remask: with several steps, what x_t masks again: "any" position, or only those "drawn"
             in the step that is trained. A gradient have only the latter.
         aux_steps: likewise, the steps whose samples the auxiliary learns from: "every" one, drawn
@@ -68,5 +69,6 @@ class DistillSettings:
     ema_decay: float
     ema_warmup: bool
     parts: int = 1
+    step_shares: tuple[float, ...] = ()
     step_remask: str = "any"
     aux_steps: str = "every"

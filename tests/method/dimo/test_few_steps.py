@@ -142,6 +142,15 @@ def test_every_step_of_the_generator_is_trained_about_as_often():
     assert samples.draw_step(streams(), "generator", BASE) is None
 
 
+def test_steps_are_trained_as_often_as_their_shares_say():
+    settings = dataclasses.replace(of(), step_shares=(3.0, 1.0, 0.0))
+    many = samples.Streams(jnp.int32(3), jnp.int32(0), jnp.arange(2000))
+    found = np.asarray(samples.draw_step(many, "generator", settings))
+    np.testing.assert_allclose(
+        np.bincount(found, minlength=4) / 2000, [0, 0.75, 0.25, 0], atol=0.03
+    )
+
+
 @pytest.mark.parametrize("remask", ["any", "drawn"])
 def test_only_what_the_step_drew_has_a_gradient_and_the_option_says_what_is_masked(remask):
     found = distill.mask_again(streams(), dataclasses.replace(of(), step_remask=remask))
