@@ -1,11 +1,13 @@
-"""Lists the commands.
+"""All commands, as sub-commands: dimo-jax sample --help is python -m dimo_jax.sample --help.
 
 python -m dimo_jax
 """
 
-import re
+import difflib
 import sys
+from typing import NoReturn
 
+import dimo_jax
 from dimo_jax import benchmark, cli, encode, evaluate, export, main, plan, sample
 from dimo_jax.convert import __main__ as convert
 
@@ -32,15 +34,33 @@ def overview() -> str:
         [
             "Di[M]O in JAX: masked diffusion image models distilled into one-step generators.",
             *blocks,
-            "python -m dimo_jax.COMMAND --help lists a command's flags.",
+            "python -m dimo_jax.COMMAND --help lists its flags; dimo-jax COMMAND is the same.",
         ]
     )
 
 
+def run() -> NoReturn:
+    """Run the command that the first argument names; without one list them all.
+
+    Raises:
+        SystemExit: always.
+    """
+    word, *rest = sys.argv[1:] or ["--help"]
+    if module := COMMANDS.get(word):
+        sys.argv = [f"dimo-jax {word}", *rest]
+        cli.run(module.main, module.FLAGS)
+    if word in ("--help", "-h", "-help"):
+        print(overview())
+        raise SystemExit(0)
+    if word == "--version":
+        print(f"dimo_jax {dimo_jax.__version__}")
+        raise SystemExit(0)
+    # `python -m dimo_jax --generator=...`: a flag of a command that is not named.
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"nearest: {near[0]}" if near else f"there are {', '.join(COMMANDS)}"
+    print(f"error: there is no command {word!r}; {hint}", file=sys.stderr)
+    raise SystemExit(cli.BAD_INPUT)
+
+
 if __name__ == "__main__":
-    # What is typed after the package's name is a command, or a flag of one.
-    word = re.sub(r"\W.*", "", (sys.argv[1:] or [""])[0])
-    if word in COMMANDS:
-        print(f"error: write python -m dimo_jax.{word}, with a dot", file=sys.stderr)
-        raise SystemExit(cli.BAD_INPUT)
-    print(overview())
+    run()

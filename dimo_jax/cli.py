@@ -19,7 +19,7 @@ from dimo_jax.common.command_flags import Flags
 from dimo_jax.common.errors import InputError, Interrupted
 from dimo_jax.common.outputs import FULL_DISK
 from dimo_jax.common.shown import printable, stop_printing
-from dimo_jax.config import overrides, reference
+from dimo_jax.config import overrides, reference, shipped
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -237,10 +237,13 @@ def _parse(flag_values: Flags, described: str) -> list[str]:
     # Libraries that read absl's global flags (tfds, grain) want them parsed.
     flags.FLAGS.mark_as_parsed()
     try:
-        rest = flag_values(sys.argv)[1:]
+        arguments = shipped.with_paths(sys.argv) if "config" in flag_values else sys.argv
+        rest = flag_values(arguments)[1:]
         for name in flag_values:
             # A config file that is not there fails only when its value is touched.
             getattr(flag_values[name].value, "to_dict", None)
+    except InputError:
+        raise
     except flags.UnrecognizedFlagError as error:
         raise InputError(_unknown_flag(flag_values, error.flagname)) from error
     except Exception as error:

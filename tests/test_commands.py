@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
+import dimo_jax
 from dimo_jax import __main__ as overview
 from dimo_jax import benchmark, cli, encode, evaluate, export, plan, sample
 from dimo_jax.common import crops
+from dimo_jax.config import shipped
 from dimo_jax.convert import __main__ as convert
 from dimo_jax.convert import sources
 from dimo_jax.data import benchmark_prompts
@@ -17,6 +19,7 @@ from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 from dimo_jax.models import clip
 from dimo_jax.profiling import plans
 from dimo_jax.samplers import SAMPLERS
+from tests.helpers import ROOT
 
 # Of what a command does, or large; numpy is small, and the protocols' module needs it.
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "PIL"}
@@ -78,8 +81,35 @@ def test_the_package_lists_its_commands_with_examples():
     for name, module in overview.COMMANDS.items():
         assert module.__doc__.splitlines()[0] in out
         assert f"\n           python -m dimo_jax.{name} " in out
-    status, out, err = program("-m", "dimo_jax", "sample", "--labels=1")
-    assert (status, out) == (2, "") and "python -m dimo_jax.sample" in err
+
+
+def test_sub_commands_are_the_commands():
+    typed = ["--generator=nowhere", "--output=x.png"]
+    assert program("-m", "dimo_jax", "sample", *typed) == program("-m", "dimo_jax.sample", *typed)
+    status, out, err = program("-m", "dimo_jax", "smaple", "--labels=1")
+    assert (status, out) == (2, "")
+    assert err == "error: there is no command 'smaple'; nearest: sample\n"
+    status, out, _ = program("-m", "dimo_jax", "--version")
+    assert (status, out) == (0, f"dimo_jax {dimo_jax.__version__}\n")
+
+
+def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    status, out, err = program("-m", "dimo_jax.main", "--config=digits:patch", "--print_config")
+    assert (status, err) == (0, "") and "codebook_size" in out
+    assert program("-m", "dimo_jax.main", "--config", "digits:patch", "--print_config")[1] == out
+    status, _, err = program("-m", "dimo_jax.main", "--config=digit", "--workdir=x")
+    assert status == 2
+    assert err.startswith("error: there is no config 'digit'; nearest: digits; give a file, or one")
+    (tmp_path / "digits").write_text("")  # a file of the user's own goes first
+    status, _, err = program("-m", "dimo_jax.main", "--config=digits", "--workdir=x")
+    assert status == 2 and "error: " in err
+
+
+def test_every_config_of_the_package_is_one_of_the_names():
+    assert shipped.names() == ["digits", "emoji", "imagenet", "meissonic", "pictures", "toy"]
+    assert (ROOT / "configs").resolve() == shipped.FOLDER
 
 
 @pytest.mark.parametrize(

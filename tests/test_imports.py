@@ -17,7 +17,7 @@ PACKAGE = "dimo_jax"
 FLOORS = [
     ["common"],
     ["config", "parallel", "data", "models", "tokenizers", "method.masked"],
-    ["method.dimo", "method.mixture", "bundles"],
+    ["method.dimo", "method.mixture", "bundles", "configs"],
     ["samplers"],
     ["conditions", "convert.formats"],
     ["convert.networks", "training"],
@@ -182,7 +182,7 @@ def test_the_package_keeps_the_rules():
 
 def test_config_files_import_no_jax():
     allowed = {"ml_collections", "math", "dimo_jax.config"}
-    for path in sorted((ROOT / "configs").rglob("*.py")):
+    for path in sorted((ROOT / PACKAGE / "configs").rglob("*.py")):
         names = imported(path, False, path.stem)
         extra = {n for n in names if not any(within(n, library) for library in allowed)}
         assert not extra, f"{path}: {extra}"

@@ -35,8 +35,8 @@ flags.DEFINE_enum(
     "source",
     None,
     [
-        "maskgit",
         "di4c",
+        "maskgit",
         "halton",
         "google",
         "vqgan",

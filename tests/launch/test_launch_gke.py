@@ -240,7 +240,7 @@ def test_the_image_holds_what_the_pod_runs():
     assert "--build-arg=EXTRA=tpu" in planned("build", "--image=i")[0]
     assert container_of(created(*TPU))["command"] == ["bash", "launch/pod.sh"]
     copied = re.findall(r"^COPY (.*) \S+$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE)
-    assert {"launch", "configs", "dimo_jax"} <= {*" ".join(copied).split()}
+    assert {"launch", "dimo_jax"} <= {*" ".join(copied).split()}
 
 
 def test_pasting_a_dry_run_gives_kubectl_the_jobset(capfd):
