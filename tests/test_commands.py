@@ -99,6 +99,10 @@ def test_a_config_is_found_by_its_name(tmp_path, monkeypatch):
     status, out, err = program("-m", "dimo_jax.main", "--config=digits:patch", "--print_config")
     assert (status, err) == (0, "") and "codebook_size" in out
     assert program("-m", "dimo_jax.main", "--config", "digits:patch", "--print_config")[1] == out
+    elsewhere = program("-m", "dimo_jax.main", "--config=configs/digits.py:patch", "--print_config")
+    assert elsewhere[1] == out
+    status, _, err = program("-m", "dimo_jax.main", "--config=configs/own.py", "--workdir=x")
+    assert status == 2 and "configs/own.py" in err
     status, _, err = program("-m", "dimo_jax.main", "--config=digit", "--workdir=x")
     assert status == 2
     assert err.startswith("error: there is no config 'digit'; nearest: digits; give a file, or one")
