@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt8
 
 from dimo_jax import bundles
 from dimo_jax.bundles import places
-from dimo_jax.common import files, images
+from dimo_jax.common import files, hub, images
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.shown import shown
@@ -226,7 +226,7 @@ def load(
     Args:
         place: the bundle of a generator or teacher; a run of dimo_jax.main, finished or not, for
             its generator; or a .stablehlo file of dimo_jax.export, for which the other arguments
-            have no use.
+            have no use. All of them may lie on the Hub: hf://owner/repo[@revision][/path].
         tokenizer: bundle of its tokenizer; None: the one inside it.
         text_encoder: bundle of its text encoder; None: the one inside it or beside it.
         guide: bundle of a teacher that guidance leads away from; see drawing.open_pair.
@@ -237,7 +237,7 @@ def load(
     Raises:
         InputError: it cannot be read, is something else, or its parts do not belong together.
     """
-    path = files.path(place)
+    path = files.path(hub.local(place))
     backend.start()
     if path.suffix == EXPORTED and path.is_file():
         return ExportedModel(path)

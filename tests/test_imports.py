@@ -44,6 +44,7 @@ SEAMS = {
     "tokenizers": ["conditions"],
     "etils": ["common.object_store"],
     "fsspec": ["common.object_store"],
+    "huggingface_hub": ["common.hub"],
     "ftfy": ["conditions"],
     "regex": ["conditions"],
     "jinja2": ["evaluation.report"],

@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from dimo_jax.common import files, readers
+from dimo_jax.common import files, hub, readers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 
@@ -23,14 +23,14 @@ def find(place: str | os.PathLike, kind: str | None = None) -> AnyPath:
     """Return the bundle that a path means: of a run's folder the part that is of the kind.
 
     Args:
-        place: as typed.
+        place: as typed; an address of the Hub is fetched.
         kind: of the bundle; None: the generator, where it is a run.
 
     Raises:
         InputError: it is a file or folder of published weights, which dimo_jax.convert reads; or a
             run that has no such part yet.
     """
-    path = files.path(place)
+    path = files.path(hub.local(place))
     if not path.is_dir():
         if path.is_file():
             raise InputError(f"{path} is a file, and a bundle is a folder; {_convert(path)}")

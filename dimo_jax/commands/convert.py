@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 from dimo_jax import bundles, tokenizers
 from dimo_jax.bundles import ownership, places
-from dimo_jax.common import files, overlaps, readers, trees
+from dimo_jax.common import files, hub, overlaps, readers, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import clip_vocabulary, transformers_tokenizer
@@ -90,7 +90,7 @@ def run(flags: FlagValues) -> None:
         InputError: the input is not of the source, or cannot be read, or the output not written.
     """
     backend.start()
-    path, output = files.local(flags.input), files.local(flags.output)
+    path, output = files.local(hub.local(flags.input)), files.local(flags.output)
     overlaps.refuse(output, [path, flags.yaml, flags.vocabulary])
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
