@@ -16,6 +16,8 @@ python -m dimo_jax.evaluate reference decoded.npz --samples=tokens/photos \
     --tokenizer=bundles/vqgan --features=bundles/inception --output=eval/
 python -m dimo_jax.evaluate images --samples=tokens/photos --tokenizer=bundles/vqgan \
     --reference=photos/ --features=bundles/inception --output=rfid/
+python -m dimo_jax.evaluate geneval geneval/ --detector=bundles/mask2former \
+    --clip=bundles/clip_l14 --output=eval/
 python -m dimo_jax.evaluate geneval results.jsonl
 
 --samples is a folder of pictures, a .zip of them, or an .npz with arr_0 (dimo_jax.sample writes
@@ -26,6 +28,8 @@ the generator (1 step, at each temperature) and of the teacher (more steps) are 
 with --speed timed. Features are kept in OUTPUT/features: the same command goes on after a kill, and
 other metrics of the same images cost no second pass. It writes results.json, results.md and
 report.html, and prints the five lines of OpenAI's evaluator.
+geneval scores a folder of images, as dimo_jax.sample --prompts=geneval writes it, or prints the
+table of a file of results.
 The protocols:
 """
 
@@ -40,6 +44,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.evaluation.metrics.protocols import METRICS, PROTOCOLS
 
 PROMPTS_GROUP = "images, against prompts"
+GENEVAL_GROUP = "geneval, of a folder of images"
 FORMER_GROUP = "The spelling of before, in place of a command"
 # Each with the flags that it needs.
 COMMANDS = {
@@ -151,9 +156,14 @@ flags.DEFINE_string("hps", None, "bundle: HPS v2 of --samples", flag_values=FLAG
 flags.DEFINE_enum("hps_version", None, ["v2.0", "v2.1"], "of its weights", flag_values=FLAGS)
 flags.DEFINE_string("hps_prompts", None, "folder of the styles' prompts", flag_values=FLAGS)
 flags.DEFINE_bool("hps_antialias", True, "as its own code resizes", flag_values=FLAGS)
+FLAGS.group(GENEVAL_GROUP)
+flags.DEFINE_string(
+    "detector", None, "bundle of Mask2Former; --clip is that of its colours", flag_values=FLAGS
+)
 FLAGS.group(FORMER_GROUP)
 flags.DEFINE_bool("compare", False, "now: compare RUN RUN", flag_values=FLAGS)
 flags.DEFINE_string("geneval", None, "now: geneval FILE", flag_values=FLAGS)
+flags.DEFINE_string("geneval_images", None, "now: geneval FOLDER", flag_values=FLAGS)
 flags.DEFINE_string("make_reference", None, "now: reference FILE", flag_values=FLAGS)
 cli.define_process_flags(FLAGS)
 
@@ -161,6 +171,7 @@ cli.define_process_flags(FLAGS)
 def _spelled_before(arguments: list[str]) -> tuple[str, list[str]]:
     """Return command and arguments where flags alone say what to do, as they did before."""
     names = {"samples": "images", "workdir": "run", "compare": "compare", "geneval": "geneval"}
+    names |= {"geneval_images": "geneval"}
     given = [name for name in names if FLAGS[name].value]
     if len(given) != 1:
         found = " and ".join([*arguments[:1], *(f"--{name}" for name in given)]) or "none of them"
@@ -171,7 +182,8 @@ def _spelled_before(arguments: list[str]) -> tuple[str, list[str]]:
     command = names[given[0]]
     if FLAGS.make_reference and command == "images":
         return "reference", [FLAGS.make_reference, *arguments]
-    return command, [*([FLAGS.geneval] if command == "geneval" else []), *arguments]
+    place = FLAGS.geneval or FLAGS.geneval_images
+    return command, [*([place] if command == "geneval" else []), *arguments]
 
 
 def _refuse_foreign(command: str) -> None:
@@ -182,6 +194,8 @@ def _refuse_foreign(command: str) -> None:
         **dict.fromkeys(("reference", "metrics", "num_neighbours"), ("images", "run")),
         **dict.fromkeys(FLAGS.members("run"), ("run",)),
         **dict.fromkeys(FLAGS.members(PROMPTS_GROUP), ("images",)),
+        **dict.fromkeys(FLAGS.members(GENEVAL_GROUP), ("geneval",)),
+        "clip": ("images", "geneval"),
         **dict.fromkeys(FLAGS.members(FORMER_GROUP), ("calls without a command",)),
     }
     for name, commands in own.items():
@@ -196,7 +210,7 @@ def _check(command: str, arguments: list[str]) -> None:
         raise InputError(f"unexpected argument {arguments[takes]!r}; every flag is --name=value")
     if len(arguments) < takes:
         raise InputError(f"{command} needs a file; for example: {command} FILE")
-    of_prompts = bool(FLAGS.clip or FLAGS.hps)
+    of_prompts = bool(FLAGS.clip or FLAGS.hps) and (command != "geneval" or bool(FLAGS.hps))
     if of_prompts and (command != "images" or (FLAGS.clip and FLAGS.hps)):
         raise InputError("--clip and --hps are scores of images --samples; give one of the two")
     needed = COMMANDS[command][: 3 - of_prompts]

@@ -11,6 +11,7 @@ from absl.flags import FlagValues
 from dimo_jax import bundles, cli
 from dimo_jax import config as configs
 from dimo_jax.bundles import places
+from dimo_jax.commands import evaluate_scores
 from dimo_jax.common import files, overlaps, run_lock, versions
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
@@ -21,21 +22,19 @@ from dimo_jax.evaluation import evaluate_images, references, shown
 from dimo_jax.evaluation.evaluate_images import Evaluator
 from dimo_jax.evaluation.features.feature_store import Extractor, FeatureStore
 from dimo_jax.evaluation.images import image_sets
-from dimo_jax.evaluation.metrics import geneval, prompt_scores
 from dimo_jax.evaluation.metrics import names as metric_names
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS, Protocol
-from dimo_jax.evaluation.metrics.rows import Row, Value
+from dimo_jax.evaluation.metrics.rows import Row
 from dimo_jax.evaluation.report import (
     compare,
     page,
     result_folders,
     samples_report,
-    schema,
     showcase,
 )
 from dimo_jax.evaluation.report.schema import Results
 from dimo_jax.evaluation.shown import Shown
-from dimo_jax.parallel import backend, distributed, locks
+from dimo_jax.parallel import distributed, locks
 from dimo_jax.profiling import step_speed
 from dimo_jax.runs import banner, run_evaluation, run_samples, snapshots
 
@@ -217,39 +216,6 @@ def _environment() -> dict[str, Any]:
     return versions.environment(code=distributed.code_version())
 
 
-def _scores(flags: FlagValues, output: Path, began: float) -> None:
-    """CLIP score or HPS of --samples against their prompts."""
-    folder, size = files.local(flags.samples), flags.batch_size or 64
-    if flags.clip:
-        captions = files.local(flags.captions) if flags.captions else None
-        found = prompt_scores.clip_of_folder(
-            folder,
-            files.path(flags.clip),
-            captions,
-            flags.clip_form,
-            size,
-            flags.prompt_field or "",
-        )
-    elif not flags.hps_version or flags.hps_prompts is None:
-        raise InputError("--hps needs --hps_version and --hps_prompts")
-    else:
-        prompts, bundle = files.local(flags.hps_prompts), files.path(flags.hps)
-        found = prompt_scores.hps_of_folder(
-            folder, bundle, prompts, flags.hps_version, flags.hps_antialias, size
-        )
-    print(found.text)
-    metrics = {name: Value(value) for name, value in found.values.items()}
-    about = {"seed": None, **_environment(), "wall_seconds": time.monotonic() - began}
-    results = Results(
-        [Row("samples", 0, metrics)],
-        {**about, "hashes": found.hashes},
-        protocol={"name": found.name},
-        settings=found.settings,
-    )
-    path = schema.write(output, results)
-    print(f"{path}, {page.write(output, title=_title(flags))}")
-
-
 def _reference(flags: FlagValues, output: Path, path: Path) -> None:
     """Write a reference of --samples."""
     images, protocol = _samples(flags, flags.image_size), _protocol(flags)
@@ -296,7 +262,7 @@ def run(flags: FlagValues, command: str, arguments: list[str]) -> None:
     Args:
         flags: those of dimo_jax.evaluate.
         command: a key of its COMMANDS.
-        arguments: the runs to compare, or the file of a reference or of GenEval's results.
+        arguments: the runs to compare, the file of a reference, or GenEval's results or images.
 
     Raises:
         InputError: a flag, or what it names, cannot be used.
@@ -306,7 +272,7 @@ def run(flags: FlagValues, command: str, arguments: list[str]) -> None:
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
     if command == "geneval":
-        return print(geneval.in_words(geneval.summarise(files.local(arguments[0]))))
+        return evaluate_scores.of_geneval(flags, files.local(arguments[0]), began)
     if command == "compare":
         if output is not None:
             result_folders.check_comparison(output)
@@ -317,8 +283,7 @@ def run(flags: FlagValues, command: str, arguments: list[str]) -> None:
         raise InputError(f"{command} writes files; give --output, their folder")
     _check_output(flags, output)
     if flags.clip or flags.hps:
-        backend.start()
-        return _scores(flags, output, began)
+        return evaluate_scores.of_samples(flags, output, began)
     cli.start_alike(flags)
     with locks.held(output / run_lock.FILE_NAME, f"--output={output}"):
         if command == "reference":

@@ -119,6 +119,22 @@ METRICS = {
     "kid": Metric("KID", "lower", "squared maximum mean discrepancy of the features", decimals=4),
     "clip_score": Metric("CLIP score", "higher", "cosine of image and prompt in CLIP"),
     "hps": Metric("HPS", "higher", "human preference score"),
+    "geneval_overall": _share(
+        "GenEval", "mean over its six kinds of prompts of the share of right images"
+    ),
+    **{
+        f"geneval_{tag}": Metric(
+            f"GenEval, {column}", "higher", "share of images that show the prompt", is_share=True
+        )
+        for tag, column in (
+            ("single_object", "single"),
+            ("two_object", "two"),
+            ("counting", "counting"),
+            ("colors", "colors"),
+            ("position", "position"),
+            ("color_attr", "attribution"),
+        )
+    },
     "latency_seconds": Metric(
         "seconds an image", "lower", "labels to one image, median", decimals=4
     ),
