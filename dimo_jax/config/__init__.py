@@ -82,12 +82,15 @@ _COMPUTED = ("compute_dtype", "fast_compile")
 _ELSEWHERE = (
     *("data.directory", "data.path", "tokenizer.bundle", "text_encoder.bundle", "pretrain.parts"),
     *("distill.parts", "prompts.path", "prompts.texts", "prompts.field", "prompts.cache"),
-    "distill.generator.bundle",
+    *("distill.generator.bundle", "distill.mixture.parts"),
 )
 _OF_LATER_STEPS = (
     *("distill.steps", "distill.step_ratios", "distill.step_sigma", "distill.step_tokens"),
     *("distill.step_shares", "distill.step_remask", "distill.auxiliary.steps"),
 )
+_OF_MIXTURE = ("distill.method", "distill.mixture.")
+# How the generator is sampled, of which its training knows nothing.
+_SAMPLED = ("distill.mixture.steps", "distill.mixture.guidance")
 STAGE_SECTIONS = {
     "pretrain": ("seed", *_COMPUTED, "data", "tokenizer", "model", "pretrain"),
     "distill": ("seed", *_COMPUTED, "data", "tokenizer", "model", "distill"),
@@ -108,7 +111,12 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     names = STAGE_SECTIONS[stage]
     if stage != "evaluation" and takes_text(config):
         names = (*names, "prompts", "text_encoder")
-    fields = json.loads(json.dumps(flat({name: config[name] for name in names}), default=list))
+    fields = flat({name: config[name] for name in names})
+    if stage == "evaluation" and config["distill"]["method"] == "mixture":
+        fields |= {name: flat(config)[name] for name in _SAMPLED}
+    elif stage == "distill":
+        fields = without(fields, *_SAMPLED)
+    fields = json.loads(json.dumps(fields, default=list))
     # Of other data it means nothing, and their runs were begun before there was such a field.
     own = () if config["data"]["name"] == "tokens" else ("data.num_test",)
     for name in (*_ELSEWHERE, *own):
@@ -119,6 +127,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if fields.get("distill.steps") == 1:  # of one step the others mean nothing
         for name in _OF_LATER_STEPS:
             del fields[name]
+    if fields.get("distill.method") == "dimo":
+        fields = {k: x for k, x in fields.items() if not k.startswith(_OF_MIXTURE)}
     if stage == "distill":
         fields["teacher.dtype"] = config["teacher"]["dtype"]
     return fields

@@ -16,6 +16,7 @@ from dimo_jax.common.fields import (
     text,
     whole,
 )
+from dimo_jax.config.mixture import FIELDS as MIXTURE_FIELDS
 from dimo_jax.config.sizes import BUNDLE, MODEL_FIELDS, PICTURE_SETS, TOKENIZER_FIELDS, WIDTH
 
 BATCH, SAMPLES = whole(1, 2**20), whole(2, 10_000_000)
@@ -228,6 +229,12 @@ FIELDS: dict[str, Any] = {
         "num_steps": Field(30_000, COUNT, "updates of the generator"),
         "batch_size": Field(64, BATCH, "examples, of all devices together"),
         "parts": Field(1, BATCH, "of a batch, computed one after the other; they divide it"),
+        "method": Field(
+            "dimo",
+            names("dimo", "mixture"),
+            "Di[M]O, which needs no images; or Di4C, to a few steps, on the training's tokens",
+        ),
+        "mixture": MIXTURE_FIELDS,
         "ratio": Field(
             (0.6, 0.6), several(SHARE, exactly=2), "initial mask ratio, drawn from (low, high)"
         ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.fields import LARGEST, written
-from dimo_jax.config import fields_of, flat, takes_text, trains_teacher
+from dimo_jax.config import fields_of, flat, mixture, takes_text, trains_teacher
 from dimo_jax.config.sizes import PICTURE_SETS, SETS_WITH_TEXTS
 
 Config = Mapping[str, Any]
@@ -34,6 +34,7 @@ def validate(config: Config, *, starts: bool = True) -> None:
     """
     _validate_fields(config)
     _validate_method(config)
+    mixture.validate(config)
     _validate_network(config)
     _validate_data(config)
     _validate_evaluation(config)
@@ -119,6 +120,8 @@ def _validate_method(config: Config) -> None:
     for section in _OPTIMIZERS:
         stage = section.partition(".")[0]
         if stage == "pretrain" and not trains_teacher(config):
+            continue
+        if section == "distill.auxiliary" and config["distill"]["method"] == "mixture":
             continue
         total = config[stage]["num_steps"] * (updates if section.endswith("auxiliary") else 1)
         warmup, name = fields[f"{section}.optimizer.warmup_steps"], f"config.{stage}.num_steps"

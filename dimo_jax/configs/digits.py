@@ -4,7 +4,7 @@ python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
 python -m dimo_jax.main --config=configs/digits.py:patch --workdir=runs/digits_patch
 
 The argument chooses the tokenizer: "gray" (17 gray levels, 64 tokens, lossless) or "patch" (2x2
-patches, 128 codes, 16 tokens).
+patches, 128 codes, 16 tokens). "di4c" is another method on gray levels, a student of several steps.
 """
 
 from dimo_jax.config import default_config
@@ -14,14 +14,16 @@ def get_config(variant: str = "gray"):
     config = default_config()
     config.title = "Handwritten digits"
     config.data.num_classes = 10
-    if variant == "gray":
+    if variant in ("gray", "di4c"):
         config.tokenizer.update(name="gray_levels", image_size=8)
     elif variant == "patch":
         config.tokenizer.update(
             name="patches", image_size=8, channels=1, patch_size=2, codebook_size=128
         )
     else:
-        raise ValueError(f"configs/digits.py has the variants gray and patch, not {variant!r}")
+        raise ValueError(
+            f"configs/digits.py has the variants gray, patch and di4c, not {variant!r}"
+        )
 
     config.model.update(width=64, depth=3, heads=2, mlp_dim=256, dropout=0.0)
     config.model.predict_mask_id = False
@@ -43,7 +45,11 @@ def get_config(variant: str = "gray"):
     # An auxiliary four times as fast as the generator: one as slow diverges here.
     shared = {"schedule": "cosine", "warmup_steps": 50, "beta1": 0.5, "beta2": 0.99}
     optimizers = distill.generator.optimizer, distill.auxiliary.optimizer
-    if variant == "gray":
+    if variant == "di4c":
+        distill.update(method="mixture", num_steps=600, batch_size=16)
+        distill.mixture.update(width=64, replicas=8, steps=(2, 4, 1))
+        optimizers[0].update(learning_rate=1e-3, **{**shared, "beta1": 0.9})
+    elif variant == "gray":
         for optimizer, rate in zip(optimizers, (1.2e-3, 5e-3), strict=True):
             optimizer.update(name="muon", learning_rate=rate, **shared)
     else:

@@ -8,7 +8,7 @@ of that split's total variance.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,6 +97,20 @@ class Evaluation:
     balanced: bool = True
 
 
+class Generator(NamedTuple):
+    """A generator at one number of steps.
+
+    Attributes:
+        steps: network calls, without those of a guidance.
+        sampler: its settings, to be reported.
+        sample: (seed, numbers [N] of RealImages.in_turn) -> float32 [N, H, W, C] in [0, 1].
+    """
+
+    steps: int
+    sampler: Sampler
+    sample: Callable[[int, Labels], Images]
+
+
 def candidates(
     guidances: Sequence[float | int],
     choice_temperatures: Sequence[float | int],
@@ -120,29 +134,26 @@ def candidates(
 
 def evaluate(
     sample_teacher: Callable[[int, Sampler, int, Labels], Images],
-    sample_generator: Callable[[int, Labels], Images],
+    generators: Sequence[Generator],
     *,
     data: RealImages,
     network: FeatureNetwork,
     samplers: Sequence[Sampler],
-    generator_sampler: Sampler,
     settings: ProtocolSettings,
     progress: Progress,
-    generator_steps: int = 1,
 ) -> Evaluation:
     """Sweep the teacher's samplers, then measure teacher, generator and test split.
 
     Args:
         sample_teacher: (num_steps, sampler, seed, numbers [N] of RealImages.in_turn) -> float32
             [N, H, W, C] in [0, 1].
-        sample_generator: (seed, numbers [N]) -> the same, in the generator's own steps.
+        generators: the generator at each of its numbers of steps; the first is the one whose
+            nearest images, worst and best samples are shown.
         data: what to compare with.
         network: features and predictions.
         samplers: the sweep's candidates for the teacher, see `candidates`.
-        generator_sampler: the generator's settings, only to be reported.
         settings: sizes and seeds.
         progress: called before each piece of work and once at the end.
-        generator_steps: network calls of the generator.
 
     Returns:
         Rows, sweep and pictures.
@@ -154,7 +165,7 @@ def evaluate(
     )
     numbers = data.in_turn(settings.num_samples)
     classes = data.classes(numbers)
-    work = _Work(samplers, settings, progress, generator_steps)
+    work = _Work(samplers, generators, settings, progress)
     sweep = _sweep(sample_teacher, outputs, real, data, samplers, settings, work)
     work.count_rows({steps: chosen_sampler(sweep, steps) for steps in settings.teacher_steps})
     rows, shown = [], []
@@ -185,12 +196,13 @@ def evaluate(
     for steps in settings.teacher_steps:
         best = chosen_sampler(sweep, steps)
         measure("teacher", steps, best, functools.partial(sample_teacher, steps, best))
-    generated = measure("generator", generator_steps, generator_sampler, sample_generator)
+    of_generators = [measure("generator", *one) for one in generators]
     test = outputs(data.test_images, data.test_labels)
     rows.append(over_seeds([evaluate_images.evaluate(test, real, metrics, model="test_split")]))
     work.start("done")
     test_images = data.pictured(numbers[: settings.num_pictures])
-    shown[-1] = _with_neighbours(shown[-1], generated, real)
+    first_generator = len(shown) - len(generators)
+    shown[first_generator] = _with_neighbours(shown[first_generator], of_generators[0], real)
     shown.insert(0, show("test_split", 0, test_images))
     return Evaluation(rows, sweep, shown, settings, not (data.shares or data.texts))
 
@@ -225,13 +237,14 @@ class _Work:
     def __init__(
         self,
         samplers: Sequence[Sampler],
+        generators: Sequence[Generator],
         settings: ProtocolSettings,
         report: Progress,
-        generator_steps: int,
     ):
         in_sweep = sum(_calls(n, s) for n in settings.sweep_steps for s in _distinct(samplers, n))
         self.in_sweep = settings.sweep_num_samples * in_sweep
-        self.settings, self.report, self.generator_steps = settings, report, generator_steps
+        self.settings, self.report = settings, report
+        self.of_generators = sum(_calls(one.steps, one.sampler) for one in generators)
         self.done = 0
         # Which of the samplers the sweep will choose is not known yet: the dearest.
         dearest = max(samplers, key=lambda sampler: _calls(1, sampler))
@@ -240,7 +253,7 @@ class _Work:
     def count_rows(self, chosen: Mapping[int, Sampler]) -> None:
         """Count the teacher's rows anew, now that their samplers are known."""
         calls = sum(_calls(steps, sampler) for steps, sampler in chosen.items())
-        calls += self.generator_steps
+        calls += self.of_generators
         in_rows = self.settings.num_samples * len(self.settings.seeds) * calls
         self.total = self.in_sweep + in_rows
 

@@ -20,7 +20,6 @@ from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.generation.sample_files import write_samples
 from dimo_jax.models import joined
-from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import Tokenizer, decode_in_chunks
 
 # In a batch where no size is given: 64 grids of 16x16, 8 of Meissonic's 64x64, whose logits
@@ -144,7 +143,7 @@ def sampler_of(model: bundles.Bundle, overrides: Mapping[str, Any]) -> Any:
     """
     entry, network = {**(model.sampler or {}), **overrides}, model.build()
     if is_one_step(model):
-        chosen = one_step.settings_from(entry, network)
+        chosen = samplers.of_generator(network, entry)
     elif "num_steps" not in entry:
         raise InputError(f"{model.path} is a teacher, which needs --steps=N, e.g. --steps=8")
     else:

@@ -11,7 +11,7 @@ from dimo_jax.data.examples import Examples
 from dimo_jax.parallel import sharding
 from dimo_jax.profiling import timing
 from dimo_jax.profiling.step_speed import Clock, Models, Result
-from dimo_jax.training import programs
+from dimo_jax.training import batches, programs
 
 
 def read(
@@ -38,7 +38,7 @@ def read(
     """
     layout, size = sharding.layout(config["mesh"]), config["pretrain"]["batch_size"]
     classes = LabelConditions(models.network.num_classes)
-    batch_of = programs.pretrain_batches(config, layout, examples, classes)
+    batch_of = batches.of_data(config, "pretrain", layout, examples, classes)
     numbers = itertools.count()
     times = clock.time("reading a batch", lambda: batch_of(next(numbers)), clock.calls)
     needed, source = step_seconds, "--step_seconds"

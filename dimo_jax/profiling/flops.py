@@ -14,7 +14,7 @@ import jax
 from dimo_jax import models
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import programs
+from dimo_jax.training import programs, settings
 
 # How a run is computed while it is counted. Without remat, so that MFU says how fast the model is
 # trained and not how busy the device is; without kernels that a trace shows as one call; with one
@@ -33,17 +33,20 @@ def counted(network: Network) -> tuple[Network, Any]:
 
 
 def distill_step(config: Mapping[str, Any], network: Network, layout: Layout) -> int:
-    """Count the operations of one Di[M]O step, on all devices together.
+    """Count the operations of one step of the distillation, on all devices together.
 
     Args:
         config: a complete config.
-        network: of generator, auxiliary and teacher.
+        network: the teacher's.
         layout: the mesh and its rules.
     """
-    # In bfloat16 a bias's gradient is a product.
-    config = {**config, **_COUNTED, "compute_dtype": "float32"}
+    # In bfloat16 a bias's gradient is a product; in parts a mixture is computed twice.
+    mixture = {**config["distill"]["mixture"], "parts": 1}
+    section = {**config["distill"], "mixture": mixture}
+    config = {**config, **_COUNTED, "compute_dtype": "float32", "distill": section}
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    program = programs.distill_program(config, network, network, shapes, layout)
+    generator = settings.generator_network(network, config)
+    program = programs.distill_program(config, generator, network, shapes, layout)
     return products(program.step, program.state, program.teacher, program.batch)
 
 

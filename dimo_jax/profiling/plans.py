@@ -20,7 +20,6 @@ from dimo_jax.parallel.sharding import Layout
 from dimo_jax.profiling import collectives, flops, gpu_plans, gpu_targets, tpu_times
 from dimo_jax.profiling.decoding import Decoding, teacher_decoding
 from dimo_jax.profiling.devices import Device
-from dimo_jax.samplers import one_step
 from dimo_jax.training import load_models, programs, settings
 
 GIB = 2**30
@@ -184,7 +183,8 @@ def _encoder_bytes(config: Mapping[str, Any], layout: Layout) -> int:
 
 def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampling) -> Program:
     params = jax.eval_shape(network.init, jax.random.key(0))
-    program = programs.distill_program(config, network, network, params, layout)
+    generator = settings.generator_network(network, config)
+    program = programs.distill_program(config, generator, network, params, layout)
     operations = flops.distill_step(config, network, layout)
     return program.lower, operations, config["distill"]["batch_size"]
 
@@ -192,10 +192,15 @@ def _train(config: Mapping[str, Any], network: Network, layout: Layout, _: Sampl
 def _sample(
     config: Mapping[str, Any], network: Network, layout: Layout, sampling: Sampling
 ) -> Program:
+    generator = settings.generator_network(network, config)
+    if generator is not network:  # of several steps, by the sampler of a teacher
+        own = config["distill"]["mixture"]
+        sampling = sampling._replace(num_steps=own["steps"][0], guidance=own["guidance"])
+        return _teacher_sample(config, generator, layout, sampling)
     network, params, index, condition = _sampler_inputs(
         config, network, layout, sampling.batch_size
     )
-    chosen = one_step.settings_from(settings.sampler_of(config), network)
+    chosen = samplers.of_generator(network, settings.sampler_of(config))
     sampler = samplers.prepare(chosen, network.num_tokens)
 
     def draw(network: Network, given: Any, number: jax.Array, condition: Any) -> jax.Array:
@@ -305,6 +310,11 @@ def _advice(
     smaller = []
     if what != "train":
         smaller.append("give a smaller --batch_size")
+    mixture = config["distill"]["mixture"]
+    if what == "train" and config["distill"]["method"] == "mixture":
+        parts = 2 * mixture["parts"]
+        if mixture["replicas"] % parts == 0:
+            smaller.append(f"--config.distill.mixture.parts={parts}")
     if what == "train" and config["remat"] != "full":
         smaller.append("--config.remat=full")
     if (

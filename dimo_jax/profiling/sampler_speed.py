@@ -5,6 +5,7 @@ drawn on one. Times are from labels on the devices to images on the devices. B b
 vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,9 +23,8 @@ from dimo_jax.parallel import mesh
 from dimo_jax.profiling import flops, timing
 from dimo_jax.profiling.decoding import teacher_decoding
 from dimo_jax.profiling.step_speed import PROMPT, Clock, Config, Models, Result
-from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers.tokenizer import chunks
-from dimo_jax.training import settings
+from dimo_jax.training import load_models, settings
 
 
 class _Batch:
@@ -132,7 +132,13 @@ def decoded(decode: Callable[[Any], Any], tokens: Any, parts: Sequence[Any]) -> 
     return images[0] if len(images) == 1 else jnp.concatenate(images)[: len(tokens)]
 
 
-def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -> list[Result]:
+def sample(
+    config: Config,
+    models: Models,
+    clock: Clock,
+    sizes: Sequence[int],
+    steps: Sequence[int] = (),
+) -> list[Result]:
     """Return the generator, for each batch size: whole, and its three parts.
 
     The parts are programs of their own: "condition_encoder" makes features of prompts, where there
@@ -145,9 +151,18 @@ def sample(config: Config, models: Models, clock: Clock, sizes: Sequence[int]) -
         models: of that config; the teacher's weights stand for the generator's.
         clock: how it is timed.
         sizes: of the batches.
+        steps: of a generator of several steps, in place of its own number; then the parts are
+            those of `teacher_sample`.
     """
     network, results = models.network, []
-    chosen = one_step.settings_from(settings.sampler_of(config), network)
+    generator = settings.generator_network(network, config)
+    if generator is not network:  # of several steps, by the sampler of a teacher
+        own, params = config["distill"]["mixture"], models.params
+        start = params and load_models.start_of(generator, params, config["seed"])
+        mixed = dataclasses.replace(models, network=generator, params=start)
+        steps = steps or own["steps"][:1]
+        return teacher_sample(config, mixed, clock, sizes, steps, own["guidance"])
+    chosen = samplers.of_generator(network, settings.sampler_of(config))
     plain, shapes = flops.counted(network)
 
     def logits(network: Network, params: Any, keys: Any, condition: Any) -> Any:

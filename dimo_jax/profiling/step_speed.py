@@ -14,11 +14,20 @@ from dimo_jax import tokenizers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import format_seconds
 from dimo_jax.conditions import text_encoder
+from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.data import examples
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh, sharding
 from dimo_jax.profiling import flops, timing
 from dimo_jax.tokenizers import Tokenizer
-from dimo_jax.training import load_conditions, load_models, programs, traces
+from dimo_jax.training import (
+    batches,
+    load_conditions,
+    load_models,
+    programs,
+    settings,
+    traces,
+)
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
@@ -144,19 +153,22 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
         InputError: if the batch does not divide, or what was timed computes no finite numbers.
     """
     network, layout = models.network, sharding.layout(config["mesh"])
+    generator = settings.generator_network(network, config)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    program = programs.distill_program(config, network, network, shapes, layout)
+    program = programs.distill_program(config, generator, network, shapes, layout)
     size = config["distill"]["batch_size"]
     clock.note(f"compiles the step, batch {size}")
     step, compilation = timing.compiled(program.lower)
     clock.note(f"compiled in {compilation['compile_seconds']:.1f} s")
-    start = models.make_params(config["seed"], layout.of(program.params))
-    teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), start, program.teacher)
+    teacher = models.make_params(config["seed"], layout.of(program.teacher))
+    start = load_models.start_of(generator, teacher, config["seed"])
+    start = jax.device_put(start, layout.of(program.params))
+    teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), teacher, program.teacher)
     state, values = program.create(start), {}
     del start  # the training holds it no longer either
     given = load_conditions.open_conditions(with_prompts(config), network, models.encoder)
     given.fill_cache()
-    batch_of, number = programs.distill_batches(config, given, layout), 0
+    batch_of, number = _batches(config, network, given, layout), 0
 
     def call() -> Any:
         nonlocal state, values, number
@@ -167,10 +179,11 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
     times = clock.time("the step", call, clock.calls)
     if clock.profile:
         _record(clock.profile._replace(prefix=f"batch_{size}"), call, clock.note)
-    if not np.isfinite(float(values["divergence"])):
+    learned = "divergence" if generator is network else "generator_loss"
+    if not np.isfinite(float(values[learned])):
         raise InputError(
-            f"the timed step has a divergence of {float(values['divergence'])}; what it computes "
-            "is no training, so correct config.distill or the teacher"
+            f"the timed step has a {learned} of {float(values[learned])}; what it computes is no "
+            "training, so correct config.distill or the teacher"
         )
     operations = flops.distill_step(config, network, layout)
     return {
@@ -185,6 +198,20 @@ def train(config: Config, models: Models, clock: Clock) -> Result:
         "program": timing.program_memory(step),
         **timing.peak_memory(jax.local_devices()),
     }
+
+
+def _batches(
+    config: Config, network: Network, conditions: programs.Conditions, layout: sharding.Layout
+) -> Callable[[int], Any]:
+    """Return the batches of a training; of data random tokens, on which no time depends."""
+    if config["distill"]["method"] != "mixture":
+        return batches.of_conditions(config, conditions, layout)
+    size = config["distill"]["batch_size"]
+    shape = (size, network.num_tokens)
+    tokens = np.random.default_rng(0).integers(network.codebook_size, size=shape, dtype=np.int32)
+    some = examples.in_memory(tokens, np.zeros(size, np.int32))
+    classes = LabelConditions(network.num_classes)
+    return batches.of_data(config, "distill", layout, some, classes)
 
 
 def _record(request: traces.Request, call: Callable[[], Any], note: Callable[[str], None]) -> None:

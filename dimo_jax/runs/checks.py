@@ -18,7 +18,7 @@ from dimo_jax.evaluation.features import classifier
 from dimo_jax.models import Network, attention
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.tokenizers import Tokenizer
-from dimo_jax.training import programs
+from dimo_jax.training import programs, settings
 
 Config = Mapping[str, Any]
 _FOLDERS = ("compilation_cache", "data.directory", "prompts.cache")
@@ -132,7 +132,7 @@ def stage_programs(
 
     Args:
         config: a complete config.
-        network: of generator and auxiliary.
+        network: of what is trained first, and of the generator or what its mixture is of.
         teacher_network: the teacher's.
         teacher_params: its parameters, or their shapes.
         layout: the mesh and its rules.
@@ -145,6 +145,7 @@ def stage_programs(
         InputError: as programs.pretrain_program and programs.distill_program.
     """
     found = {"pretrain": programs.pretrain_program(config, network, layout)} if pretrains else {}
+    network = settings.generator_network(network, config)
     distill = programs.distill_program(config, network, teacher_network, teacher_params, layout)
     return found | {"distill": distill}
 

@@ -71,7 +71,7 @@ def _facts(run: ImageRun | JointRun) -> Iterator[str]:
     found = configs.flat(config)
     changed = sum(path not in plain or plain[path] != found[path] for path in found)
     yield f"config: {len(found)} fields, {changed} differ from the default (--print_config)"
-    network = run.network
+    network = run.generator_network
     if isinstance(run, ImageRun):
         yield f"data: {_data(run)}"
         yield (

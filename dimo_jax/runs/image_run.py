@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from dimo_jax import bundles, tokenizers
+from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
 from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
@@ -19,6 +19,7 @@ from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.data.built_in import Pictures
+from dimo_jax.data.examples import Examples
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.real_images import RealImages
@@ -65,8 +66,8 @@ def run(
     teacher, loaded = _teacher(loaded, distance, metrics)
     generator = stages.run_distill(
         config,
-        network,
-        teacher,
+        loaded.generator_network,
+        load_models.start_of(loaded.generator_network, teacher, config["seed"]),
         network,
         teacher,
         loaded.conditions,
@@ -77,6 +78,7 @@ def run(
         measure=distance and _measure(loaded, distance, _generator_drawing(loaded)),
         generator=loaded.start and loaded.start.params,
         trace=trace,
+        examples=_examples(loaded),
     )
     made = load_models.provenance(config, config["distill"]["num_steps"], loaded.start)
     sampler = settings.sampler_of(config)
@@ -100,6 +102,13 @@ def run(
         return f"done already, see {page_file}; nothing was left to do"
     _evaluate(loaded, real, teacher, generator, hashes, began)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
+
+
+def _examples(loaded: ImageRun) -> Examples | None:
+    """Return what the distillation learns from; None of a method that needs no images."""
+    if loaded.config["distill"]["method"] != "mixture" or loaded.pictures is None:
+        return None
+    return loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params)
 
 
 def _shares(loaded: ImageRun) -> tuple[int, ...]:
@@ -188,7 +197,7 @@ def _save(
     bundles.save(
         loaded.workdir / name,
         kind=kind,
-        model=loaded.network.config,
+        model=(loaded.network if kind == "teacher" else loaded.generator_network).config,
         params=params,
         sampler=sampler,
         tokenizer={"config": tokenizer.config, "hash": digest},
@@ -281,15 +290,24 @@ def _evaluate(
         null = loaded.conditions.null(len(numbers))
         return loaded.draw_teacher(teacher, steps, sampler, seed, features(numbers), null)
 
-    def draw_generator(seed: int, numbers: np.ndarray) -> Images:
-        return loaded.draw(generator, loaded.sampler, seed, features(numbers))
+    def draw_generator(sampler: Any, seed: int, numbers: np.ndarray) -> Images:
+        return loaded.draw(generator, sampler, seed, features(numbers))
 
+    generators = [
+        (entry, samplers.of_generator(loaded.generator_network, entry))
+        for entry in settings.samplers_of(config)
+    ]
     with Progress("evaluate") as progress:
         progress.note("fits the feature classifier")
         network = _classifier(loaded, real.train)
         result = evaluate_models.evaluate(
             draw_teacher,
-            draw_generator,
+            [
+                evaluate_models.Generator(
+                    chosen.num_steps, entry, functools.partial(draw_generator, chosen)
+                )
+                for entry, chosen in generators
+            ],
             data=RealImages(
                 real.train.images,
                 real.train.labels,
@@ -305,8 +323,6 @@ def _evaluate(
             samplers=evaluate_models.candidates(
                 section["guidances"], section["choice_temperatures"], section["random_order"]
             ),
-            generator_sampler=settings.sampler_of(config),
-            generator_steps=loaded.sampler.num_steps,
             settings=checks.evaluation_settings(config, loaded.network),
             progress=progress.update,
         )

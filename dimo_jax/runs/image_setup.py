@@ -16,12 +16,10 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions import text_encoder
 from dimo_jax.data.pictures import BUILT_IN
 from dimo_jax.generation import drawing
-from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.runs import checks, codebook, train_fid, training_sets
 from dimo_jax.runs.training_sets import TrainingSet
-from dimo_jax.samplers import one_step
 from dimo_jax.tokenizers import Tokenizer
 from dimo_jax.training import load_conditions, load_models, settings
 from dimo_jax.training.programs import Conditions, Program
@@ -45,7 +43,8 @@ class ImageRun:
         tokenizer: images <-> tokens.
         tokenizer_params: its parameters; None: random ones, which the run makes.
         fits_tokenizer: whether they were fitted here, and the run keeps them.
-        network: of teacher, auxiliary and generator.
+        network: the teacher's.
+        generator_network: of auxiliary and generator: the same, or a mixture of it.
         start: bundle of the finished generator that the training starts from, if one is named.
         sampler: what the generator is sampled with.
         conditions: classes or prompts.
@@ -65,8 +64,9 @@ class ImageRun:
     tokenizer_params: Any
     fits_tokenizer: bool
     network: Network
+    generator_network: Network
     start: bundles.Bundle | None
-    sampler: GeneratorSettings
+    sampler: Any
     conditions: Conditions
     encoder: text_encoder.TextEncoder | None
     distance: Any
@@ -83,12 +83,27 @@ class ImageRun:
         sampler: Any,
         seed: int,
         condition: Any,
-        null_condition: Any = None,
         first_index: int = 0,
     ) -> Images:
-        """Return images in [0, 1] of generator or teacher; see drawing.draw."""
+        """Return images in [0, 1] of the generator; see drawing.draw."""
+        null = None
+        if getattr(sampler, "guidance", 1) != 1:
+            null = self.conditions.null(len(jax.tree.leaves(condition)[0]))
+        network = self.generator_network
+        return self._draw(network, params, sampler, seed, condition, null, first_index)
+
+    def _draw(
+        self,
+        network: Network,
+        params: Any,
+        sampler: Any,
+        seed: int,
+        condition: Any,
+        null_condition: Any,
+        first_index: int,
+    ) -> Images:
         size = min(self.config["evaluation"]["batch_size"], len(jax.tree.leaves(condition)[0]))
-        model = drawing.ImageModel(self.network, params, self.tokenizer, self.tokenizer_params)
+        model = drawing.ImageModel(network, params, self.tokenizer, self.tokenizer_params)
         key = jax.random.key(seed)
         drawn = drawing.draw(model, sampler, key, condition, null_condition, size, first_index)
         return drawn.pixels
@@ -116,7 +131,8 @@ class ImageRun:
         """Return images of the teacher by its sampler, with some of its settings."""
         entry = {"num_steps": num_steps, **self.teacher_sampler, **sampler}
         chosen = samplers.settings_for(self.network, entry)
-        return self.draw(params, chosen, seed, condition, null_condition, first_index)
+        given = (condition, null_condition)
+        return self._draw(self.network, params, chosen, seed, *given, first_index)
 
 
 def _texts(pictures: TrainingSet | None) -> tuple[str, ...]:
@@ -168,7 +184,8 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
     elif encoded:
         pictures = training_sets.open_encoded(config, tokenizer, digest)
     network = load_models.open_network(config, teacher, tokenizer, digest)
-    start = load_models.open_generator(config, network, digest)
+    generator_network = settings.generator_network(network, config)
+    start = load_models.open_generator(config, generator_network, digest)
     checks.check_draws(config, network.codebook_size)
     checks.check_attention(config, network)
     if reports:
@@ -194,8 +211,9 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> ImageRu
         tokenizer_params=tokenizer_params,
         fits_tokenizer=fits_tokenizer,
         network=network,
+        generator_network=generator_network,
         start=start,
-        sampler=one_step.settings_from(settings.sampler_of(config), network),
+        sampler=samplers.of_generator(generator_network, settings.sampler_of(config)),
         conditions=conditions,
         encoder=encoder,
         distance=distance,

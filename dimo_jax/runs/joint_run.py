@@ -21,7 +21,6 @@ from dimo_jax.models import Network, exact_posterior
 from dimo_jax.parallel import distributed
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.runs import checks
-from dimo_jax.samplers import one_step
 from dimo_jax.training import load_models, settings, stages, traces
 from dimo_jax.training.metrics import Metrics
 from dimo_jax.training.programs import Program
@@ -39,7 +38,8 @@ class JointRun:
         workdir: of the run.
         layout: the mesh and its rules.
         joint: the probability of each sequence of tokens, an axis for each token.
-        network: of generator and auxiliary.
+        network: of auxiliary and generator, or what its mixture is of.
+        generator_network: of the generator.
         start: bundle of the finished generator that the training starts from, if one is named.
         teacher: the exact posterior of the joint.
         teacher_params: of it.
@@ -51,6 +51,7 @@ class JointRun:
     layout: Layout
     joint: Float[np.ndarray, "..."]
     network: Network
+    generator_network: Network
     start: bundles.Bundle | None
     teacher: Network
     teacher_params: Any
@@ -73,7 +74,8 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> JointRu
     num_tokens, codebook_size = joint.ndim, joint.shape[0]
     with about("config.model"):
         network = settings.network_of(config, num_tokens, codebook_size)
-    start = load_models.open_generator(config, network, None)
+    generator_network = settings.generator_network(network, config)
+    start = load_models.open_generator(config, generator_network, None)
     teacher = exact_posterior.build(num_tokens=num_tokens, codebook_size=codebook_size)
     teacher_params = {"log_joint": np.log(joint).astype(np.float32)}
     checks.check_draws(config, codebook_size)
@@ -82,7 +84,16 @@ def load(config: Mapping[str, Any], workdir: AnyPath, layout: Layout) -> JointRu
         config, network, teacher, teacher_params, layout, pretrains=True
     )
     return JointRun(
-        config, workdir, layout, joint, network, start, teacher, teacher_params, programs
+        config=config,
+        workdir=workdir,
+        layout=layout,
+        joint=joint,
+        network=network,
+        generator_network=generator_network,
+        start=start,
+        teacher=teacher,
+        teacher_params=teacher_params,
+        programs=programs,
     )
 
 
@@ -115,10 +126,12 @@ def run(
         directory=stages.checkpoints_of(workdir, "pretrain"),
         metrics=metrics,
     )
+    network = loaded.generator_network
+    learns = config["distill"]["method"] == "mixture"
     generator = stages.run_distill(
         config,
         network,
-        start,
+        load_models.start_of(network, start, config["seed"]),
         loaded.teacher,
         loaded.teacher_params,
         LabelConditions(network.num_classes),
@@ -127,6 +140,7 @@ def run(
         metrics=metrics,
         generator=loaded.start and loaded.start.params,
         trace=trace,
+        examples=examples if learns else None,
     )
     if not distributed.is_lead():
         return "done"
@@ -140,13 +154,14 @@ def run(
         provenance=load_models.provenance(config, config["distill"]["num_steps"], loaded.start),
     )
     section, folder = config["evaluation"], workdir / "report"
+    chosen = samplers.of_generator(network, sampler)
     tokens = samplers.sample(
         network,
         generator,
         jax.random.key(section["seeds"][0]),
         np.zeros(section["num_samples"], np.int32),
         None,
-        one_step.settings_from(sampler, network),
+        chosen,
         section["batch_size"],
     )
     distance = joint_report.write(
@@ -160,6 +175,6 @@ def run(
             "wall_seconds": round(time.monotonic() - began, 1),
             "hashes": {"generator": trees.fingerprint(generator)},
         },
-        steps=one_step.num_steps(sampler),
+        steps=chosen.num_steps,
     )
     return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"

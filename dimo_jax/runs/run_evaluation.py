@@ -137,9 +137,9 @@ def _timed(
     steps: int,
     guidance: float,
 ) -> list[dict[str, Any]]:
-    # The generator is the same network as the teacher, and no time depends on its weights.
+    # The generator is the teacher's network, or a mixture of it; no time depends on its weights.
     if model == "generator":
-        return sampler_speed.sample(config, models, clock, sizes)
+        return sampler_speed.sample(config, models, clock, sizes, [steps])
     return sampler_speed.teacher_sample(config, models, clock, sizes, [steps], guidance)
 
 

@@ -79,7 +79,7 @@ def sets_of(
     Args:
         workdir: of dimo_jax.main.
         steps: 1 is the generator, in as many steps as it has; any other number is the teacher by
-            its authors' sampler.
+            its authors' sampler. Of a run of Di4C both have any number, and at 1 the generator.
         temperatures: of the generator, a set for each; empty for the bundle's own.
         teacher: further settings of the teacher's sampler, e.g. {"guidance": 2.0}.
         prompts: of a run with text, taken in turn.
@@ -100,16 +100,19 @@ def sets_of(
     checkpoint = snapshot[1] if snapshot else None
     # The run's own copy: a converted teacher may lie without one.
     tokenizer = export / bundles.TOKENIZER_FOLDER
+    in_steps = config["distill"].get("method") == "mixture"
     for number in steps:
-        if number == 1:
+        if number == 1 or in_steps:
             own = [{"temperature": float(x)} for x in temperatures] or [{}]
-            calls = 1
-            if (export / bundles.CONFIG_FILE).is_file():  # else it is refused below
+            calls, of_steps = number, {"num_steps": number} if in_steps else {}
+            # Without the file it is refused below.
+            if not in_steps and (export / bundles.CONFIG_FILE).is_file():
                 calls = one_step.num_steps(bundles.read_config(export)["sampler"] or {})
             found += [
-                SampleSet("generator", calls, export, tokenizer, x, text, checkpoint) for x in own
+                SampleSet("generator", calls, export, tokenizer, of_steps | x, text, checkpoint)
+                for x in own
             ]
-        else:
+        if number > 1:
             chosen = {"num_steps": number, **(teacher or {})}
             found.append(SampleSet("teacher", number, teacher_path, tokenizer, chosen, text))
     for one in found:

@@ -99,6 +99,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
         )
     try:
         network, tokenizer, encoder = _around(config, workdir)
+        network = settings.generator_network(network, config)
         sampler = settings.sampler_of(config)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):

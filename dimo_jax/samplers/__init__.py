@@ -23,6 +23,7 @@ __all__ = [
     "SAMPLERS",
     "Sampler",
     "name_of",
+    "of_generator",
     "prepare",
     "sample",
     "sample_batch",
@@ -91,6 +92,20 @@ def settings_for(network: Network, entry: Mapping[str, Any]) -> Any:
         return made(**fields)
     except TypeError as error:  # a value of another type, compared with a number
         raise InputError(f"the sampler {name!r} does not take these: {error}") from error
+
+
+def of_generator(network: Network, entry: Mapping[str, Any]) -> Any:
+    """Return the settings of a generator's sampler from its bundle's entry.
+
+    Args:
+        network: the generator's.
+        entry: of a sampler in SAMPLERS where it has a "name", else of the generator's own steps.
+
+    Raises:
+        InputError: as `settings_for` and one_step.settings_from.
+    """
+    made = settings_for if "name" in entry else lambda net, x: one_step.settings_from(x, net)
+    return made(network, entry)
 
 
 def name_of(settings: Any) -> str:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from dimo_jax import bundles, tokenizers
 from dimo_jax import config as configs
-from dimo_jax.common import readers
+from dimo_jax.common import readers, rng
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
@@ -198,6 +200,24 @@ def open_network(
     return network
 
 
+def start_of(network: Network, teacher: Any, seed: int) -> Any:
+    """Return the parameters that a generator starts from: the teacher's, and what it has besides.
+
+    Args:
+        network: the generator's, settings.generator_network.
+        teacher: the teacher's parameters.
+        seed: of the first values of what the teacher does not have.
+    """
+    missing = jax.eval_shape(network.init, jax.random.key(0)).keys() - teacher.keys()
+    if not missing:
+        return teacher
+
+    def first(key: Any) -> Any:
+        return {name: x for name, x in network.init(key).items() if name in missing}
+
+    return {**teacher, **jax.device_get(jax.jit(first)(rng.stream_key(seed, "mixture")))}
+
+
 def _check_null(config: Config, network: Network) -> None:
     """Refuse guidance and dropped conditions with a network that has no null class."""
     distill = config["distill"]
@@ -205,6 +225,12 @@ def _check_null(config: Config, network: Network) -> None:
         "config.distill.guidance=1": distill["guidance"] != 1,
         "config.distill.auxiliary.condition_drop=0": distill["auxiliary"]["condition_drop"] > 0,
     }
+    if distill["method"] == "mixture":
+        own = distill["mixture"]
+        needed = {
+            "config.distill.mixture.guidance=1": own["guidance"] != 1,
+            "config.distill.mixture.condition_drop=0": own["condition_drop"] > 0,
+        }
     wrong = [f"--{flag}" for flag, is_wrong in needed.items() if is_wrong]
     if wrong and not network.has_null:
         raise InputError(

@@ -15,10 +15,9 @@ import numpy as np
 from dimo_jax import config as configs
 from dimo_jax.common import trees
 from dimo_jax.conditions import labels, prompts, text_encoder
-from dimo_jax.data import stream
-from dimo_jax.data.examples import Examples
 from dimo_jax.method.dimo import distill, distill_state
 from dimo_jax.method.masked import pretrain
+from dimo_jax.method.mixture import step as mixture_step
 from dimo_jax.models import Network, joined
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
@@ -106,10 +105,6 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
         parts=section["parts"],
         loss_bins=config["logging"]["loss_bins"],
     )
-    number = jnp.zeros((size,), jnp.int32)
-    tokens = jnp.zeros((size, network.num_tokens), jnp.int32)
-    condition = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), network.condition)
-    batch = pretrain.PretrainBatch(jnp.int32(0), number, tokens, condition, condition)
     return _program(
         "pretrain",
         config,
@@ -118,7 +113,7 @@ def pretrain_program(config: Config, network: Network, layout: Layout) -> Progra
         _with_rates(step, {"teacher_learning_rate": rate}),
         params,
         None,
-        _abstract_batch(batch, layout),
+        _abstract_batch(_data_batch(network, size), layout),
     )
 
 
@@ -129,11 +124,11 @@ def distill_program(
     teacher_params: Any,
     layout: Layout,
 ) -> Program:
-    """Return the Di[M]O step.
+    """Return the distillation's step, of the method that the config names.
 
     Args:
         config: a complete config.
-        network: of generator and auxiliary.
+        network: of generator and auxiliary; for a mixture that of settings.generator_network.
         teacher_network: the teacher's network, usually the same.
         teacher_params: its parameters, or their shapes.
         layout: the mesh and its rules.
@@ -147,6 +142,11 @@ def distill_program(
     network = settings.on_mesh(network, config, layout)
     teacher_network = settings.on_mesh(teacher_network, config, layout)
     params = jax.eval_shape(network.init, jax.random.key(0))
+    teacher = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), config["teacher"]["dtype"]), teacher_params
+    )
+    if section["method"] == "mixture":
+        return _mixture_program(config, network, teacher_network, params, teacher, layout)
     generator, generator_rate = settings.optimizer_of(
         config, "distill.generator", num_steps, params
     )
@@ -166,9 +166,6 @@ def distill_program(
         "aux_learning_rate": lambda number: aux_rate(number * updates),
     }
     batch = _distill_batch(config, network)
-    teacher = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), config["teacher"]["dtype"]), teacher_params
-    )
     return _program(
         "distill",
         config,
@@ -179,6 +176,46 @@ def distill_program(
         teacher,
         _abstract_batch(batch, layout),
     )
+
+
+def _mixture_program(
+    config: Config,
+    network: Network,
+    teacher_network: Network,
+    params: Any,
+    teacher: Any,
+    layout: Layout,
+) -> Program:
+    """Return the Di4C step, of networks as they are computed on the mesh."""
+    section = config["distill"]
+    optimizer, rate = settings.optimizer_of(
+        config, "distill.generator", section["num_steps"], params
+    )
+    mixture = mixture_step.make_step(
+        network.apply,
+        teacher_network.apply,
+        optimizer,
+        settings.mixture_settings(config, network),
+        _frozen(network.apply, section["generator"]),
+    )
+    return _program(
+        "distill",
+        config,
+        layout,
+        lambda given: mixture_step.create_state(given, optimizer),
+        _with_rates(mixture, {"generator_learning_rate": rate}),
+        params,
+        teacher,
+        _abstract_batch(_data_batch(network, section["batch_size"]), layout),
+    )
+
+
+def _data_batch(network: Network, size: int) -> pretrain.PretrainBatch:
+    """Return a batch of data tokens, all 0."""
+    number = jnp.zeros((size,), jnp.int32)
+    tokens = jnp.zeros((size, network.num_tokens), jnp.int32)
+    condition = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), network.condition)
+    return pretrain.PretrainBatch(jnp.int32(0), number, tokens, condition, condition)
 
 
 def _distill_batch(config: Config, network: Network) -> distill_state.DistillBatch:
@@ -201,70 +238,6 @@ def fresh_updates(config: Config) -> int:
     """Update of the auxiliary in a step that have conditions of their own."""
     auxiliary = config["distill"]["auxiliary"]
     return auxiliary["updates"] if auxiliary["sample"] == "fresh" else 0
-
-
-def pretrain_batches(
-    config: Config,
-    layout: Layout,
-    examples: Examples,
-    conditions: DataConditions,
-) -> Callable[[int], pretrain.PretrainBatch]:
-    """Return the batch of every step of the teacher's training.
-
-    Args:
-        config: a complete config.
-        layout: the mesh and its rules.
-        examples: the training split.
-        conditions: of the examples' numbers.
-
-    Returns:
-        number of the step -> batch on the mesh, the same whatever the number of processes. A
-        process reads what its own devices hold.
-    """
-    seed, size = config["seed"], config["pretrain"]["batch_size"]
-    constants = mesh.put(
-        (np.arange(size, dtype=np.int32), conditions.null(size)),
-        layout.batch,
-    )
-    held = layout.batch.addressable_devices_indices_map((size,)).values()
-    own = np.unique(np.concatenate([np.arange(size)[some] for some in held]))
-
-    def batch_of(number: int) -> pretrain.PretrainBatch:
-        chosen = stream.batch_indices(seed, number, size, examples.num)
-        views = stream.batch_views(seed, number, chosen, examples.num, examples.views)
-        tokens, numbers = examples.at(chosen[own], views[own])
-
-        def placed(found: np.ndarray) -> jax.Array:
-            def rows(*some: slice) -> np.ndarray:
-                start, stop, _ = some[0].indices(size)
-                first = np.searchsorted(own, start)
-                return found[first : first + stop - start]
-
-            return mesh.from_rows((size, *found.shape[1:]), layout.batch, rows)
-
-        tokens, condition = jax.tree.map(placed, (tokens, conditions.features(numbers)))
-        return pretrain.PretrainBatch(np.int32(seed), constants[0], tokens, condition, constants[1])
-
-    return batch_of
-
-
-def distill_batches(
-    config: Config, conditions: Conditions, layout: Layout
-) -> Callable[[int], distill_state.DistillBatch]:
-    """Return the batch of every distillation step: conditions, nothing else.
-
-    Args:
-        config: a complete config.
-        conditions: what the run is conditioned on.
-        layout: the mesh and its rules.
-
-    Returns:
-        number of the step -> batch on the mesh, the same whatever the number of processes.
-    """
-    seed, size = config["seed"], config["distill"]["batch_size"]
-    index = mesh.put(np.arange(size, dtype=np.int32), layout.batch)
-    of_step = conditions.batches(seed, size, fresh_updates(config), layout)
-    return lambda number: distill_state.DistillBatch(np.int32(seed), index, *of_step(number))
 
 
 def _program(

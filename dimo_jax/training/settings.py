@@ -12,6 +12,9 @@ from dimo_jax.method.dimo import divergences
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.method.dimo.settings import DistillSettings
 from dimo_jax.method.masked import denoise, masking, schedules
+from dimo_jax.method.mixture.objective import ObjectiveSettings
+from dimo_jax.method.mixture.step import MixtureSettings
+from dimo_jax.method.mixture.targets import TeacherStepSettings
 from dimo_jax.models import Network
 from dimo_jax.parallel.sharding import Layout
 from dimo_jax.training import optimizers
@@ -156,6 +159,49 @@ def later_steps(section: Config) -> dict[str, Any]:
     }
 
 
+def generator_network(network: Network, config: Config) -> Network:
+    """Return the network of the generator: the teacher's, or with a mixture of it.
+
+    Args:
+        network: the teacher's.
+        config: a complete config.
+
+    Raises:
+        InputError: it is a network that there is no mixture of.
+    """
+    if config["distill"]["method"] != "mixture" or network.has_mixture:
+        return network
+    if network.config["name"] != "maskgit":
+        raise InputError(
+            f"config.distill.method is mixture, for the network maskgit; the teacher is a "
+            f"{network.config['name']}, so give another one, or another method"
+        )
+    mixed = {**network.config, "mixture_dim": config["distill"]["mixture"]["width"]}
+    return models.build(mixed, compute_of(config))
+
+
+def mixture_settings(config: Config, network: Network) -> MixtureSettings:
+    """Return the settings of the Di4C step from the sections `distill` and `distill.mixture`."""
+    section, own = config["distill"], config["distill"]["mixture"]
+    return MixtureSettings(
+        mask_id=network.mask_id,
+        replicas=own["replicas"],
+        condition_drop=own["condition_drop"],
+        objective=ObjectiveSettings(own["delta"], own["data_weight"], own["data_schedule"]),
+        teacher_step=TeacherStepSettings(
+            section["mask"]["schedule"],
+            own["delta"],
+            own["teacher_steps"],
+            own["choice_temperature"],
+        ),
+        dropout=section["generator"]["dropout"],
+        ema_decay=section["ema_decay"],
+        ema_warmup=section["ema_warmup"],
+        parts=section["parts"],
+        replica_parts=own["parts"],
+    )
+
+
 def sampler_of(config: Config) -> dict[str, Any]:
     """Return the sampler entry of the generator's bundle: what it is sampled with.
 
@@ -164,12 +210,31 @@ def sampler_of(config: Config) -> dict[str, Any]:
     D.1).
     """
     section = config["distill"]
+    if section["method"] == "mixture":
+        own = section["mixture"]
+        return {
+            "name": "maskgit",
+            "num_steps": own["steps"][0],
+            "schedule": section["mask"]["schedule"],
+            "counts": "differences",
+            "guidance": own["guidance"],
+            "choice_temperature": own["choice_temperature"],
+            **config["sampler"],
+        }
     low, high = section["ratio"]
     ratio = low if low == high else [low, high]
     later = later_steps(section)
     if later:
         later["step_ratios"] = list(later["step_ratios"])
     return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"], **later}
+
+
+def samplers_of(config: Config) -> list[dict[str, Any]]:
+    """Return `sampler_of`, and the same with the other numbers of steps that are measured."""
+    entry = sampler_of(config)
+    if config["distill"]["method"] != "mixture":
+        return [entry]
+    return [{**entry, "num_steps": steps} for steps in config["distill"]["mixture"]["steps"]]
 
 
 def optimizer_of(config: Config, name: str, num_steps: int, params: Any) -> tuple[Any, Callable]:

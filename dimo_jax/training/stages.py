@@ -1,5 +1,6 @@
 """The two trainings, from config to the loop: the teacher's own, and the distillation."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +12,12 @@ from dimo_jax import config as configs
 from dimo_jax.common import rng, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
+from dimo_jax.conditions import labels
 from dimo_jax.data.examples import Examples
 from dimo_jax.models import Network
 from dimo_jax.parallel import distributed, mesh
 from dimo_jax.parallel.sharding import Layout
-from dimo_jax.training import prefetch, programs, saved, traces
+from dimo_jax.training import batches, prefetch, programs, saved, traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import Observer, check_settings, run_stage
 from dimo_jax.training.metrics import Metrics
@@ -101,7 +103,7 @@ def run_pretrain(
         key = rng.stream_key(config["seed"], "teacher_parameters")
         return program.create(jax.jit(network.init, out_shardings=layout.of(program.params))(key))
 
-    batch_of = programs.pretrain_batches(config, layout, examples, conditions)
+    batch_of = batches.of_data(config, "pretrain", layout, examples, conditions)
     with prefetch.ahead(batch_of, config["pretrain"]["num_steps"]) as next_of:
         return _run(
             program,
@@ -137,8 +139,9 @@ def run_distill(
     measure: Measure | None = None,
     generator: Any = None,
     trace: traces.Request | None = None,
+    examples: Examples | None = None,
 ) -> Any:
-    """Distil a teacher into a one-step generator, or go on from the newest checkpoint.
+    """Distil a teacher into a generator, or go on from the newest checkpoint.
 
     Args:
         config: a complete config.
@@ -156,6 +159,8 @@ def run_distill(
             finished one; host arrays. The auxiliary then learns that generator's samples from
             `start`, as in every run.
         trace: of some of the steps.
+        examples: the training split, for a method that learns from it: its conditions are of the
+            examples' numbers.
 
     Returns:
         The averaged generator, whole on the host.
@@ -169,6 +174,7 @@ def run_distill(
         "teacher": trees.fingerprint(teacher_params),
         "start": trees.fingerprint(start),
         **conditions.identity(),
+        **({} if examples is None else examples.identity),
     }
     if generator is not None:
         meta["generator"] = trees.fingerprint(generator)
@@ -181,20 +187,26 @@ def run_distill(
         one, other = (mesh.put(generator, layout.of(program.params)) for _ in range(2))
         return state.replace(generator=one, ema=other)
 
-    return _run(
-        program,
-        create_state,
-        (mesh.put(teacher, layout.of(program.teacher)),),
-        programs.distill_batches(config, conditions, layout),
-        config,
-        meta,
-        directory,
-        metrics,
-        pictures,
-        measure,
-        shown=("divergence", "aux_loss"),
-        trace=trace,
-    )
+    if examples is None or not isinstance(conditions, labels.LabelConditions):
+        given = contextlib.nullcontext(batches.of_conditions(config, conditions, layout))
+    else:
+        of_step = batches.of_data(config, "distill", layout, examples, conditions)
+        given = prefetch.ahead(of_step, config["distill"]["num_steps"])
+    with given as batch_of:
+        return _run(
+            program,
+            create_state,
+            (mesh.put(teacher, layout.of(program.teacher)),),
+            batch_of,
+            config,
+            meta,
+            directory,
+            metrics,
+            pictures,
+            measure,
+            shown=("divergence", "aux_loss") if examples is None else ("generator_loss",),
+            trace=trace,
+        )
 
 
 def _run(

@@ -12,9 +12,9 @@ from dimo_jax.common.command_flags import Flags
 from dimo_jax.config import validation
 
 VARIANTS = {
-    "digits": ("gray", "patch"),
+    "digits": ("gray", "patch", "di4c"),
     "toy": ("pair", "modes", "parity"),
-    "imagenet": ("default", "released", "paper", "512", "smoke"),
+    "imagenet": ("default", "released", "paper", "512", "di4c", "smoke"),
     "meissonic": ("default", "paper", "512", "smoke"),
     "pictures": ("tiny", "small", "base", "large"),
 }
@@ -80,7 +80,7 @@ def test_of_one_step_a_stages_settings_are_those_of_before_there_were_more():
     ("arguments", "words"),
     [
         (["--config=configs/digits.py", "--config.distill.num_step=1"], "config.distill.num_steps"),
-        (["--config=configs/digits.py:blue"], "gray and patch"),
+        (["--config=configs/digits.py:blue"], "gray, patch and di4c"),
         (["--config=configs/digit.py"], "configs/digit.py"),
         (["--config=configs/digits.py", "--config.distill.sigma=2.0"], "config.distill.sigma"),
         (["--config=configs/digits.py"], "workdir"),

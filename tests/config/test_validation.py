@@ -16,14 +16,15 @@ from dimo_jax.data.pictures import BUILT_IN
 from dimo_jax.evaluation.metrics.protocols import PROTOCOLS
 from dimo_jax.method.dimo import divergences
 from dimo_jax.method.masked import losses, masking, schedules
+from dimo_jax.method.mixture import objective
 from dimo_jax.models import clip, maskgit, meissonic
 from dimo_jax.tokenizers import TOKENIZERS
 from dimo_jax.training import optimizers
 
 VARIANTS = {
-    "digits": ("gray", "patch"),
+    "digits": ("gray", "patch", "di4c"),
     "toy": ("pair", "modes", "parity"),
-    "imagenet": ("default", "released", "paper", "512", "smoke"),
+    "imagenet": ("default", "released", "paper", "512", "di4c", "smoke"),
     "meissonic": ("default", "paper", "512", "smoke"),
     "pictures": ("tiny", "small", "base", "large"),
     "emoji": ("class", "text"),
@@ -151,6 +152,17 @@ TABLE = [
         (*NO_TEXT, "", "mean"),
     ),
     ("distill.sigma_schedule", ("fixed", "exponential"), (*NO_TEXT, "", "none")),
+    ("distill.method", ("dimo", "mixture"), (*NO_TEXT, "", "di4c")),
+    ("distill.mixture.width distill.mixture.parts", (1, 64), (*NO_COUNT, 0)),
+    ("distill.mixture.replicas distill.mixture.teacher_steps", (2, 32), (*NO_COUNT, 0, 1)),
+    ("distill.mixture.delta", (0.05, 0.5), (*NO_SHARE, 0, 1)),
+    ("distill.mixture.data_schedule", ("linear", "constant"), (*NO_TEXT, "", "cosine")),
+    ("distill.mixture.condition_drop", (0, 0.5), (*NO_SHARE, 1, 1.0)),
+    (
+        "distill.mixture.guidance distill.mixture.data_weight distill.mixture.choice_temperature",
+        (0, 2.5),
+        (*NO_NUMBER, -1, -0.1, False),
+    ),
     ("distill.steps", (1,), (*NO_COUNT, 0, 65)),
     (
         "distill.step_ratios",
@@ -209,7 +221,7 @@ TABLE = [
         (None, (), 3, (-1,), (0.5,), ("a",), (2**31,), (1, 1), (NAN,), (True,), "01"),
     ),
     (
-        "evaluation.teacher_steps evaluation.sweep_steps",
+        "evaluation.teacher_steps evaluation.sweep_steps distill.mixture.steps",
         ((1,), (4, 16), [8]),
         (None, (), 3, (0,), (-1,), (0.5,), ("a",), (4, 4), (HUGE,), (NAN,)),
     ),
@@ -363,6 +375,7 @@ def test_the_names_are_those_of_the_dicts_that_define_them():
     assert names("distill.reduction") == set(losses.REDUCTIONS)
     assert names("distill.sigma_schedule") == set(schedules.WARMUPS)
     assert names("distill.divergence.name") == set(divergences.DIVERGENCES)
+    assert names("distill.mixture.data_schedule") == set(objective.DATA_SCHEDULES)
     assert names("pretrain.optimizer.name") == set(optimizers.NAMES)
     assert names("pretrain.optimizer.schedule") == set(optimizers.SCHEDULES)
     assert names("tokenizer.name") == set(TOKENIZERS) == set(sizes.TOKENIZER_FIELDS)
@@ -380,7 +393,7 @@ def test_the_sizes_are_those_that_the_networks_take():
     def arguments(function):
         return set(inspect.signature(function).parameters)
 
-    given = {"num_tokens", "codebook_size", "num_classes", "compute", "name"}
+    given = {"num_tokens", "codebook_size", "num_classes", "compute", "name", "mixture_dim"}
     for name, build in {"maskgit": maskgit.build, "meissonic": meissonic.build}.items():
         assert set(sizes.MODEL_FIELDS[name]) == arguments(build) - given
     for name, build in TOKENIZERS.items():

@@ -9,6 +9,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.images import to_uint8
 from dimo_jax.conditions.labels import in_turn
 from dimo_jax.evaluation import evaluate_images, evaluate_models, shown
+from dimo_jax.evaluation.evaluate_models import Generator
 from dimo_jax.evaluation.features.classifier import FeatureNetwork
 from dimo_jax.evaluation.metrics import frechet, neighbours, of_outputs
 from dimo_jax.evaluation.real_images import RealImages
@@ -95,19 +96,17 @@ def data():
 
 
 def run(
-    data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS, **more
+    data, settings=SETTINGS, progress=lambda done, total, text: None, samplers=SAMPLERS, steps=(1,)
 ):
     fake = FakeModels(data)
     evaluation = evaluate_models.evaluate(
         fake.teacher,
-        fake.generator,
+        [Generator(number, {"ratio": 0.6}, fake.generator) for number in steps],
         data=data,
         network=FakeNetwork(data.train_images, data.train_labels),
         samplers=samplers,
-        generator_sampler={"ratio": 0.6},
         settings=settings,
         progress=progress,
-        **more,
     )
     return evaluation, fake
 
@@ -308,11 +307,12 @@ def test_the_outcome_is_a_function_of_the_seeds(data):
 def test_progress_counts_up_to_the_end(data):
     seen = []
     settings = dataclasses.replace(SMALL, sweep_steps=(4,), teacher_steps=(16,))
-    run(data, settings, lambda *entry: seen.append(entry), generator_steps=3)
+    run(data, settings, lambda *entry: seen.append(entry), steps=(3, 1))
     done = [entry[0] for entry in seen]
     assert done == sorted(done)
     assert done[0] == 0
     assert done[-1] == seen[-1][1]
+    assert any("generator, 3 steps" in entry[2] for entry in seen)
     assert any("sweep, 4 steps, choice_temperature 9.0" in entry[2] for entry in seen)
     assert any("teacher, 16 steps, seed 3" in entry[2] for entry in seen)
     assert any("generator, 3 steps, seed 3" in entry[2] for entry in seen)

@@ -32,7 +32,7 @@ from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.data.examples import Examples
 from dimo_jax.method.masked import denoise, masking, pretrain
 from dimo_jax.parallel import distributed, mesh, sharding
-from dimo_jax.training import programs, traces
+from dimo_jax.training import batches, traces
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.loop import run_stage
 from dimo_jax.training.metrics import Metrics
@@ -109,8 +109,9 @@ def main() -> None:
     given = {"seed": FLAGS.seed, "pretrain": {"batch_size": BATCH}}
     read = []
     # More versions than epochs, so that no batch is that of another step.
-    batch_of = programs.pretrain_batches(
+    batch_of = batches.of_data(
         given,
+        "pretrain",
         layout,
         Examples(48, NUM_STEPS, functools.partial(tokens_at, read)),
         LabelConditions(small_network.CLASSES),

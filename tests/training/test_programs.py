@@ -16,7 +16,7 @@ from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.data.examples import in_memory
 from dimo_jax.parallel import mesh, sharding
-from dimo_jax.training import programs, settings
+from dimo_jax.training import batches, programs, settings
 
 SMALL_TEXT = {
     "model.vocabulary": 31, "model.width": 32, "model.depth": 1, "model.single_depth": 1,
@@ -72,7 +72,7 @@ def distil(config, layout, num_steps=1):
     program = programs.distill_program(config, network, network, teacher, layout)
     state = program.create(mesh.put(start_of(network, 2), layout.of(program.params)))
     fixed = mesh.put(teacher, layout.of(program.teacher))
-    batch_of = programs.distill_batches(config, LabelConditions(network.num_classes), layout)
+    batch_of = batches.of_conditions(config, LabelConditions(network.num_classes), layout)
     for number in range(num_steps):
         state, metrics = program.step(state, fixed, batch_of(number))
     for name, leaf in trees.named_leaves(state).items():
@@ -188,7 +188,7 @@ def test_the_teachers_training_is_the_same_on_a_mesh():
         layout, network = layout_of(config, *shape), network_of(config)
         program = programs.pretrain_program(config, network, layout)
         state = program.create(mesh.put(start_of(network, 2), layout.of(program.params)))
-        batch_of = programs.pretrain_batches(config, layout, examples, LabelConditions(6))
+        batch_of = batches.of_data(config, "pretrain", layout, examples, LabelConditions(6))
         state, _ = program.step(state, batch_of(3))
         found.append(optax.tree.get(mesh.gather(state).opt_state, "mu"))
     compare(*found, 1e-5)
@@ -208,7 +208,7 @@ def test_a_teacher_and_its_text_tower_are_trained_alike_on_a_mesh():
         layout, network = layout_of(config, *shape), settings.network_of(config, *sizes)
         joint = programs.pretrained_network(config, network)
         program = programs.pretrain_program(config, network, layout)
-        batch_of = programs.pretrain_batches(config, layout, examples, texts)
+        batch_of = batches.of_data(config, "pretrain", layout, examples, texts)
         state = program.create(mesh.put(start_of(joint, 2), layout.of(program.params)))
         state, _ = program.step(state, batch_of(3))
         found.append(optax.tree.get(mesh.gather(state).opt_state, "mu"))

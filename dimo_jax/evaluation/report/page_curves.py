@@ -24,17 +24,21 @@ def over_steps(results: Results) -> list[Chart]:
         teacher = best_of_each(results.rows, "teacher", name)
         if len({row.steps for row in teacher}) < 2:
             continue
-        levels = []
-        for model, style in (("generator", GENERATOR), ("test_split", REAL)):
-            for row in best_of_each(results.rows, model, name)[:1]:
+        generator, levels = best_of_each(results.rows, "generator", name), []
+        curves = [Series("teacher", _points(teacher, name), TEACHER)]
+        if len(generator) > 1:
+            curves.append(Series("generator", _points(generator, name), GENERATOR))
+        one_level = (generator if len(generator) == 1 else [], GENERATOR)
+        for found, style in (one_level, (best_of_each(results.rows, "test_split", name), REAL)):
+            for row in found[:1]:
                 levels.append(Level(row.title, row.known(name), row.metrics[name].std, style))
         shown = metric_names.metric(name)
         charts.append(
             Chart(
                 f"{shown.heading}{_direction(name)}",
-                [Series("teacher", _points(teacher, name), TEACHER)],
+                curves,
                 levels=levels,
-                x_label="steps of the teacher",
+                x_label="steps of the teacher" if len(curves) == 1 else "steps",
                 x_values=[(float(row.steps), str(row.steps)) for row in teacher],
                 x_log=True,
                 y_log=not shown.is_share,

@@ -96,7 +96,8 @@ def draw(
 
 def file_name(shown: Shown) -> str:
     """Return the name of a set's picture, without its suffix."""
-    return f"teacher_{shown.steps:02d}_steps" if shown.model == "teacher" else shown.model
+    in_steps = shown.model == "teacher" or shown.steps > 1
+    return f"{shown.model}_{shown.steps:02d}_steps" if in_steps else shown.model
 
 
 def chosen_of(shown: Sequence[Shown]) -> Shown:

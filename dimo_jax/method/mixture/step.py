@@ -5,13 +5,13 @@ Axes: B batch, R numbers lambda (replicas) of an example, P parts of them, L tok
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dimo_jax.common import rng
 from dimo_jax.method.masked import denoise, ema, guidance, masking, microbatches, schedules
@@ -69,28 +69,26 @@ class MixtureState(flax.struct.PyTreeNode):
     generator_opt: Any
 
 
-class Drawn(flax.struct.PyTreeNode):
-    """What a batch is corrupted with, and the keys of all that is drawn later.
-
-    The fields are of any type: a batch in parts has one axis more on the way.
+class Drawn(NamedTuple):
+    """What examples are corrupted with, and the keys of what is drawn at x_t and x_u.
 
     Attributes:
-        time: [B], r.
-        mask: [B, L], True where x_t is masked.
-        condition: leading axis B, partly the null one.
-        mixture: [B, R], lambda at x_t.
-        later_mixture: [B, R], lambda at x_u.
-        teacher_keys: [B, R].
-        later_keys: [B, R].
+        time: r.
+        mask: True where x_t is masked.
+        condition: partly the null one.
+        mixture: lambda at x_t.
+        later_mixture: lambda at x_u.
+        teacher_keys: of the teacher's steps; fold_in makes one for each replica.
+        later_keys: of the student's sequences, likewise.
     """
 
-    time: Any
-    mask: Any
-    condition: Any
-    mixture: Any
-    later_mixture: Any
-    teacher_keys: Any
-    later_keys: Any
+    time: Float[Array, "B"]
+    mask: Bool[Array, "B L"]
+    condition: Int[Array, "B"]
+    mixture: Float[Array, "B R"]
+    later_mixture: Float[Array, "B R"]
+    teacher_keys: Key[Array, "B"]
+    later_keys: Key[Array, "B"]
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> MixtureState:
@@ -116,23 +114,18 @@ def draw(
         settings: of the step.
     """
     each = jax.vmap(lambda key: jax.random.split(key, 7))(keys)
-
-    def replicated(column: int) -> Key[Array, "B R"]:
-        return jax.vmap(lambda key: jax.random.split(key, settings.replicas))(each[:, column])
-
-    uniform = jax.vmap(jax.vmap(jax.random.uniform))
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (settings.replicas,)))
     time = jax.vmap(jax.random.uniform)(each[:, 0])
     ratio = schedules.mask_ratio(time, settings.teacher_step.schedule)
+    drop = settings.condition_drop
     return Drawn(
         time=time,
         mask=masking.bernoulli_mask(each[:, 1], ratio, num_tokens),
-        condition=guidance.drop_condition(
-            each[:, 2], condition, null_condition, settings.condition_drop
-        ),
-        mixture=uniform(replicated(3)),
-        later_mixture=uniform(replicated(4)),
-        teacher_keys=replicated(5),
-        later_keys=replicated(6),
+        condition=guidance.drop_condition(each[:, 2], condition, null_condition, drop),
+        mixture=uniform(each[:, 3]),
+        later_mixture=uniform(each[:, 4]),
+        teacher_keys=each[:, 5],
+        later_keys=each[:, 6],
     )
 
 
@@ -217,20 +210,25 @@ def later_targets(
         settings: of the step.
     """
 
-    def of_chunk(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        mixture, teacher_keys, later_keys = chunk
+    def keys_of(keys: Key[Array, "B"], numbers: Int[Array, "B Q"]) -> Key[Array, "B Q"]:
+        return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, numbers)
+
+    def of_chunk(total: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        mixture, numbers = chunk
+        keys = keys_of(drawn.teacher_keys, numbers)
         x_u = targets.teacher_step(
-            teacher_keys, x_t, drawn.mask, drawn.time, teacher, settings.teacher_step
+            keys, x_t, drawn.mask, drawn.time, teacher, settings.teacher_step
         )
         logits = _student_logits(apply, params, x_u, drawn.condition, mixture)
-        later = jax.vmap(jax.vmap(jax.random.categorical))(later_keys, logits)
+        keys = keys_of(drawn.later_keys, numbers)
+        later = jax.vmap(jax.vmap(jax.random.categorical))(keys, logits)
         return total + jax.nn.softmax(logits).sum(1), later.astype(jnp.int32)
 
-    parts = settings.replica_parts
-    chunks = (drawn.later_mixture, drawn.teacher_keys, drawn.later_keys)
-    total, later = jax.lax.scan(
-        of_chunk, jnp.zeros_like(teacher), tuple(_in_chunks(x, parts) for x in chunks)
+    numbers = jnp.broadcast_to(jnp.arange(settings.replicas)[None], drawn.later_mixture.shape)
+    chunks = jax.tree.map(
+        lambda x: _in_chunks(x, settings.replica_parts), (drawn.later_mixture, numbers)
     )
+    total, later = jax.lax.scan(of_chunk, jnp.zeros_like(teacher), chunks)
     return _joined(later), total / settings.replicas
 
 
@@ -262,13 +260,12 @@ def make_step(
     def step(
         state: MixtureState, teacher_params: Any, batch: PretrainBatch
     ) -> tuple[MixtureState, dict[str, Array]]:
-        size = len(batch.index)
-        keys = rng.example_keys(rng.stream_key(batch.seed, "mixture", state.step), batch.index)
-        drawn = draw(keys, batch.tokens.shape[1], batch.condition, batch.null_condition, settings)
+        size, stream = len(batch.index), rng.stream_key(batch.seed, "mixture", state.step)
         dropout_key = rng.stream_key(batch.seed, "mixture_dropout", state.step)
 
         def of_part(part: tuple) -> tuple[tuple[Any, Any], None]:
-            index, tokens, some = part
+            index, tokens, *conditions = part
+            some = draw(rng.example_keys(stream, index), tokens.shape[1], *conditions, settings)
             x_t = masking.apply_mask(tokens, some.mask, settings.mask_id)
             with jax.named_scope("teacher"):
                 teacher = apply_teacher(teacher_params, x_t, some.condition)
@@ -294,7 +291,9 @@ def make_step(
             return ((value, means), gradient), None
 
         ((value, means), gradient), _ = microbatches.in_parts(
-            of_part, settings.parts, (batch.index, batch.tokens, drawn)
+            of_part,
+            settings.parts,
+            (batch.index, batch.tokens, batch.condition, batch.null_condition),
         )
         params, opt_state, update = denoise.descend(
             optimizer, gradient, state.generator_opt, state.generator
