@@ -50,6 +50,12 @@ def validate(config: Mapping[str, Any]) -> None:
     section, data = config["distill"], config["data"]
     if section["method"] != "mixture":
         return
+    if section["steps"] != 1:
+        raise InputError(
+            f"config.distill.steps is {section['steps']}, of a generator of Di[M]O, and "
+            "config.distill.method is mixture, whose steps are config.distill.mixture.steps; leave "
+            "it 1"
+        )
     text = " with texts" if data["condition"] == "text" else ""
     mixture, name = section["mixture"], data["name"]
     if mixture["replicas"] % mixture["parts"]:

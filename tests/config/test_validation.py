@@ -429,6 +429,11 @@ CONTRADICTIONS = [
     (DIGITS, {"distill.parts": 64}, ("config.distill.batch_size", "config.distill.parts 64")),
     (DIGITS, {"distill.mask.min_ratio": 0.9, "distill.mask.max_ratio": 0.5}, ("min_ratio is 0.9",)),
     (DIGITS, {"distill.ratio": (0.8, 0.2)}, ("config.distill.ratio is (0.8, 0.2)",)),
+    (
+        DIGITS,
+        {"distill.method": "mixture", "distill.steps": 2},
+        ("config.distill.steps is 2", "config.distill.mixture.steps"),
+    ),
     (DIGITS, {"distill.step_ratios": (0.5,)}, ("step_ratios is (0.5,)", "steps is 1", "0 in all")),
     (DIGITS, {"distill.steps": 2, "distill.step_shares": (1,)}, ("step_shares is (1,)", "2 in")),
     (DIGITS, {"distill.steps": 2, "distill.step_shares": (0, 0)}, ("not only zeros",)),
