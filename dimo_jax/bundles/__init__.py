@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 
 from dimo_jax import models, tokenizers
-from dimo_jax.bundles import config_file, places
+from dimo_jax.bundles import card, config_file, places
 from dimo_jax.bundles.ownership import (
     ATTACHMENTS,
     TOKENIZER_FOLDER,
@@ -193,6 +193,10 @@ def save(
     for folder, options in inside.items():
         parts = _content(**options)
         content |= {f"{folder}/{name}": data for name, data in parts.items()}
+    if kept := card.edited(path):
+        content[card.FILE] = kept
+    elif kind == "generator":
+        content[card.FILE] = card.text(model, sampler or {}, tokenizer, provenance or {}).encode()
     return files.write_folder(path, content, functools.partial(foreign, written=content))
 
 

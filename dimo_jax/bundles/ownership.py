@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dimo_jax.bundles import config_file
+from dimo_jax.bundles import card, config_file
 from dimo_jax.bundles.places import CONFIG_FILE, PARAMS_FILE
 from dimo_jax.common import files
 from dimo_jax.common.errors import InputError
@@ -70,6 +70,8 @@ def foreign(folder: AnyPath, written: Iterable[str] = ATTACHMENTS) -> str | None
         if name in SUB_BUNDLES and (folder / name).is_dir():
             if found := foreign(folder / name):
                 return f"{name}/{found}"
+        elif name == card.FILE and card.is_card(read(folder, name)):
+            continue
         elif name not in (CONFIG_FILE, PARAMS_FILE) and not _is_attached(folder / name, attached):
             return name
     return None

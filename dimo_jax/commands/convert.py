@@ -106,6 +106,7 @@ def run(flags: FlagValues) -> None:
         _convert_parts(flags, parts, output)
     else:
         _convert_model(flags, path, output, flags.source)
+    print(f"to publish it: {hub.upload_command(output)}")
 
 
 def _report(written: Mapping[str, int]) -> None:
@@ -175,7 +176,7 @@ def _convert_model(
         (config, params).
     """
     files.check_folder(output, ownership.foreign)
-    path = folders.weights(path)
+    path, published = folders.weights(path), hub.repository(flags.input)
     state = checkpoint_files.read(path, flags.key)
     with Progress("convert") as progress:
         name, source = sources.choose(named, state)
@@ -207,6 +208,7 @@ def _convert_model(
             sampler=source.sampler(config),
             provenance={
                 "source": name,
+                **({"repository": published} if published else {}),
                 "file": path.name,
                 "sha256": _hash(folders.parts(path), progress),
             },

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 
 from dimo_jax import bundles, samplers
 from dimo_jax.bundles import ownership, places
-from dimo_jax.common import files, overlaps, rng, trees
+from dimo_jax.common import files, hub, overlaps, rng, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
@@ -217,6 +217,7 @@ def _write_bundle(output: AnyPath, found: bundles.Bundle | snapshots.Snapshot) -
         raise InputError(f"{found.path} is a bundle already; copy it")
     found.save(output)
     print(f"the averaged generator of step {found.step}, a bundle: {output}")
+    print(f"to publish it: {hub.upload_command(output)}")
 
 
 def run(flags: FlagValues) -> None:

@@ -10,7 +10,8 @@ from absl.flags import FlagValues
 
 from dimo_jax import cli
 from dimo_jax import config as configs
-from dimo_jax.common import files, run_lock
+from dimo_jax.bundles import places
+from dimo_jax.common import files, hub, run_lock
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import format_seconds
@@ -61,6 +62,7 @@ def run(flags: FlagValues) -> None:
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
             print(f"images of it: {banner.sample_command(workdir, load_models.is_text(config))}")
+            print(f"to publish it: {hub.upload_command(workdir / places.EXPORT_FOLDER)}")
 
 
 def _trace(given: str | None, config: dict[str, Any], workdir: AnyPath) -> traces.Request | None:

@@ -6,6 +6,7 @@ Files lie in that library's own cache (HF_HOME), whose token, mirror and offline
 import functools
 import os
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,17 @@ _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+))?
 def is_hub(place: str | os.PathLike) -> bool:
     """Return whether it is an address of the Hub."""
     return os.fspath(place).startswith(PREFIX)
+
+
+def repository(place: str | os.PathLike) -> str | None:
+    """Return owner/repo of an address of the Hub; None for any other place."""
+    match = _ADDRESS.fullmatch(os.fspath(place))
+    return match and match["repo"]
+
+
+def upload_command(folder: str | os.PathLike) -> str:
+    """Return the command line that publishes a folder."""
+    return f"hf upload OWNER/REPO {shlex.quote(os.fspath(folder))}"
 
 
 def local(place: str | os.PathLike) -> str | os.PathLike:

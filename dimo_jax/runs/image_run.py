@@ -12,8 +12,10 @@ from jaxtyping import Int
 
 from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
+from dimo_jax.bundles import card, places
 from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
+from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
@@ -23,7 +25,7 @@ from dimo_jax.data.examples import Examples
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.real_images import RealImages
-from dimo_jax.evaluation.report import digits_report, page, result_folders
+from dimo_jax.evaluation.report import digits_report, page, page_tables, result_folders, schema
 from dimo_jax.models import joined
 from dimo_jax.parallel import distributed
 from dimo_jax.runs import checks, codebook, pictures, train_fid
@@ -80,7 +82,9 @@ def run(
         trace=trace,
         examples=_examples(loaded),
     )
-    made = load_models.provenance(config, config["distill"]["num_steps"], loaded.start)
+    made = load_models.provenance(
+        config, config["distill"]["num_steps"], loaded.start, loaded.teacher
+    )
     sampler = settings.sampler_of(config)
     _save(loaded, "export", "generator", generator, sampler, made)
     if not distributed.is_lead():
@@ -99,8 +103,10 @@ def run(
     page_file = folder / page.FILE_NAME
     # The page is written last.
     if page_file.exists() and result_folders.hashes_of(folder).items() >= hashes.items():
+        _write_card(workdir)
         return f"done already, see {page_file}; nothing was left to do"
     _evaluate(loaded, real, teacher, generator, hashes, began)
+    _write_card(workdir)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
 
@@ -109,6 +115,14 @@ def _examples(loaded: ImageRun) -> Examples | None:
     if loaded.config["distill"]["method"] != "mixture" or loaded.pictures is None:
         return None
     return loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params)
+
+
+def _write_card(workdir: AnyPath) -> None:
+    """Give the report's table to the export's model card."""
+    results = schema.read(workdir / "report")
+    table = page_tables.markdown(page_tables.every_metric(results), mark_best=False)
+    export = workdir / places.EXPORT_FOLDER
+    card.add_table(export, bundles.read_config(export), table)
 
 
 def _shares(loaded: ImageRun) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax
 
 from dimo_jax import bundles, tokenizers
 from dimo_jax import config as configs
-from dimo_jax.common import readers, rng
+from dimo_jax.common import hub, readers, rng
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
@@ -93,7 +93,10 @@ def _differing(found: Config, expected: Config) -> list[str]:
 
 
 def provenance(
-    config: Config, num_steps: int, generator: bundles.Bundle | None
+    config: Config,
+    num_steps: int,
+    generator: bundles.Bundle | None,
+    teacher: bundles.Bundle | None = None,
 ) -> dict[str, int | str]:
     """Return what a generator's bundle says of where it comes from.
 
@@ -101,9 +104,14 @@ def provenance(
         config: of its run.
         num_steps: of its distillation.
         generator: of `open_generator`; its hash is kept as "parent".
+        teacher: the bundle that was given; where it was published is kept as "repository".
     """
     parent = {} if generator is None else {"parent": generator.params_hash}
-    return {"title": config["title"], "seed": config["seed"], "steps": num_steps, **parent}
+    found = hub.repository(config["teacher"]["bundle"]) if teacher else None
+    found = found or (teacher and teacher.provenance.get("repository"))
+    base = {"repository": found} if isinstance(found, str) else {}
+    about = {"title": config["title"], "seed": config["seed"], "steps": num_steps}
+    return {**about, **parent, **base}
 
 
 def run_config(workdir: AnyPath) -> dict[str, Any]:

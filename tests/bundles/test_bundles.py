@@ -13,8 +13,10 @@ import msgpack
 import numpy as np
 import pytest
 from flax import serialization
+from huggingface_hub import ModelCard
 
 from dimo_jax import bundles, sample
+from dimo_jax.bundles import card as bundles_card
 from dimo_jax.common import files, temporaries, trees
 from dimo_jax.common.errors import InputError
 from tests.helpers.command_line import SAMPLER, run_command, save_tiny, tiny_network, tiny_params
@@ -277,3 +279,28 @@ def test_pieces_are_flaxs_own_bytes():
     pieces = list(bundles.params_pieces(params))
     assert b"".join(pieces) == serialization.msgpack_serialize(params, in_place=False)
     assert max(map(len, pieces)) < 100
+
+
+def test_a_generator_has_a_model_card_that_the_hub_reads(copy):
+    card = ModelCard((copy / "README.md").read_text())
+    assert card.data.library_name == "dimo_jax" and card.data.license == "unknown"
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert "maskgit" in card.data.tags and 'dimo_jax.load("hf://' in card.text
+    assert "Nothing by the run" in card.text
+    bundles_card.add_table(copy, bundles.read_config(copy), "| FID |\n| --- |\n| 6.9 |")
+    assert "| 6.9 |" in (copy / "README.md").read_text()
+    save_tiny(copy, provenance={"repository": "owner/teacher", "title": "Digits"})
+    card = ModelCard((copy / "README.md").read_text())
+    assert card.data.base_model == "owner/teacher" and "# Digits" in card.text
+
+
+def test_an_edited_card_is_kept(copy):
+    place = copy / "README.md"
+    own = place.read_text().replace("license: unknown", "license: mit")
+    place.write_text(own)
+    bundles_card.add_table(copy, bundles.read_config(copy), "| 6.9 |")
+    save_tiny(copy)
+    assert place.read_text() == own
+    place.write_text("notes")  # no card: it is not ours to replace
+    with pytest.raises(InputError, match="README.md"):
+        save_tiny(copy)
