@@ -247,7 +247,7 @@ def assert_same(facts: Mapping[str, Any]) -> None:
 
 
 def code_version() -> str:
-    """Return the package's version and a hash of its sources: 0.1.0+ and 12 hexadecimal digits."""
+    """Return the package's version and a hash of its sources: 0.2.0+ and 12 hexadecimal digits."""
     digest = hashlib.sha256()
     root = Path(dimo_jax.__file__).parent
     for path in sorted(root.rglob("*.py")):
