@@ -12,10 +12,8 @@ from jaxtyping import Int
 
 from dimo_jax import bundles, samplers, tokenizers
 from dimo_jax import config as configs
-from dimo_jax.bundles import card, places
 from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import InputError
-from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
@@ -25,10 +23,10 @@ from dimo_jax.data.examples import Examples
 from dimo_jax.evaluation import evaluate_models
 from dimo_jax.evaluation.features import classifier
 from dimo_jax.evaluation.real_images import RealImages
-from dimo_jax.evaluation.report import digits_report, page, page_tables, result_folders, schema
+from dimo_jax.evaluation.report import digits_report, page, result_folders
 from dimo_jax.models import joined
 from dimo_jax.parallel import distributed
-from dimo_jax.runs import checks, codebook, pictures, train_fid
+from dimo_jax.runs import checks, codebook, model_card, pictures, train_fid
 from dimo_jax.runs.image_setup import ImageRun, Images, load
 from dimo_jax.runs.training_sets import Splits, TrainingSet
 from dimo_jax.training import load_conditions, load_models, programs, settings, stages, traces
@@ -103,10 +101,10 @@ def run(
     page_file = folder / page.FILE_NAME
     # The page is written last.
     if page_file.exists() and result_folders.hashes_of(folder).items() >= hashes.items():
-        _write_card(workdir)
+        model_card.write(workdir)
         return f"done already, see {page_file}; nothing was left to do"
     _evaluate(loaded, real, teacher, generator, hashes, began)
-    _write_card(workdir)
+    model_card.write(workdir)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
 
 
@@ -115,14 +113,6 @@ def _examples(loaded: ImageRun) -> Examples | None:
     if loaded.config["distill"]["method"] != "mixture" or loaded.pictures is None:
         return None
     return loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params)
-
-
-def _write_card(workdir: AnyPath) -> None:
-    """Give the report's table to the export's model card."""
-    results = schema.read(workdir / "report")
-    table = page_tables.markdown(page_tables.every_metric(results), mark_best=False)
-    export = workdir / places.EXPORT_FOLDER
-    card.add_table(export, bundles.read_config(export), table)
 
 
 def _shares(loaded: ImageRun) -> tuple[int, ...]:
