@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dimo_jax import bundles
-from dimo_jax.common import archives, files, picture_folder, pictures, readers, resumable
+from dimo_jax.common import archives, files, images, picture_folder, pictures, readers, resumable
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import listed, shown
 from dimo_jax.data import splits
