@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from dimo_jax.evaluation.features import detector
 from dimo_jax.models.mask2former import Detector
+from tests.helpers import torch_detections
 
 
 def network(classes, masks):
@@ -26,29 +27,6 @@ def network(classes, masks):
     return Detector({"num_classes": classes.shape[1] - 1}, lambda key: {}, apply), seen
 
 
-def peers_objects(classes, masks, padded, fitted, size):
-    """mmdet 2.28's instance post-processing in PyTorch: (label, score, box) of every pair."""
-    num = classes.shape[1] - 1
-    probs = torch.from_numpy(classes).softmax(-1)[:, :-1].flatten()
-    probs, pairs = probs.topk(min(100, len(probs)), sorted=False)
-    large = interpolate(torch.from_numpy(masks)[None], padded, mode="bilinear", align_corners=False)
-    large = large[:, :, : fitted[0], : fitted[1]]
-    every = interpolate(large, size, mode="bilinear", align_corners=False)[0]
-    found = []
-    for prob, pair in zip(probs, pairs, strict=True):
-        logits = every[pair // num]
-        mask = (logits > 0).float()
-        score = prob * (logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6)
-        places = mask.nonzero()
-        box = [0, 0, 0, 0]
-        if len(places):
-            top, left = places.min(0).values.tolist()
-            bottom, right = places.max(0).values.tolist()
-            box = [left, top, right + 1, bottom + 1]
-        found.append((int(pair % num), float(score), box, mask.bool().numpy()))
-    return found
-
-
 @pytest.mark.parametrize("size", [(40, 64), (100, 100)])
 def test_objects_are_those_of_mmdets_steps(size, monkeypatch):
     monkeypatch.setattr(detector, "LONGER", 133)
@@ -62,7 +40,7 @@ def test_objects_are_those_of_mmdets_steps(size, monkeypatch):
     masks[0] = -1  # of nothing, though its class is sure
     classes = 2 * numbers.normal(size=(24, 9)).astype(np.float32)
     classes[0, 0] = 20
-    found_by_peer = peers_objects(classes, masks, padded, fitted, size)
+    found_by_peer = torch_detections.objects(classes, masks, padded, fitted, size)
     detect = detector.ObjectDetector(network(classes, masks)[0], {})
     (found,) = detect([np.zeros((*size, 3), np.uint8)], [0.1])
     # To the precision of a probability: none is within it of the threshold.
