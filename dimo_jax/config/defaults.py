@@ -316,8 +316,13 @@ FIELDS: dict[str, Any] = {
             "optimizer": _optimizer(1e-5),
         },
     },
-    # With the ratio and sigma of the training.
-    "sampler": _sampling("of the samples that the generator is used with"),
+    # With the sigma of the training.
+    "sampler": {
+        **_sampling("of the samples that the generator is used with"),
+        "ratio": Field(
+            (), several(SHARE), "initial mask ratio (low, high); empty: that of the training"
+        ),
+    },
     "evaluation": {
         "num_samples": Field(1400, SAMPLES, "images of each model and seed"),
         "seeds": Field((0, 1, 2), several(SEED, least=1, distinct=True), "mean and spread of them"),

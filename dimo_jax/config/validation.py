@@ -87,12 +87,13 @@ def _validate_method(config: Config) -> None:
     for path, low in fields.items():
         if path.endswith("min_ratio") and low > fields[path.replace("min_", "max_")]:
             raise InputError(f"config.{path} is {low}, above its max_ratio; lower it")
-    low, high = config["distill"]["ratio"]
-    if low > high:
-        raise InputError(
-            f"config.distill.ratio is {(low, high)}; it must be (low, high) with low at most high, "
-            "twice the same number for a fixed ratio"
-        )
+    for path in ("distill.ratio", "sampler.ratio"):
+        ratio = tuple(fields[path])
+        if ratio and (len(ratio) != 2 or ratio[0] > ratio[1]):
+            raise InputError(
+                f"config.{path} is {ratio}; it must be (low, high) with low at most high, twice "
+                "the same number for a fixed ratio"
+            )
     steps, ratios = config["distill"]["steps"], config["distill"]["step_ratios"]
     if len(ratios) not in (0, steps - 1):
         raise InputError(

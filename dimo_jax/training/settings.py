@@ -205,11 +205,12 @@ def mixture_settings(config: Config, network: Network) -> MixtureSettings:
 def sampler_of(config: Config) -> dict[str, Any]:
     """Return the sampler entry of the generator's bundle: what it is sampled with.
 
-    Ratio, sigma and steps must be those of the training. Temperature and truncation are free
-    afterwards: the paper's own best temperature in sampling is not the 1 it trains with (appendix
-    D.1).
+    Sigma and steps must be those of the training. Temperature and truncation are free afterwards:
+    the paper's own best temperature in sampling is not the 1 it trains with (appendix D.1). So is
+    the first mask ratio: fewer random tokens than in training make samples more typical.
     """
     section = config["distill"]
+    drawing = {name: x for name, x in config["sampler"].items() if name != "ratio"}
     if section["method"] == "mixture":
         own = section["mixture"]
         return {
@@ -219,14 +220,14 @@ def sampler_of(config: Config) -> dict[str, Any]:
             "counts": "differences",
             "guidance": own["guidance"],
             "choice_temperature": own["choice_temperature"],
-            **config["sampler"],
+            **drawing,
         }
-    low, high = section["ratio"]
+    low, high = config["sampler"]["ratio"] or section["ratio"]
     ratio = low if low == high else [low, high]
     later = later_steps(section)
     if later:
         later["step_ratios"] = list(later["step_ratios"])
-    return {"ratio": ratio, "sigma": section["sigma"], **config["sampler"], **later}
+    return {"ratio": ratio, "sigma": section["sigma"], **drawing, **later}
 
 
 def samplers_of(config: Config) -> list[dict[str, Any]]:

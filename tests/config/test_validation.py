@@ -216,6 +216,11 @@ TABLE = [
         (None, 0.6, (), (0.5,), (0.1, 0.2, 0.3), (0.5, 1.5), (-0.1, 0.5), (NAN, 0.5), ("a", "b")),
     ),
     (
+        "sampler.ratio",
+        ((), (0.8, 0.8), [0.1, 0.9]),
+        (None, 0.6, (0.5, 1.5), (-0.1, 0.5), (NAN, 0.5), ("a", "b")),
+    ),
+    (
         "evaluation.seeds",
         ((0,), (1, 2), [7]),
         (None, (), 3, (-1,), (0.5,), ("a",), (2**31,), (1, 1), (NAN,), (True,), "01"),
@@ -429,6 +434,7 @@ CONTRADICTIONS = [
     (DIGITS, {"distill.parts": 64}, ("config.distill.batch_size", "config.distill.parts 64")),
     (DIGITS, {"distill.mask.min_ratio": 0.9, "distill.mask.max_ratio": 0.5}, ("min_ratio is 0.9",)),
     (DIGITS, {"distill.ratio": (0.8, 0.2)}, ("config.distill.ratio is (0.8, 0.2)",)),
+    (DIGITS, {"sampler.ratio": (0.8,)}, ("config.sampler.ratio is (0.8,)", "(low, high)")),
     (
         DIGITS,
         {"distill.method": "mixture", "distill.steps": 2},
