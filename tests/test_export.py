@@ -124,6 +124,17 @@ def test_stablehlo_of_a_generator_of_two_steps_makes_both(tmp_path):
 
 
 @pytest.mark.slow
+def test_stablehlo_of_a_students_sampler_takes_any_batch(tmp_path):
+    sampler = {"name": "maskgit", "num_steps": 2, "guidance": 2.0, "counts": "differences"}
+    student = bundles.load(save_tiny(tmp_path / "student", sampler=sampler))
+    call = jax_export.deserialize(bytearray(formats.exported(student, "stablehlo"))).call
+    given = (np.array([0, 1], np.uint32), np.arange(5, dtype=np.int32))
+    tokenizer = bundles.load(student.path / "tokenizer")
+    expected = jax.jit(formats.image_function(student, tokenizer))(*given)
+    np.testing.assert_allclose(call(*given), expected, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_stablehlo_gives_the_images_of_sample_without_the_packages_code(run, workdir, tmp_path):
     seed, num = 4294967295, 7
     output = tmp_path / "generator.stablehlo"

@@ -270,7 +270,7 @@ def decode(
             network.apply, params, tokens, given, other, scale, network.guide
         )
 
-    shape = (len(keys), network.num_tokens)
+    shape = (keys.shape[0], network.num_tokens)
     grid = (jnp.full(shape, network.mask_id, jnp.int32), jnp.ones(shape, bool))
     step = functools.partial(_decode_step, logits_at, settings, chosen, keys)
     # One trace whatever S is: a Python loop over steps would compile S copies of the network.
