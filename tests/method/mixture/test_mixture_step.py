@@ -106,7 +106,7 @@ def test_gradients_of_every_tensor_are_the_originals():
     assert len(state) == 45
     for key, x in state.items():
         np.testing.assert_allclose(
-            np.linalg.norm(x.astype(np.float64)), found[f"grad_norm/{key}"], rtol=1e-5, err_msg=key
+            np.linalg.norm(x.astype(np.float64)), found[f"grad_norm/{key}"], rtol=1e-6, err_msg=key
         )
     total = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in state.values()))
     np.testing.assert_allclose(total, found["grad_norm_total"], rtol=1e-6)
