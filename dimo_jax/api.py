@@ -30,6 +30,7 @@ from dimo_jax.generation.drawing import Drawn
 from dimo_jax.models import Network
 from dimo_jax.parallel import backend
 from dimo_jax.runs import snapshots
+from dimo_jax.samplers import one_step
 
 EXPORTED = ".stablehlo"
 _SEEDS = 2**32
@@ -165,7 +166,9 @@ class ImageModel:
         num = sum(x.size for x in jax.tree.leaves(self.params))
         height, width = tokenizer.image_shape[:2]
         drawn = "prompts" if self.takes_text else f"{network.num_classes} classes"
-        steps = "one step" if drawing.is_one_step(self.bundle) else "several steps"
+        num_steps = one_step.num_steps(self.bundle.sampler or {})
+        has_own = drawing.is_one_step(self.bundle)
+        steps = ("one step" if num_steps == 1 else f"{num_steps} steps") if has_own else "steps"
         return (
             f"<{self.bundle.kind} of {drawn} in {steps}: {network.config['name']}, {num:,} "
             f"parameters, {height}x{width} pixels of {network.num_tokens} tokens, "

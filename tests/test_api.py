@@ -77,7 +77,7 @@ def test_a_teacher_takes_its_sampler_s_settings(tmp_path, generator):
         {"num_steps": 2, "guidance": 2.0},
     )  # fmt: skip
     assert np.array_equal(images[..., :1], np.floor(expected.pixels * 255 + 0.5).astype(np.uint8))
-    assert "in several steps" in repr(teacher)
+    assert "10 classes in steps: maskgit" in repr(teacher)
     with pytest.raises(InputError, match="needs --steps=N"):
         teacher(labels=[3])
 
