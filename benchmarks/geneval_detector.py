@@ -1,6 +1,6 @@
 """GenEval's detector at its full size, with random weights: beside transformers' Mask2Former.
 
-python benchmarks/geneval_detector.py --check        (needs PyTorch and transformers; 6 GB)
+python benchmarks/geneval_detector.py --check        (needs PyTorch and transformers; 4 GB)
 python benchmarks/geneval_detector.py --size=512 --repetitions=3
 
 --check compares logits at 96 to 448 pixels, and at 800 what is reported: the hundred objects of
