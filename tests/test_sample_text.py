@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dimo_jax
 from configs import meissonic
 from dimo_jax import bundles, models, sample, tokenizers
-from dimo_jax.common import trees
+from dimo_jax.common import images, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, clip_vocabulary, text_encoder
 from dimo_jax.conditions.text import TextConditions
@@ -90,6 +91,18 @@ def built(monkeypatch):
         return loaded.setdefault(str(path), load(path, kind=kind))
 
     monkeypatch.setattr(bundles, "load", load_once)
+
+
+def test_in_python_the_images_are_those_of_the_command(run, place, tmp_path):
+    prompts = ["a red ball", 'a "blue"/cube']
+    run(*[f"--prompt={x}" for x in prompts], "--seed=3", f"--output={tmp_path / 'x.png'}")
+    student = dimo_jax.load(place / "student")
+    drawn = student(prompts=prompts, seed=3, batch_size=8)
+    np.testing.assert_array_equal(images.grid(drawn, 1), pixels(tmp_path / "x.png"))
+    assert "generator of prompts in one step: meissonic" in repr(student)
+    for wrong in ({"labels": [1]}, {"prompts": "a red ball"}, {"prompts": []}):
+        with pytest.raises(InputError, match="prompts"):
+            student(**wrong)
 
 
 def pixels(path):

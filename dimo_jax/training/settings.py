@@ -222,7 +222,7 @@ def sampler_of(config: Config) -> dict[str, Any]:
             "choice_temperature": own["choice_temperature"],
             **drawing,
         }
-    low, high = config["sampler"]["ratio"] or section["ratio"]
+    low, high = config["sampler"].get("ratio") or section["ratio"]
     ratio = low if low == high else [low, high]
     later = later_steps(section)
     if later:

@@ -29,3 +29,14 @@ def test_the_ratios_of_later_steps_follow_the_mask_schedule_downwards_and_travel
     assert found == {**plain, "step_ratios": [0.5, 0.4, 0.9], "step_sigma": 0.0, "redraw": False}
     del config["distill"]["steps"]  # of a run before there was the field
     assert settings.sampler_of(config) == plain
+
+
+def test_a_generator_may_be_sampled_from_another_ratio_than_it_was_trained_from():
+    config = imagenet.get_config("smoke").to_dict()
+    assert settings.sampler_of(config)["ratio"] == 0.6
+    config["sampler"]["ratio"] = (0.8, 0.8)
+    assert settings.sampler_of(config)["ratio"] == 0.8
+    config["sampler"]["ratio"] = (0.7, 0.9)
+    assert settings.sampler_of(config)["ratio"] == [0.7, 0.9]
+    del config["sampler"]["ratio"]  # of a run before there was the field
+    assert settings.sampler_of(config)["ratio"] == 0.6
