@@ -301,7 +301,7 @@ def check_labels(
     return np.asarray(found, np.int32)
 
 
-def _texts(given: Sequence[str]) -> list[str]:
+def _texts(given: Any) -> list[str]:
     if isinstance(given, str) or not all(isinstance(x, str) for x in given):
         raise InputError('prompts must be a list of texts, e.g. prompts=["a red ball"]')
     if not given:

@@ -264,8 +264,9 @@ def make_step(
         dropout_key = rng.stream_key(batch.seed, "mixture_dropout", state.step)
 
         def of_part(part: tuple) -> tuple[tuple[Any, Any], None]:
-            index, tokens, *conditions = part
-            some = draw(rng.example_keys(stream, index), tokens.shape[1], *conditions, settings)
+            index, tokens, condition, null = part
+            keys = rng.example_keys(stream, index)
+            some = draw(keys, tokens.shape[1], condition, null, settings)
             x_t = masking.apply_mask(tokens, some.mask, settings.mask_id)
             with jax.named_scope("teacher"):
                 teacher = apply_teacher(teacher_params, x_t, some.condition)
