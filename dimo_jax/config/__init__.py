@@ -124,6 +124,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     # Runs that were begun before there were others go on.
     if fields["data.condition"] == "label":
         del fields["data.condition"]
+    if fields.get("sampler.ratio") == []:
+        del fields["sampler.ratio"]
     if fields.get("distill.steps") == 1:  # of one step the others mean nothing
         for name in _OF_LATER_STEPS:
             del fields[name]

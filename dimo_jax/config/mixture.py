@@ -38,6 +38,11 @@ FIELDS: dict[str, Field] = {
 }
 
 
+def is_chosen(config: Mapping[str, Any]) -> bool:
+    """Return whether a run learns by Di4C; one of before there was the choice does not."""
+    return config.get("distill", {}).get("method") == "mixture"
+
+
 def validate(config: Mapping[str, Any]) -> None:
     """Check that there is what Di4C learns from: tokens by class, and masks of a known time.
 

@@ -15,6 +15,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import format_seconds
 from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.config import mixture
 from dimo_jax.data import examples
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh, sharding
@@ -204,7 +205,7 @@ def _batches(
     config: Config, network: Network, conditions: programs.Conditions, layout: sharding.Layout
 ) -> Callable[[int], Any]:
     """Return the batches of a training; of data random tokens, on which no time depends."""
-    if config["distill"]["method"] != "mixture":
+    if not mixture.is_chosen(config):
         return batches.of_conditions(config, conditions, layout)
     size = config["distill"]["batch_size"]
     shape = (size, network.num_tokens)

@@ -14,6 +14,7 @@ from dimo_jax.common.files import AnyPath
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.labels import in_turn
+from dimo_jax.config import mixture
 from dimo_jax.generation import drawing
 from dimo_jax.generation.text_drawing import TextImages
 from dimo_jax.parallel import distributed
@@ -100,7 +101,7 @@ def sets_of(
     checkpoint = snapshot[1] if snapshot else None
     # The run's own copy: a converted teacher may lie without one.
     tokenizer = export / bundles.TOKENIZER_FOLDER
-    in_steps = config["distill"].get("method") == "mixture"
+    in_steps = mixture.is_chosen(config)
     for number in steps:
         if number == 1 or in_steps:
             own = [{"temperature": float(x)} for x in temperatures] or [{}]

@@ -8,6 +8,7 @@ import numpy as np
 
 from dimo_jax import models
 from dimo_jax.common.errors import InputError
+from dimo_jax.config import mixture
 from dimo_jax.method.dimo import divergences
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.method.dimo.settings import DistillSettings
@@ -169,7 +170,7 @@ def generator_network(network: Network, config: Config) -> Network:
     Raises:
         InputError: it is a network that there is no mixture of.
     """
-    if config["distill"]["method"] != "mixture" or network.has_mixture:
+    if not mixture.is_chosen(config) or network.has_mixture:
         return network
     if network.config["name"] != "maskgit":
         raise InputError(
@@ -211,7 +212,7 @@ def sampler_of(config: Config) -> dict[str, Any]:
     """
     section = config["distill"]
     drawing = {name: x for name, x in config["sampler"].items() if name != "ratio"}
-    if section["method"] == "mixture":
+    if mixture.is_chosen(config):
         own = section["mixture"]
         return {
             "name": "maskgit",
@@ -233,7 +234,7 @@ def sampler_of(config: Config) -> dict[str, Any]:
 def samplers_of(config: Config) -> list[dict[str, Any]]:
     """Return `sampler_of`, and the same with the other numbers of steps that are measured."""
     entry = sampler_of(config)
-    if config["distill"]["method"] != "mixture":
+    if not mixture.is_chosen(config):
         return [entry]
     return [{**entry, "num_steps": steps} for steps in config["distill"]["mixture"]["steps"]]
 
