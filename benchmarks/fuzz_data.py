@@ -153,9 +153,11 @@ def _open_reference(path: Path) -> None:
 
 def _run(folder: Path) -> None:
     write_json(_RUN)(folder / "config.json")
+    bundle = {"format_version": 1, "kind": "generator", "model": {}, "sampler": {}}
+    bundle |= {"tokenizer": {}, "provenance": {}, "params_sha256": ""}
     for name in ("teacher", "export/tokenizer", "export"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "config.json").write_text("{}")
+        write_json(bundle)(folder / name / "config.json")
 
 
 def _read_results(path: Path) -> None:

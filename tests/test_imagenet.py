@@ -122,7 +122,7 @@ def test_the_variants_change_what_they_say():
     assert {name.rpartition(".")[2] for name in changes["smoke"]} == {
         "num_steps", "batch_size", "warmup_steps",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="variants default, released, paper, 512, smoke"):
+    with pytest.raises(ValueError, match="variants default, released, paper, 512, di4c, smoke"):
         imagenet.get_config("smoek")
 
 
