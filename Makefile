@@ -1,6 +1,7 @@
 # make demo   installs into .venv, then teacher -> one-step generator -> report, on 2 CPU cores
 # make test   installs into .venv, then the tests that take seconds each
-# make test-all   the slow ones too, as CI; at the end the 25 that took longest
+# make test-ci   the slow ones too, but for the longest: what CI has the time for
+# make test-all   all of them; at the end the 25 that took longest
 # make lint   what pre-commit and CI check
 # make constraints PYTHON=python3.11   constraints.txt anew; the next `make test` installs and tests it
 
@@ -10,13 +11,16 @@ BIN = $(VENV)/bin
 INSTALL = -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint constraints clean
+.PHONY: demo test test-ci test-all lint constraints clean
 
 demo: $(VENV)/.digits
 	$(BIN)/python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not slow"
+
+test-ci: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup -m "not long" --durations=25
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadgroup --durations=25

@@ -8,7 +8,7 @@ from dimo_jax import bundles
 from dimo_jax.data.emoji import Emoji
 from tests.helpers.command_line import command, finish
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SMALL = [
     "--config=configs/emoji.py",

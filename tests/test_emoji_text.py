@@ -22,7 +22,7 @@ from tests.helpers.opened_runs import opened
 from tests.test_emoji import SMALL as CLASS_SMALL
 
 # On one worker, which makes the fixtures once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("emoji_text")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("emoji_text")]
 
 SMALL = [
     "--config=configs/emoji.py:text",

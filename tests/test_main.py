@@ -136,6 +136,7 @@ def test_the_exported_generator_is_sampled_and_exported(finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
     workdir, _, _ = finished
     given = f"--config.teacher.bundle={workdir}/teacher"
@@ -185,6 +186,7 @@ def without_times(record):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_in_a_bucket_leaves_what_it_leaves_on_a_disk(finished):
     """Stopped by SIGTERM while it distils, started again, and its generator sampled."""
     local, _, _ = finished

@@ -161,6 +161,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_ends_in_one_file_with_every_figure(finished):
     found, _, _ = finished
     assert found["not_measured"] == {} and found["device_kind"] == "cpu"
@@ -175,6 +176,7 @@ def test_the_command_ends_in_one_file_with_every_figure(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_again_measures_what_is_missing_and_nothing_else(finished):
     _, folder, run = finished
     (Path(folder) / "parts" / "plan_2.json").unlink()
@@ -184,6 +186,7 @@ def test_the_command_again_measures_what_is_missing_and_nothing_else(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_misspelt_flag_is_refused(finished):
     _, _, run = finished
     done = run("--repetition_s=3")

@@ -9,7 +9,7 @@ from dimo_jax.training import metrics
 from tests.helpers import digit_tokens
 from tests.helpers.command_line import command, finish
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SMALL = [
     "--config=configs/pictures.py:tiny",

@@ -206,6 +206,7 @@ def test_options_for_a_cpu_stay_with_cpus(monkeypatch):
 
 @needs_plugin
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_step_on_a_node_by_the_command(tmp_path):
     """What fits; attention by cuDNN, as on a GPU; a bound above what the products would take."""
     output = tmp_path / "plan.json"

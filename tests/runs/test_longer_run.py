@@ -19,7 +19,7 @@ from dimo_jax.training import saved, stages
 from dimo_jax.training.checkpoints import Checkpoints
 from dimo_jax.training.metrics import Metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def config_of(num_steps, schedule="constant", pretrain_steps=2):
