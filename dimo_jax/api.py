@@ -8,7 +8,7 @@ images = teacher(labels=[3], steps=8, guidance=2.0)
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -244,19 +244,43 @@ def load(
     backend.start()
     if path.suffix == EXPORTED and path.is_file():
         return ExportedModel(path)
-    options = {"tokenizer": tokenizer, "encoder": text_encoder}
-    source: AnyPath | bundles.Bundle = path
+    options = {"source": path, "tokenizer": tokenizer, "encoder": text_encoder}
     if places.run_config(path) or step is not None:
-        found = snapshots.generator_of(path, None if step is None else str(step))
-        if isinstance(found, snapshots.Snapshot):
-            source = found.generator
-            options = {
-                "tokenizer": tokenizer or found.tokenizer,
-                "encoder": text_encoder or found.encoder,
-            }
-        else:
-            source = found
-    return open_model(source, **options, compute_dtype=compute_dtype, guide=guide)
+        options = of_run(path, None if step is None else str(step), tokenizer, text_encoder)
+    return open_model(**options, compute_dtype=compute_dtype, guide=guide)
+
+
+def of_run(
+    workdir: AnyPath,
+    step: str | None,
+    tokenizer: AnyPath | str | None,
+    encoder: AnyPath | str | None,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return what `open_model` opens of a run: its finished generator, or that of a checkpoint.
+
+    Args:
+        workdir: of dimo_jax.main.
+        step: as snapshots.generator_of.
+        tokenizer: in place of the run's own.
+        encoder: of text, likewise.
+        note: gets a line on which checkpoint it is.
+
+    Raises:
+        InputError: there is none, it cannot be read, or the run has no images.
+    """
+    found = snapshots.generator_of(workdir, step)
+    if not isinstance(found, snapshots.Snapshot):
+        return {"source": found, "tokenizer": tokenizer, "encoder": encoder}
+    if found.tokenizer is None:
+        raise InputError(f"--workdir={workdir} is a run without images; nothing can be drawn")
+    if note is not None:
+        note(f"the averaged generator of step {found.step} of {workdir}")
+    return {
+        "source": found.generator,
+        "tokenizer": tokenizer or found.tokenizer,
+        "encoder": encoder or found.encoder,
+    }
 
 
 def open_model(

@@ -236,14 +236,12 @@ def _parse(flag_values: Flags, described: str) -> list[str]:
     """
     # Libraries that read absl's global flags (tfds, grain) want them parsed.
     flags.FLAGS.mark_as_parsed()
+    arguments = shipped.with_paths(sys.argv) if "config" in flag_values else sys.argv
     try:
-        arguments = shipped.with_paths(sys.argv) if "config" in flag_values else sys.argv
         rest = flag_values(arguments)[1:]
         for name in flag_values:
             # A config file that is not there fails only when its value is touched.
             getattr(flag_values[name].value, "to_dict", None)
-    except InputError:
-        raise
     except flags.UnrecognizedFlagError as error:
         raise InputError(_unknown_flag(flag_values, error.flagname)) from error
     except Exception as error:

@@ -19,7 +19,7 @@ from dimo_jax.common.progress import Progress
 from dimo_jax.data import benchmark_prompts
 from dimo_jax.generation import benchmark_files, drawing, sample_files
 from dimo_jax.parallel import distributed, locks
-from dimo_jax.runs import banner, snapshots
+from dimo_jax.runs import banner
 
 _GENERATOR_FLAGS = ("ratio", "sigma")
 _TEACHER_FLAGS = {
@@ -143,14 +143,8 @@ def run(flags: FlagValues) -> None:
             f"--batch_size={flags.batch_size} is not divisible by the {devices} devices; give "
             f"--batch_size={devices * math.ceil(flags.batch_size / devices)}"
         )
-    source, tokenizer, encoder = _source(flags)
-    model = api.open_model(
-        source,
-        tokenizer=tokenizer,
-        encoder=encoder,
-        compute_dtype=flags.compute_dtype,
-        guide=flags.guide,
-    )
+    opened = _source(flags)
+    model = api.open_model(**opened, compute_dtype=flags.compute_dtype, guide=flags.guide)
     foreign = ("labels", "num") if model.takes_text else _TEXT_FLAGS
     given = [name for name in foreign if flags[name].value]
     if given:
@@ -162,23 +156,17 @@ def run(flags: FlagValues) -> None:
         print(f"{num} images, seed {flags.seed}: {output}")
 
 
-def _source(flags: FlagValues) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and text encoder: paths, or of a checkpoint what was read of it."""
+def _source(flags: FlagValues) -> dict[str, Any]:
+    """Return model, tokenizer and text encoder: paths, or of a checkpoint what was read of it."""
     if flags.generator is not None and flags.workdir is not None:
         raise InputError("--generator and --workdir exclude each other; give one of the two")
+    parts = flags.tokenizer, flags.text_encoder
     if flags.workdir is None:
         if flags.step is not None:
             raise InputError("--step is a checkpoint of --workdir; give that too")
-        return flags.generator, flags.tokenizer, flags.text_encoder
-    found = snapshots.generator_of(files.path(flags.workdir), flags.step)
-    if not isinstance(found, snapshots.Snapshot):
-        return found, flags.tokenizer, flags.text_encoder
-    if found.tokenizer is None:
-        raise InputError(f"--workdir={flags.workdir} is a run without images; nothing can be drawn")
+        return {"source": flags.generator, "tokenizer": parts[0], "encoder": parts[1]}
     with Progress("sample", silent=not distributed.is_lead()) as progress:
-        progress.note(f"the averaged generator of step {found.step} of {flags.workdir}")
-    tokenizer = flags.tokenizer or found.tokenizer
-    return found.generator, tokenizer, flags.text_encoder or found.encoder
+        return api.of_run(files.path(flags.workdir), flags.step, *parts, progress.note)
 
 
 def _draw_labels(flags: FlagValues, model: api.ImageModel, output: AnyPath) -> int:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dimo_jax.common import fields
 from dimo_jax.common.fields import Field
+from dimo_jax.config import mixture
 from dimo_jax.config.defaults import FIELDS
 from dimo_jax.config.sizes import MODEL_FIELDS, TEXT_ENCODER_FIELDS, TOKENIZER_FIELDS
 
@@ -112,7 +113,7 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if stage != "evaluation" and takes_text(config):
         names = (*names, "prompts", "text_encoder")
     fields = flat({name: config[name] for name in names})
-    if stage == "evaluation" and config["distill"]["method"] == "mixture":
+    if stage == "evaluation" and mixture.is_chosen(config):
         fields |= {name: flat(config)[name] for name in _SAMPLED}
     elif stage == "distill":
         fields = without(fields, *_SAMPLED)

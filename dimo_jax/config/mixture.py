@@ -53,7 +53,7 @@ def validate(config: Mapping[str, Any]) -> None:
         InputError: one sentence on the first field that is wrong.
     """
     section, data = config["distill"], config["data"]
-    if section["method"] != "mixture":
+    if not is_chosen(config):
         return
     if section["steps"] != 1:
         raise InputError(

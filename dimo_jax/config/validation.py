@@ -122,7 +122,7 @@ def _validate_method(config: Config) -> None:
         stage = section.partition(".")[0]
         if stage == "pretrain" and not trains_teacher(config):
             continue
-        if section == "distill.auxiliary" and config["distill"]["method"] == "mixture":
+        if section == "distill.auxiliary" and mixture.is_chosen(config):
             continue
         total = config[stage]["num_steps"] * (updates if section.endswith("auxiliary") else 1)
         warmup, name = fields[f"{section}.optimizer.warmup_steps"], f"config.{stage}.num_steps"

@@ -14,6 +14,7 @@ from dimo_jax import models, samplers
 from dimo_jax.common import rng
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import text_encoder
+from dimo_jax.config import mixture
 from dimo_jax.models import Network
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
@@ -310,10 +311,10 @@ def _advice(
     smaller = []
     if what != "train":
         smaller.append("give a smaller --batch_size")
-    mixture = config["distill"]["mixture"]
-    if what == "train" and config["distill"]["method"] == "mixture":
-        parts = 2 * mixture["parts"]
-        if mixture["replicas"] % parts == 0:
+    own = config["distill"]["mixture"]
+    if what == "train" and mixture.is_chosen(config):
+        parts = 2 * own["parts"]
+        if own["replicas"] % parts == 0:
             smaller.append(f"--config.distill.mixture.parts={parts}")
     if what == "train" and config["remat"] != "full":
         smaller.append("--config.remat=full")

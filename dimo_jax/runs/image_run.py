@@ -18,6 +18,7 @@ from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
+from dimo_jax.config import mixture
 from dimo_jax.data.built_in import Pictures
 from dimo_jax.data.examples import Examples
 from dimo_jax.evaluation import evaluate_models
@@ -110,7 +111,7 @@ def run(
 
 def _examples(loaded: ImageRun) -> Examples | None:
     """Return what the distillation learns from; None of a method that needs no images."""
-    if loaded.config["distill"]["method"] != "mixture" or loaded.pictures is None:
+    if not mixture.is_chosen(loaded.config) or loaded.pictures is None:
         return None
     return loaded.pictures.examples(loaded.tokenizer, loaded.tokenizer_params)
 

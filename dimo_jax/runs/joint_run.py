@@ -14,6 +14,7 @@ from dimo_jax.common import trees, versions
 from dimo_jax.common.errors import about
 from dimo_jax.common.files import AnyPath
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.config import mixture
 from dimo_jax.data import joints
 from dimo_jax.data.examples import in_memory
 from dimo_jax.evaluation.report import joint_report
@@ -127,7 +128,7 @@ def run(
         metrics=metrics,
     )
     network = loaded.generator_network
-    learns = config["distill"]["method"] == "mixture"
+    learns = mixture.is_chosen(config)
     generator = stages.run_distill(
         config,
         network,

@@ -11,6 +11,7 @@ from dimo_jax import config as configs
 from dimo_jax.common import hub, readers, rng
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
+from dimo_jax.config import mixture
 from dimo_jax.models import Network
 from dimo_jax.training import settings
 
@@ -233,7 +234,7 @@ def _check_null(config: Config, network: Network) -> None:
         "config.distill.guidance=1": distill["guidance"] != 1,
         "config.distill.auxiliary.condition_drop=0": distill["auxiliary"]["condition_drop"] > 0,
     }
-    if distill["method"] == "mixture":
+    if mixture.is_chosen(config):
         own = distill["mixture"]
         needed = {
             "config.distill.mixture.guidance=1": own["guidance"] != 1,

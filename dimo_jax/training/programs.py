@@ -15,6 +15,7 @@ import numpy as np
 from dimo_jax import config as configs
 from dimo_jax.common import trees
 from dimo_jax.conditions import labels, prompts, text_encoder
+from dimo_jax.config import mixture
 from dimo_jax.method.dimo import distill, distill_state
 from dimo_jax.method.masked import pretrain
 from dimo_jax.method.mixture import step as mixture_step
@@ -145,7 +146,7 @@ def distill_program(
     teacher = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), config["teacher"]["dtype"]), teacher_params
     )
-    if section["method"] == "mixture":
+    if mixture.is_chosen(config):
         return _mixture_program(config, network, teacher_network, params, teacher, layout)
     generator, generator_rate = settings.optimizer_of(
         config, "distill.generator", num_steps, params
