@@ -3,6 +3,7 @@
 # make test-ci   the slow ones too, but for the longest: what CI has the time for
 # make test-all   all of them; at the end the 25 that took longest
 # make lint   what pre-commit and CI check
+# make docs   the site of docs/ in site/; a broken link fails
 # make constraints PYTHON=python3.11   constraints.txt anew; the next `make test` installs and tests it
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN = $(VENV)/bin
 INSTALL = -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-ci test-all lint constraints clean
+.PHONY: demo test test-ci test-all lint docs constraints clean
 
 demo: $(VENV)/.digits
 	$(BIN)/python -m dimo_jax.main --config=configs/digits.py --workdir=runs/digits
@@ -30,6 +31,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.dev
+	# The notice is Material's: of its end of life, for which see pyproject.toml.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 constraints:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "make constraints PYTHON=python3.11: the oldest Python decides")'
 	rm -rf $(VENV).newest && $(PYTHON) -m venv $(VENV).newest
@@ -41,7 +46,7 @@ constraints:
 	mv $(VENV).newest/constraints.txt constraints.txt && rm -rf $(VENV).newest
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python %d.%d found; 3.11 to 3.13 expected: make PYTHON=python3.12 ..." % sys.version_info[:2])'

@@ -229,7 +229,7 @@ def load(
     Args:
         place: the bundle of a generator or teacher; a run of dimo_jax.main, finished or not, for
             its generator; or a .stablehlo file of dimo_jax.export, for which the other arguments
-            have no use. All of them may lie on the Hub: hf://owner/repo[@revision][/path].
+            have no use. All of them may lie on the Hub: `hf://owner/repo[@revision][/path]`.
         tokenizer: bundle of its tokenizer; None: the one inside it.
         text_encoder: bundle of its text encoder; None: the one inside it or beside it.
         guide: bundle of a teacher that guidance leads away from; see drawing.open_pair.

@@ -1,4 +1,4 @@
-"""Whole runs of shipped configs, shrunk: the commands of the README, one after the other."""
+"""Whole runs of shipped configs, shrunk: the commands of docs/start.md, one after the other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The method on known joints, shortened; the full runs and their figures are in the README."""
+"""The method on known joints, shortened; the full runs and their figures are in docs/method.md."""
 
 import json
 import os
