@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines are the record, TensorBoard (all of clu) is a view of it.
+"""Metrics of a run: JSON lines are the record; TensorBoard (all of clu) and a tracker are views.
 
 `<workdir>/metrics.jsonl` has one object a line: {"stage": ..., "step": ..., "<name>": number}.
 Apart from the keys under time/, the record of an interrupted and resumed run equals that of an
@@ -7,6 +7,7 @@ once; an object store cannot append, so there it is written as a whole from time
 before every checkpoint.
 """
 
+import contextlib
 import importlib
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -108,6 +109,59 @@ class _Stored:
             self._is_stored, self._stored_at = True, self._clock()
 
 
+@runtime_checkable
+class View(Protocol):
+    """What shows the record elsewhere; its failure ends the view, never the run.
+
+    Attributes:
+        failed: what no longer happens then, for a line on standard error.
+    """
+
+    failed: str
+
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Show a line of the record, whose values need not be finite."""
+        ...
+
+    def images(self, stage: str, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Show pictures, uint8 [H, W, C]."""
+        ...
+
+    def close(self, exit_code: int) -> None:
+        """Show all that is left, and that the run ended with this status."""
+        ...
+
+
+class _TensorBoard:
+    """Event files in a folder for each stage."""
+
+    failed = "no TensorBoard files are written"
+
+    def __init__(self, directory: AnyPath):
+        # Here and by name because it takes seconds: clu's writers pull in TensorFlow.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on every start if on
+        self._clu = importlib.import_module("clu.metric_writers")
+        self._directory = directory
+        self._writers: dict[str, Any] = {}  # stage -> clu SummaryWriter
+
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self._of(stage).write_scalars(step, values)
+
+    def images(self, stage: str, step: int, images: Mapping[str, np.ndarray]) -> None:
+        batch = {name: image[None] for name, image in images.items()}  # [1, H, W, C]
+        self._of(stage).write_images(step, batch)
+
+    def close(self, exit_code: int) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def _of(self, stage: str) -> Any:
+        if stage not in self._writers:
+            self._writers[stage] = self._clu.SummaryWriter(str(self._directory / stage))
+        return self._writers[stage]
+
+
 class Metrics:
     """Writer of a run's metrics; only process 0 of a run on many writes.
 
@@ -121,12 +175,26 @@ class Metrics:
         self._workdir = files.path(workdir)
         self._path = self._workdir / FILE_NAME
         self._active = jax.process_index() == 0
-        self._writers: dict[str, Any] = {}  # stage -> clu SummaryWriter
-        self._clu_writers = None
+        self._views: list[View] = []
         if self._active:
             self._record = (_Stored if files.is_remote(workdir) else _Appended)(self._path)
             if tensorboard:
-                self._import_clu()
+                try:
+                    self._views.append(_TensorBoard(self._workdir / "tensorboard"))
+                except Exception as error:  # a broken TensorFlow raises anything
+                    self._notice(_TensorBoard.failed, error)
+
+    def __enter__(self) -> "Metrics":
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Close, with the status of an error that ended the block."""
+        self.close(0 if error is None else getattr(error, "exit_code", 1))
+
+    def add(self, view: View) -> None:
+        """Show what is written from now on in another view too, and close it with the rest."""
+        self._views.append(view)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop this stage's lines of later steps, which a resumed run writes again.
@@ -158,7 +226,7 @@ class Metrics:
         record = {"stage": stage, "step": step}
         record |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._record.append(record)
-        self._tensorboard(stage, lambda writer: writer.write_scalars(step, numbers))
+        self._show(lambda view: view.scalars(stage, step, numbers))
 
     def images(self, step: int, images: Mapping[str, np.ndarray], stage: str) -> None:
         """Write `<workdir>/images/<stage>/<name>_<step>.png`.
@@ -173,8 +241,7 @@ class Metrics:
         directory = self._workdir / "images" / stage
         for name, image in images.items():
             save_png(directory / f"{name}_{step:07d}.png", image)
-        batch = {name: image[None] for name, image in images.items()}  # [1, H, W, C]
-        self._tensorboard(stage, lambda writer: writer.write_images(step, batch))
+        self._show(lambda view: view.images(stage, step, images))
 
     def flush(self) -> None:
         """Return when every line so far is where `read` finds it.
@@ -188,40 +255,28 @@ class Metrics:
         if self._active:
             self._record.flush()
 
-    def close(self) -> None:
-        """Flush the record and the event files."""
-        self.flush()
-        for stage in list(self._writers):
-            self._tensorboard(stage, lambda writer: writer.close())
-        self._writers = {}
-
-    def _import_clu(self) -> None:
-        # Here and by name because it takes seconds: clu's writers pull in TensorFlow.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on every start if on
+    def close(self, exit_code: int = 0) -> None:
+        """Flush the record, and close the views with the run's exit status."""
         try:
-            self._clu_writers = importlib.import_module("clu.metric_writers")
-        except Exception as error:  # a broken TensorFlow raises anything, not only ImportError
-            self._notice(error)
+            self.flush()
+        finally:
+            self._show(lambda view: view.close(exit_code))
+            self._views = []
 
-    def _tensorboard(self, stage: str, call: Callable[[Any], None]) -> None:
-        """Run call(writer of the stage); a failure ends TensorBoard, never the run."""
-        if self._clu_writers is None:
-            return
-        try:
-            if stage not in self._writers:
-                directory = str(self._workdir / "tensorboard" / stage)
-                self._writers[stage] = self._clu_writers.SummaryWriter(directory)
-            call(self._writers[stage])
-        except Exception as error:
-            self._clu_writers = None
-            self._notice(error)
+    def _show(self, call: Callable[[View], None]) -> None:
+        for view in list(self._views):
+            try:
+                call(view)
+            except Exception as error:
+                self._views.remove(view)
+                self._notice(view.failed, error)
+                with contextlib.suppress(Exception):
+                    view.close(1)
 
-    def _notice(self, error: Exception) -> None:
+    def _notice(self, what: str, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0]
         print(
-            f"no TensorBoard files are written ({type(error).__name__}: {reason}); "
-            f"{self._path} has every metric",
+            f"{what} ({type(error).__name__}: {reason}); {self._path} has every metric",
             file=sys.stderr,
         )
 
