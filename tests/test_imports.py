@@ -40,6 +40,7 @@ SEAMS = {
     "flax.nnx": [],
     "orbax": ["training"],
     "clu": ["training.metrics"],
+    "wandb": ["training.wandb_run"],
     "tensorflow_datasets": ["data"],
     "tokenizers": ["conditions"],
     "etils": ["common.object_store"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dimo_jax.training import metrics
-from tests.helpers import object_store
+from tests.helpers import object_store, wandb_files
 from tests.helpers.command_line import command, finish
 from tests.helpers.recorded import recorded_steps
 
@@ -157,28 +157,47 @@ def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_in_the_same_bits(finished, tmp_path):
-    """SIGKILL in each of the two stages, and a start beside each: the last ends as if alone."""
+def test_killed_runs_end_in_the_same_bits(finished, tmp_path, monkeypatch):
+    """SIGKILL in each of the two stages, and a start beside each: the last ends as if alone.
+
+    All of it tracked, as one run.
+    """
     workdir, _, _ = finished
     other = tmp_path / "killed"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracked = [*SMALL, "--config.logging.wandb=True", f"--workdir={other}"]
     for sign, stage in ((signal.SIGKILL, "pretrain"), (signal.SIGKILL, "distill")):
-        process = command("main", *SMALL, f"--workdir={other}")
+        process = command("main", *tracked)
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
             if any(line["stage"] == stage for line in metrics.read(other)):
                 process.send_signal(signal.SIGSTOP)
-                _, err = finish(command("main", *SMALL, f"--workdir={other}"), status=2)
+                _, err = finish(command("main", *tracked), status=2)
                 assert f"{other} is in use by process {process.pid} on " in err
                 process.send_signal(sign)
                 break
             time.sleep(0.02)
         process.communicate()
-    finish(command("main", *SMALL, f"--workdir={other}"))
+    finish(command("main", *tracked))
     hashes = [
         json.loads((w / "report" / "results.json").read_text())["hashes"] for w in (workdir, other)
     ]
     assert hashes[0] == hashes[1]
     assert without_times(metrics.read(workdir)) == without_times(metrics.read(other))
+    tracks = wandb_files.runs(other)
+    known = json.loads((other / "wandb.json").read_text())
+    assert {identity for identity, _, _, _ in tracks} == {known["id"]} and known["sent"] == 24
+    assert tracks[-1][1]["distill"]["num_steps"] == 12 and tracks[-1][3] == 0
+    rows = [row for _, _, rows, _ in tracks for row in rows]
+    steps = [step for step, _ in rows]
+    assert steps == sorted(set(steps)) and steps[-1] == 24
+    assert all(f"distill/{name}/sha256" in rows[-1][1] for name in ("ema", "generator"))
+    lines = {}
+    for line in without_times(metrics.read(other)):
+        stage, step = line.pop("stage"), line.pop("step")
+        named = {f"{stage}/{name}": value for name, value in line.items()}
+        lines.setdefault(step + (12 if stage == "distill" else 0), {}).update(named)
+    assert all(lines[step].items() <= row.items() for step, row in rows)
 
 
 def without_times(record):

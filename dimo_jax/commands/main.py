@@ -18,7 +18,7 @@ from dimo_jax.common.progress import format_seconds
 from dimo_jax.config import validation
 from dimo_jax.parallel import distributed, locks, sharding
 from dimo_jax.runs import banner, dry_run, image_run, joint_run, training_sets, work_folder
-from dimo_jax.training import load_models, stages, traces
+from dimo_jax.training import load_models, stages, traces, wandb_run
 from dimo_jax.training.metrics import Metrics
 
 
@@ -86,6 +86,8 @@ def _kind(config: dict[str, Any]) -> ModuleType:
 def _load(config: dict[str, Any], workdir: AnyPath, layout: sharding.Layout) -> Any:
     """Find all that the config can get wrong, before anything is computed or written."""
     trained = ("pretrain", "distill") if configs.trains_teacher(config) else ("distill",)
+    if config["logging"]["wandb"] and distributed.is_lead():
+        wandb_run.check()
     stages.refuse_other_settings(
         config, {name: stages.checkpoints_of(workdir, name) for name in trained}
     )
@@ -103,8 +105,9 @@ def _run(
     loaded = _load(config, workdir, layout)
     banner.show(banner.run_lines(config, loaded.network, layout, workdir))
     work_folder.write_config(config, workdir / work_folder.CONFIG_FILE)
-    metrics = Metrics(workdir, config["logging"]["tensorboard"])
-    try:
+    with Metrics(workdir, config["logging"]["tensorboard"]) as metrics:
+        if config["logging"]["wandb"] and distributed.is_lead():
+            tracker = wandb_run.start(config, workdir)
+            banner.show([tracker.described])
+            metrics.add(tracker)
         return _kind(config).run(loaded, metrics, began, trace)
-    finally:
-        metrics.close()

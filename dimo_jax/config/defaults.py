@@ -393,5 +393,11 @@ FIELDS: dict[str, Any] = {
         "picture_prompts": Field((), several(_PROMPT), "likewise; empty: the first four"),
         "picture_steps": Field(8, whole(1, 10_000), "of the teacher's sampler in them"),
         "tensorboard": Field(True, SWITCH, "whether TensorBoard's files are written too"),
+        "wandb": Field(
+            False, SWITCH, "whether all of it goes to Weights & Biases too: docs/tracking.md"
+        ),
+        "wandb_project": Field(
+            "", text("a project's name"), "there; empty: WANDB_PROJECT, without it dimo_jax"
+        ),
     },
 }

@@ -13,7 +13,10 @@ from dimo_jax.parallel import distributed
 CONFIG_FILE = "config.json"
 # What a run writes into its folder beside config.json, which comes first.
 _BUNDLES = ("export", "teacher", "tokenizer", "text_encoder", "classifier")
-_OTHERS = ("checkpoints", "data", "images", "metrics.jsonl", "profile", "report", "tensorboard")
+_OTHERS = (
+    *("checkpoints", "data", "images", "metrics.jsonl", "profile", "report", "tensorboard"),
+    *("wandb", "wandb.json"),
+)
 
 
 def check(workdir: AnyPath, config: Mapping[str, Any]) -> None:

@@ -54,12 +54,13 @@ TABLE = [
     ("distill.generator.bundle", ("", "x"), NO_TEXT),
     ("compilation_cache data.directory prompts.cache", ("", "runs/x"), NO_TEXT),
     ("data.path prompts.path prompts.field prompts.negative", ("", "x"), NO_TEXT),
-    ("interim.features interim.reference", ("", "x"), NO_TEXT),
+    ("interim.features interim.reference logging.wandb_project", ("", "x"), NO_TEXT),
     (
         "fast_compile scan_layers model.predict_mask_id teacher.random pretrain.dropout "
         "pretrain.ema_warmup distill.adaptive_guidance distill.ema_warmup distill.teacher.dropout "
         "distill.generator.dropout distill.auxiliary.dropout evaluation.random_order "
-        "checkpoint.allow_fallback logging.tensorboard data.balanced interim.teacher",
+        "checkpoint.allow_fallback logging.tensorboard logging.wandb data.balanced "
+        "interim.teacher",
         (True, False),
         (None, 0, 1, "True", "", NAN, ()),
     ),
