@@ -81,8 +81,11 @@ def parse(name, words, monkeypatch):
         assert not rest or inspect.signature(module.main).parameters, rest
 
 
-def test_the_readme_is_one_screen():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+def test_the_readme_is_one_screen_with_links_to_all_pages():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    pages = {name_of(page) for page in PAGES} - {"README.md"}
+    assert pages <= {target.partition("#")[0] for target in LINK.findall(text)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
