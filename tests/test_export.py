@@ -123,6 +123,20 @@ def test_stablehlo_of_a_generator_of_two_steps_makes_both(tmp_path):
         assert np.allclose(call(*given), expected, atol=1e-5) == same
 
 
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_parameters_alone_say_that_the_later_steps_are_not_in_them(
+    built_once, tmp_path, form, monkeypatch, capsys
+):
+    later = {"step_ratios": [0.5, 0.25], "step_sigma": 0.1, "redraw": False}
+    for name, sampler in (("one", SAMPLER), ("three", SAMPLER | later)):
+        place = save_tiny(tmp_path / name, sampler=sampler)
+        flags = [f"--bundle={place}", f"--format={form}", f"--output={tmp_path / 'x'}"]
+        status, _, err = run_command(export, flags, monkeypatch, capsys)
+        assert status == 0, err
+        said = "of a generator of 3 steps, and not how it is sampled: mask ratios 0.5, 0.25 before"
+        assert (said in err) == (name == "three")
+
+
 @pytest.mark.slow
 def test_stablehlo_of_a_students_sampler_takes_any_batch(tmp_path):
     sampler = {"name": "maskgit", "num_steps": 2, "guidance": 2.0, "counts": "differences"}

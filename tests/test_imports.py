@@ -34,6 +34,9 @@ FLOORS = [
     ["__main__"],
 ]
 
+# Code that goes with a folder for diffusers: it stands alone, and nothing here imports it.
+CARRIED = "convert.diffusers_files"
+
 # Library -> the modules that may import it.
 SEAMS = {
     "flax.linen": ["models", "tokenizers"],
@@ -62,7 +65,9 @@ SEAMS = {
     "pyarrow": ["data.prompt_files"],
     "ml_collections": ["config", "main", "plan", "benchmark", "commands"],
     "tensorflow": [],
-    "torch": [],
+    "torch": [CARRIED],
+    "diffusers": [CARRIED],
+    "transformers": [],
     "pickle": [],
 }
 
@@ -144,6 +149,12 @@ def violations(root: Path) -> list[str]:
                 lines.append(f"{PACKAGE}/__init__.py imports {others}; it may import api alone")
             graph[name] = set()  # api, where it is used: no circle
             continue
+        if within(name, CARRIED):
+            if any(within(n, PACKAGE) for n in names):
+                lines.append(f"{name} imports {PACKAGE}, which is not there where it runs")
+            continue
+        if any(within(other, CARRIED) for other in graph[name]):
+            lines.append(f"{name} imports {CARRIED}, which is for PyTorch alone")
         own = folder_of(name)
         if (
             own is None
@@ -201,6 +212,9 @@ def test_config_starts_no_jax():
     [
         ({"bundles/a.py": "from dimo_jax.method.dimo import b", "method/dimo/b.py": ""},
          "bundles.a (floor"),
+        ({"convert/diffusers_files/a.py": "import dimo_jax.api", "api.py": ""}, "imports dimo_jax"),
+        ({"runs/a.py": "from dimo_jax.convert.diffusers_files import b",
+          "convert/diffusers_files/b.py": "import torch"}, "which is for PyTorch alone"),
         ({"models/a.py": "import dimo_jax.samplers.b", "samplers/b.py": ""}, "models.a (floor"),
         ({"models/a.py": "from ..data import b", "data/b.py": ""}, "models.a (floor"),
         ({"method/masked/a.py": "from dimo_jax.method.dimo import b", "method/dimo/b.py": ""},

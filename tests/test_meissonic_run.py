@@ -141,7 +141,8 @@ def test_a_generator_that_is_moved_is_complete_or_says_what_is_missing(
     assert written == ["scheduler", "transformer", "vqvae"]
     shutil.rmtree(tmp_path / "folder")
     _, written = back(f"--text_encoder={tmp_path / 'encoder'}")
-    assert written == ["scheduler", "text_encoder", "tokenizer", "transformer", "vqvae"]
+    names = ["scheduler", "text_encoder", "tokenizer", "transformer", "vqvae"]
+    assert written == ["README.md", "model_index.json", "pipeline.py", *names]
     err, _ = back(f"--text_encoder={moved / 'tokenizer'}", status=2)
     assert "is one for vqvae/, not for text_encoder/" in err
 
@@ -152,6 +153,7 @@ def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finish
     finish(command("convert", *flags))
     found = sorted(x.relative_to(tmp_path / "folder").as_posix() for x in tmp_path.rglob("*.json"))
     assert found == [
+        "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
         "tokenizer/special_tokens_map.json",

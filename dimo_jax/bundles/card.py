@@ -11,7 +11,8 @@ from dimo_jax.common import files
 from dimo_jax.common.files import AnyPath
 
 FILE = "README.md"
-_LIBRARY = "library_name: dimo_jax"
+_LIBRARY = "library_name: "
+_OWN = "dimo_jax"
 _END = "<!-- written by dimo_jax, "
 
 
@@ -21,6 +22,7 @@ def text(
     tokenizer: Mapping[str, Any] | None,
     provenance: Mapping[str, Any],
     table: str = "",
+    in_diffusers: bool = False,
 ) -> str:
     """Return the card of a generator.
 
@@ -30,6 +32,7 @@ def text(
         tokenizer: likewise.
         provenance: likewise; "repository" is where its weights were published.
         table: in Markdown, what was measured; empty: nothing.
+        in_diffusers: whether diffusers loads it, and not this package.
     """
     with_text = not model.get("num_classes")
     base = provenance.get("repository")
@@ -37,14 +40,28 @@ def text(
     head = [
         "license: unknown",
         *([f"base_model: {base}"] if base else []),
-        _LIBRARY,
+        f"{_LIBRARY}{'diffusers' if in_diffusers else _OWN}",
         f"pipeline_tag: {'text-to-image' if with_text else 'unconditional-image-generation'}",
         "tags:",
-        *(f"- {x}" for x in ("dimo", "masked-diffusion", "distillation", "jax", "flax")),
+        *(f"- {x}" for x in ("dimo", "masked-diffusion", "distillation")),
+        *(f"- {x}" for x in (("pytorch",) if in_diffusers else ("jax", "flax"))),
         f"- {model['name']}",
     ]
     title = str(provenance.get("title") or model["name"]).replace("\n", " ")
-    call = 'prompts=["a red ball"]' if with_text else "labels=[0, 1, 2]"
+    if in_diffusers:
+        call = 'prompt=["a red ball"]' if with_text else "class_labels=[0, 1, 2]"
+        lines = (
+            "from diffusers import DiffusionPipeline\n\n"
+            'pipeline = DiffusionPipeline.from_pretrained("OWNER/REPO", trust_remote_code=True)\n'
+            f"images = pipeline({call}).images  # or of a folder; needs no dimo_jax"
+        )
+    else:
+        call = 'prompts=["a red ball"]' if with_text else "labels=[0, 1, 2]"
+        lines = (
+            "import dimo_jax\n\n"
+            'generator = dimo_jax.load("hf://OWNER/REPO")  # or a folder\n'
+            f"images = generator({call}, seed=0)  # uint8 [N, H, W, 3]"
+        )
     known = {k: v for k, v in provenance.items() if isinstance(v, str | int)}
     size = tokenizer and tokenizer["config"].get("image_size")
     sections = [
@@ -53,9 +70,7 @@ def text(
         f"A generator of images{f' of {size} x {size} pixels' if size else ''} in "
         f"{'one step' if steps == 1 else f'{steps} steps'}, made with dimo_jax: a masked diffusion "
         "model distilled by Di[M]O (arXiv 2503.15457).",
-        "```python\nimport dimo_jax\n\n"
-        'generator = dimo_jax.load("hf://OWNER/REPO")  # or a folder\n'
-        f"images = generator({call}, seed=0)  # uint8 [N, H, W, 3]\n```",
+        f"```python\n{lines}\n```",
         "## What was measured",
         table or "Nothing by the run that wrote this card.",
         "## Where it comes from",
@@ -74,7 +89,7 @@ def _digest(body: str) -> str:
 
 def is_card(data: bytes) -> bool:
     """Return whether a file is a card of this program, edited or not."""
-    return data.startswith(b"---\n") and _LIBRARY.encode() in data[:4096]
+    return data.startswith(b"---\n") and f"{_LIBRARY}{_OWN}".encode() in data[:4096]
 
 
 def edited(folder: AnyPath) -> bytes | None:

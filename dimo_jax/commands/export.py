@@ -27,6 +27,7 @@ from dimo_jax.convert.networks import layouts
 from dimo_jax.generation import drawing
 from dimo_jax.parallel import backend
 from dimo_jax.runs import snapshots
+from dimo_jax.samplers import one_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
@@ -247,11 +248,20 @@ def run(flags: FlagValues) -> None:
         write_torch(output, bundle)
     else:
         files.write_file(output, exported(bundle, flags.format, flags.tokenizer or tokenizer))
+    notes = []
     if isinstance(getattr(bundle.build(), "condition", None), dict):
-        with Progress("export") as progress:
-            progress.note(
-                "the file holds the token network alone; to draw with it takes the tokenizer and "
-                f"the text encoder of {bundle.path} too, as bundles"
-            )
+        notes.append(
+            "the file holds the token network alone; to draw with it takes the tokenizer and "
+            f"the text encoder of {bundle.path} too, as bundles"
+        )
+    if flags.format != "stablehlo" and (steps := one_step.num_steps(bundle.sampler or {})) > 1:
+        ratios = ", ".join(map(str, (bundle.sampler or {})["step_ratios"]))
+        notes.append(
+            f"the file holds parameters alone, of a generator of {steps} steps, and not how it is "
+            f"sampled: mask ratios {ratios} before the later steps, in {bundle.path}"
+        )
+    with Progress("export") as progress:
+        for note in notes:
+            progress.note(note)
     size = output.stat().st_size
     print(f"{flags.format}{which}, {size:,} bytes, read back and compared: {output}")

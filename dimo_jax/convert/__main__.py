@@ -13,7 +13,9 @@ or 3.x); and clip (open_clip, HPS v2, or a folder of Hugging Face with both towe
 alone).
 Without --source the keys decide. Sizes come from the shapes. Of meissonic, and of its one-step
 generator (dimo), a whole folder as diffusers lays it down becomes a folder of bundles, and goes
-back with --to=diffusers, text encoder, tokenizer and scheduler too.
+back with --to=diffusers, text encoder, tokenizer and scheduler too. A one-step generator, also one
+of classes (maskgit with a vqgan or patches), becomes a pipeline: diffusers loads it by
+DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True), and needs no dimo_jax.
 
 A bundle of clip carries the tokenizer of its text tower. Of weights of Hugging Face it is that of
 the folder, of tokenizer/ beside it, or of --vocabulary, with the ids of transformers; of others it
@@ -56,7 +58,7 @@ flags.DEFINE_enum(
     "to",
     "bundle",
     ["bundle", "diffusers"],
-    "diffusers: the other way, a bundle of meissonic, vq_model or clip, or a folder of them",
+    "diffusers: the other way, a generator, or a bundle of meissonic, vq_model or clip",
     flag_values=FLAGS,
 )
 FLAGS.group("What the file does not say")

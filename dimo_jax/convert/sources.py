@@ -66,12 +66,14 @@ class Folder:
         name: of the sub-folder.
         config_json: config -> the fields of its config.json.
         entries: config -> the table by which its weights are written.
+        loaded_by: (library, class); or, of code in diffusers_files/, (file, class).
         weights_file: what its library calls them.
     """
 
     name: str
     config_json: Callable[[Mapping[str, Any]], dict[str, Any]]
     entries: Callable[[Mapping[str, Any]], list[Entry]]
+    loaded_by: tuple[str, str]
     weights_file: str = folders.DIFFUSERS_WEIGHTS
 
 
@@ -226,6 +228,7 @@ SOURCES = {
             TEXT_ENCODER_FOLDER,
             clip_json.text_config_json,
             lambda config: clip.entries(config, hugging_face=True),
+            ("transformers", "CLIPTextModelWithProjection"),
             folders.TRANSFORMERS_WEIGHTS,
         ),
     ),
@@ -238,7 +241,7 @@ SOURCES = {
         ),
         lambda config, state: vq_model.entries(config),
         torch=vq_model.entries,
-        folder=Folder("vqvae", vq_model.config_json, vq_model.entries),
+        folder=Folder("vqvae", vq_model.config_json, vq_model.entries, ("diffusers", "VQModel")),
     ),
     "meissonic": Source(
         "teacher",
@@ -251,13 +254,14 @@ SOURCES = {
         # 0.6 and sigma 0.1, those of their ImageNet model.
         generator={"ratio": 0.5, "sigma": 0.3, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         torch=meissonic.entries,
-        folder=Folder("transformer", meissonic.config_json, meissonic.entries),
+        folder=Folder(
+            "transformer",
+            meissonic.config_json,
+            meissonic.entries,
+            ("modeling_meissonic", "Transformer2DModel"),
+        ),
     ),
 }
-
-
-# The parts of a folder of several models.
-FOLDERS = {source.folder.name: source.folder for source in SOURCES.values() if source.folder}
 
 
 def recognise(state: State) -> str:

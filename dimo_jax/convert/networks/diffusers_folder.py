@@ -27,6 +27,7 @@ def write(
     entries: Sequence[Entry],
     params: Tree,
     weights_file: str = folders.DIFFUSERS_WEIGHTS,
+    code: Mapping[str, bytes] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Write a model's folder in float32 and read it back.
 
@@ -36,6 +37,7 @@ def write(
         entries: the network's table.
         params: nested dicts of float32 arrays.
         weights_file: its name; of transformers it is another.
+        code: {name: content} of files that load it, where no library does.
 
     Returns:
         {key: shape} of what was written.
@@ -44,7 +46,8 @@ def write(
         InputError: the folder holds other things than such a model, or cannot be written.
         RuntimeError: what was written is not what was meant.
     """
-    replace(folder, {CONFIG_FILE: as_json(fields), weights_file: _safetensors(entries, params)})
+    content = {CONFIG_FILE: as_json(fields), weights_file: _safetensors(entries, params)}
+    replace(folder, {**content, **(code or {})})
     found, shapes = folders.read(folder / weights_file), layouts.state_shapes(entries, params)
     wrong = sorted(set(found) ^ set(shapes)) or [
         entry.key
@@ -89,15 +92,18 @@ def foreign(folder: Path, names: Iterable[str], beside: Path | None = None) -> s
     inside = sorted(x.name for x in folder.iterdir())
     if others := [name for name in inside if name not in {*names}]:
         return others[0]
-    weights_in = folder if beside is None else beside
-    own = weights_in.is_dir() and any(map(_is_own, weights_in.glob("*.safetensors")))
+    own = is_own(folder if beside is None else beside)
     return None if own or not inside else f"{inside[0]} of somebody else"
 
 
-def _is_own(weights_file: Path) -> bool:
-    """Return whether a safetensors file is one of `_safetensors`."""
-    with open(weights_file, "rb") as file:
-        return file.read(8 + len(_START))[8:] == _START
+def is_own(folder: Path) -> bool:
+    """Return whether the weights in a folder were written by this module."""
+
+    def written_here(weights_file: Path) -> bool:
+        with open(weights_file, "rb") as file:
+            return file.read(8 + len(_START))[8:] == _START
+
+    return folder.is_dir() and any(map(written_here, folder.glob("*.safetensors")))
 
 
 def as_json(fields: Mapping[str, Any]) -> bytes:

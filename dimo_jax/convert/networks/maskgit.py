@@ -62,6 +62,13 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     return table
 
 
+def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of `diffusers_files/modeling_maskgit.py`."""
+    unused = ("name", "dropout", "mixture_dim")
+    sizes = {k: v for k, v in config.items() if k not in unused}
+    return {"_class_name": "MaskGitTransformer", **sizes}
+
+
 def config_from(
     state: Mapping[str, Any], heads: int = 16, num_classes: int = 1000
 ) -> dict[str, Any]:

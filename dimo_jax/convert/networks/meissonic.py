@@ -25,7 +25,9 @@ _SIZES = {
     "downsample": "merge",
 }
 _FIXED = {"guidance_embeds": False, "patch_size": 1}
-_WRITTEN = {"_class_name": "Transformer2DModel", "_diffusers_version": "0.30.2", "in_channels": 64}
+DIFFUSERS_VERSION = "0.30.2"  # the authors'
+_WRITTEN = {"_class_name": "Transformer2DModel", "_diffusers_version": DIFFUSERS_VERSION}
+_WRITTEN |= {"in_channels": 64}
 
 _DOUBLE = {
     "norm1.linear": "modulation",
@@ -162,7 +164,7 @@ def scheduler_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scheduler_config.json of the authors' sampler, for the vocabulary of a network."""
     return {
         "_class_name": "Scheduler",
-        "_diffusers_version": _WRITTEN["_diffusers_version"],
+        "_diffusers_version": DIFFUSERS_VERSION,
         "mask_token_id": config["vocabulary"] - 1,  # the row; of ours the id is another
         "masking_schedule": "cosine",
     }

@@ -1,5 +1,7 @@
 """diffusers' VQModel: which tensor of the file is which parameter, and what config.json says.
 
+Meissonic's has no attention; with it, Taming's VQGAN is the same network and is written as one.
+
 Its decoder counts levels in the order in which they run, lowest resolution first; ours count from
 the finest.
 """
@@ -30,7 +32,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     """Return the table of a tokenizer.
 
     Args:
-        config: a complete config of `tokenizers.vq_model.build`.
+        config: a complete config of `tokenizers.vq_model.build`, or of `vqgan.build`.
 
     Returns:
         One entry for each tensor, 277 for the published one.
@@ -58,14 +60,35 @@ def _side(config: Mapping[str, Any], side: str) -> list[Entry]:
         for i in range(config["num_res_blocks"] + (not encoder)):
             shortcut = "conv_shortcut" if i == 0 and incoming[level] != factor else None
             table += residual(f"{prefix}.resnets.{i}", f"{side}/{path}_block_{i}", shortcut)
+            if level in config.get("attn_levels", ()):
+                table += _attention(f"{prefix}.attentions.{i}", f"{side}/{path}_attention_{i}")
         if encoder and level < top:
             table += conv(f"{prefix}.downsamplers.0.conv", f"{side}/{path}_downsample")
         if not encoder and level > 0:
             table += conv(f"{prefix}.upsamplers.0.conv", f"{side}/{path}_upsample")
     for i in (0, 1):
         table += residual(f"{side}.mid_block.resnets.{i}", f"{side}/middle_block_{i}")
+    if _has_attention(config):
+        table += _attention(f"{side}.mid_block.attentions.0", f"{side}/middle_attention")
     table += norm(f"{side}.conv_norm_out", f"{side}/norm_out")
     return table + conv(f"{side}.conv_out", f"{side}/conv_out")
+
+
+def _has_attention(config: Mapping[str, Any]) -> bool:
+    return config["name"] != "vq_model"
+
+
+def _attention(prefix: str, path: str) -> list[Entry]:
+    """Return attention over pixels, whose 1x1 convolutions are linear layers there."""
+    table = norm(f"{prefix}.group_norm", f"{path}/norm")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
+    for theirs, ours in names.items():
+        key, kernel = f"{prefix}.{theirs}.weight", ((*path.split("/"), ours, "kernel"),)
+        table += [
+            Entry(key, kernel, lambda x: (x.T[None, None],), lambda xs: xs[0][0, 0].T),
+            same(f"{prefix}.{theirs}.bias", f"{path}/{ours}/bias"),
+        ]
+    return table
 
 
 @readers.well_typed("its config.json")
@@ -115,14 +138,25 @@ def config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json with which diffusers builds the same network.
 
     The inverse of config_from.
+
+    Args:
+        config: as for `entries`.
+
+    Raises:
+        InputError: VQModel has no such network.
     """
-    levels, differs = len(config["ch_mult"]), config["embed_dim"] != config["z_channels"]
+    if config.get("l2_codebook"):
+        raise InputError("its codes are of length 1, which diffusers' VQModel knows nothing of")
+    differs = config["embed_dim"] != config["z_channels"]
+    levels, with_attention = range(len(config["ch_mult"])), config.get("attn_levels", ())
+    kinds = ["Attn" if level in with_attention else "" for level in levels]
     return {
         **_WRITTEN,
         **_FIXED,
         "block_out_channels": [config["ch"] * factor for factor in config["ch_mult"]],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "mid_block_add_attention": _has_attention(config),
+        "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpDecoderBlock2D" for kind in reversed(kinds)],
         "layers_per_block": config["num_res_blocks"],
         "latent_channels": config["z_channels"],
         "num_vq_embeddings": config["n_embed"],
