@@ -148,6 +148,14 @@ def test_the_published_size_has_the_keys_and_shapes_of_diffusers():
     )
 
 
+def test_tamings_published_size_is_diffusers_vqmodel_with_attention():
+    config = tokenizers.build({"name": "vqgan"}).config
+    with torch.device("meta"):
+        state = in_torch(config).state_dict()
+    expected = {k: tuple(x.shape) for k, x in state.items()}
+    assert layouts.state_shapes(tables.entries(config), shapes_of(config)) == expected
+
+
 def test_the_config_is_complete_and_rebuilds_the_tokenizer():
     tokenizer = tokenizers.build(SMALL)
     assert (tokenizer.grid, tokenizer.codebook_size, tokenizer.config) == ((4, 4), 40, SMALL)
