@@ -1,9 +1,10 @@
-"""mkdocs' hooks: files that lie beside docs/ become pages too, and links lead to pages.
+"""mkdocs' hooks: files beside docs/ and notebooks become pages too, and links lead to pages.
 
 Every page is read on GitHub as well, so its links name files of the repository. Where such a file
 is no page of the site only the link's text is left.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "launch/README.md": "launch.md",
 }
+PAGES |= {f"docs/{x.name}": f"{x.stem}.md" for x in (ROOT / "docs").glob("*.ipynb")}
 # Code, in which nothing is a link, or a link to a file, perhaps to a heading of it.
 _LINK = re.compile(
     r"(?P<code>^ {4}[^\n]*$|^```.*?^```$|`[^`\n]+`)"
@@ -26,12 +28,38 @@ _LINK = re.compile(
 )
 
 
+def on_config(config: Any) -> Any:
+    """Put the notebooks behind the first page of the navigation."""
+    config.nav[1:1] = [page for source, page in PAGES.items() if source.endswith(".ipynb")]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that lie elsewhere."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
+        text = of_notebook(text) if source.endswith(".ipynb") else text
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def of_notebook(text: str) -> str:
+    """Return a notebook as Markdown, with the outputs that it was saved with."""
+    blocks = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        blocks.append(source if cell["cell_type"] == "markdown" else _fenced(source, "python"))
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                blocks.append(f"![output](data:image/png;base64,{''.join(data['image/png'])})")
+            elif shown := output.get("text") or data.get("text/plain"):
+                blocks.append(_fenced("".join(shown), "text"))
+    return "\n\n".join(blocks)
+
+
+def _fenced(text: str, language: str) -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

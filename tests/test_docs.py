@@ -1,7 +1,9 @@
 """README.md and the pages of docs/: their length, links and commands, and the site made of them."""
 
+import base64
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
@@ -177,13 +179,19 @@ def test_the_site_has_every_page_and_nothing_from_elsewhere_but_badges(tmp_path)
         assert all(x.startswith("https://img.shields.io/badge/") for x in loaded), loaded
 
 
-def test_a_broken_link_page_or_heading_stops_the_build(tmp_path):
+@pytest.fixture
+def root(tmp_path):
+    """A checkout whose pages may be changed."""
     root = tmp_path / "checkout"
     shutil.copytree(ROOT / "docs", root / "docs")
     for file in ("CHANGELOG.md", "mkdocs.yml"):
         shutil.copy(ROOT / file, root / file)
     for name in ("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "dimo_jax", "launch"):
         (root / name).symlink_to(ROOT / name)
+    return root
+
+
+def test_a_broken_link_page_or_heading_stops_the_build(root, tmp_path):
     with (root / "CHANGELOG.md").open("a") as file:
         file.write("[a](docs/nowhere.md) [b](docs/text.md#nowhere) [c](benchmarks/nowhere.py)\n")
     (root / "docs" / "lost.md").write_text("# In no list\n")
@@ -191,3 +199,27 @@ def test_a_broken_link_page_or_heading_stops_the_build(tmp_path):
     assert done.returncode != 0 and "Aborted with 4 warnings" in done.stdout, done.stdout
     for name in ("nowhere.md", "#nowhere", "benchmarks/nowhere.py", "lost.md"):
         assert name in done.stdout
+
+
+def test_a_notebook_is_a_page_with_the_outputs_that_it_was_saved_with(root, tmp_path):
+    picture = base64.b64encode((ROOT / "docs" / "digits.png").read_bytes()).decode()
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["seven ", "| eight\n"]},
+        {"output_type": "display_data", "data": {"image/png": picture, "text/plain": ["<nine>"]}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# A way through\n", "[Text](text.md)"]},
+        {"cell_type": "code", "source": ["digits = 1\n", "print(digits)"], "outputs": outputs},
+    ]
+    (root / "docs" / "way.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    with (root / "CHANGELOG.md").open("a") as file:
+        file.write("[a way](docs/way.ipynb)\n")
+    done = build(root, tmp_path / "site")
+    assert done.returncode == 0, done.stdout
+    page = (tmp_path / "site" / "way.html").read_text()
+    assert 'id="a-way-through"' in page
+    assert 'href="text.html">Text</a>' in page
+    assert "seven | eight" in page and f"data:image/png;base64,{picture}" in page
+    assert "nine" not in page  # what is shown in place of a picture
+    assert '<a href="way.html">a way</a>' in (tmp_path / "site" / "changelog.html").read_text()
+    assert "A way through" in (tmp_path / "site" / "start.html").read_text()  # the navigation
