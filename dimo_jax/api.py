@@ -297,13 +297,14 @@ def open_model(
 
 
 def check_labels(
-    given: Sequence[Any] | np.ndarray, num_classes: int | None
+    given: Sequence[Any] | np.ndarray, num_classes: int | None, name: str = "labels"
 ) -> Int[np.ndarray, "N"]:
     """Return labels as int32.
 
     Args:
         given: whole numbers.
         num_classes: they must be below it; None: any.
+        name: what they are called where they were given.
 
     Raises:
         InputError: there is none, or one is something else.
@@ -317,11 +318,11 @@ def check_labels(
             number = -1
         if not 0 <= number < most:
             raise InputError(
-                f"labels has {shown(str(label))}; labels are whole numbers from 0 to {most - 1}"
+                f"{name} has {shown(str(label))}; labels are whole numbers from 0 to {most - 1}"
             )
         found.append(number)
     if not found:
-        raise InputError("labels is empty; give one for each image")
+        raise InputError(f"{name} is empty; give one for each image")
     return np.asarray(found, np.int32)
 
 

@@ -7,11 +7,12 @@ import math
 import jax
 import pytest
 
+from configs import imagenet
 from dimo_jax import models
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
-from dimo_jax.parallel import backend
-from dimo_jax.profiling import topologies, tpu_times
+from dimo_jax.parallel import backend, sharding
+from dimo_jax.profiling import plans, topologies, tpu_times
 from tests.helpers.command_line import command, finish
 
 has_libtpu = importlib.util.find_spec("libtpu") is not None
@@ -34,6 +35,24 @@ def test_a_plan_for_cpus(tmp_path):
     assert found["fits"] and found["hbm_bytes"] is None and found["devices"] == 2
     assert found["memory"]["arguments_bytes"] > 4 * 300_000
     assert "verdict: fits" in text and "mesh data 2 x fsdp 1" in text
+
+
+def test_a_plan_of_di4c_advises_more_parts_of_the_mixture_first():
+    config = imagenet.get_config("di4c")
+    layout = sharding.layout(config.mesh.to_dict(), jax.devices()[:1])
+
+    def advised(what="train", **changes):
+        changed = config.copy_and_resolve_references()
+        changed.distill.mixture.update(changes)
+        return plans._advice(changed.to_dict(), what, {}, layout)
+
+    # 32 replicas in 8 parts: twice as many, as long as they come out even.
+    assert advised()[0] == "--config.distill.mixture.parts=16"
+    assert advised(parts=16)[0] == "--config.distill.mixture.parts=32"
+    for found in (advised(parts=32), advised(replicas=24), advised("sample")):
+        assert not any("mixture" in line for line in found), found
+    config.distill.method = "dimo"
+    assert not any("mixture" in line for line in advised())
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ _TEACHER_FLAGS = {
     "guidance_schedule": "guidance_schedule",
 }
 _TEXT_FLAGS = ("prompt", "prompts", "metadata", "prompt_field", "text_encoder")
+_DIGITS = 20  # of a longer number Python makes no int
 _ALL_FLAGS = ("temperature", "top_k", "top_p")
 
 
@@ -55,14 +56,10 @@ def chosen_labels(
         if labels is not None:
             raise InputError("--labels and --num exclude each other; use --num_per_label")
         return np.arange(num, dtype=np.int32) % np.int32(num_classes)
-    named = [str(i) for i in range(num_classes)] if labels is None else labels
-    wrong = [x for x in named if not x.strip().isdecimal() or int(x) >= num_classes]
-    if wrong or not named:
-        raise InputError(
-            f"--labels has {', '.join(map(repr, wrong)) or 'nothing'}; labels are whole numbers "
-            f"from 0 to {num_classes - 1}"
-        )
-    return np.repeat(np.asarray(named, np.int32), num_per_label)
+    if labels is None:
+        return np.repeat(np.arange(num_classes, dtype=np.int32), num_per_label)
+    typed = [int(x) if x.strip().isdecimal() and len(x) < _DIGITS else x for x in labels]
+    return np.repeat(api.check_labels(typed, num_classes, "--labels"), num_per_label)
 
 
 def check_output(path: AnyPath) -> None:

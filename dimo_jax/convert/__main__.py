@@ -74,7 +74,7 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "key",
     None,
-    "where in the file the weights are: ema, or model for keys model.*; default: the first known",
+    "where in the file the weights are: ema, or model for keys model.*; default: the one known",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(

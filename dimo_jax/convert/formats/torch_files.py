@@ -20,7 +20,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.convert.formats import safetensors_files, torch_pickle
 
-# Where training programs put the weights, in the order they are looked for.
+# Where training programs put the weights; a file with more than one says nothing of which is meant.
 STATE_DICT_NAMES = (
     *("model_state_dict", "state_dict", "model", "module"),
     *("ema", "model_ema", "ema_model", "params_ema", "params", "generator"),
@@ -244,15 +244,15 @@ def state_dict(path: str | os.PathLike, at: str | None = None) -> dict[str, np.n
     Args:
         path: the file.
         at: the key of the state dict in the file, or what its keys begin with before a dot; None
-            for the file's object itself if all of it is tensors, else the first of
-            STATE_DICT_NAMES that it has.
+            for the file's object itself if all of it is tensors, else the one of STATE_DICT_NAMES
+            that it has.
 
     Returns:
         {key: array} in the file's order, with the WRAPPERS stripped off the front of every key.
         From torch.save the arrays are views of the mapped file; from safetensors in memory.
 
     Raises:
-        InputError: as `read`, or there is no state dict.
+        InputError: as `read`, or there is no state dict, or more than one.
     """
     path = Path(path)
     content = safetensors_files.read(_map(path), path) if _holds_safetensors(path) else read(path)
@@ -287,7 +287,14 @@ def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
     elif content and all(isinstance(x, np.ndarray) for x in content.values()):
         found = content
     else:
-        found = next((content[x] for x in STATE_DICT_NAMES if x in content), None)
+        known = [x for x in STATE_DICT_NAMES if x in content]
+        models = [x for x in known if _is_state(content[x])]
+        if at is None and len(models) > 1:
+            raise InputError(
+                f"{path} holds weights under each of {', '.join(models)}, of which a training "
+                "program averages one; choose with --key"
+            )
+        found = next((content[x] for x in models or known), None)
     if not isinstance(found, dict) or not found:
         places = STATE_DICT_NAMES if at is None else (at,)
         raise InputError(
@@ -301,6 +308,11 @@ def _find(content: Any, at: str | None, path: Path) -> dict[str, np.ndarray]:
             "the model's state_dict() alone"
         )
     return found
+
+
+def _is_state(found: Any) -> bool:
+    tensors = isinstance(found, dict) and all(isinstance(x, np.ndarray) for x in found.values())
+    return tensors and bool(found)
 
 
 def _listed(keys: Collection) -> str:

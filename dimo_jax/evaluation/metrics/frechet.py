@@ -67,11 +67,6 @@ def frechet(real: Moments, samples: Moments | Num[np.ndarray, "N ..."]) -> Frech
     return Frechet(mean_term + traces - cross_term, mean_term, traces, cross_term)
 
 
-def frechet_distance(real: Num[np.ndarray, "N ..."], samples: Num[np.ndarray, "M ..."]) -> float:
-    """Fréchet distance between two sets of features, in squared units of the features."""
-    return frechet(moments(real), samples).distance
-
-
 def frechet_percent(real: Moments, samples: Moments | Num[np.ndarray, "N ..."]) -> float:
     """Fréchet distance in percent of the real total variance, tr C1.
 

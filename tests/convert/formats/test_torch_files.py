@@ -355,8 +355,13 @@ def test_weights_are_found_under_ema_or_by_key(tmp_path):
     path = save(tmp_path / "x.pth", {"ema": ema, "step": 3})
     assert torch_files.state_dict(path)["a"][0] == 0
     path = save(tmp_path / "x.pth", {"ema": ema, "model": model})
-    assert torch_files.state_dict(path)["a"][0] == 1
+    with pytest.raises(InputError, match="weights under each of model, ema, .*choose with --key"):
+        torch_files.state_dict(path)
+    assert torch_files.state_dict(path, "model")["a"][0] == 1
     assert torch_files.state_dict(path, "ema")["a"][0] == 0
+    # Hyperparameters of such a name are no weights.
+    path = save(tmp_path / "x.pth", {"params": {"width": 3}, "ema": ema, "model": {}})
+    assert torch_files.state_dict(path)["a"][0] == 0
     path = save(tmp_path / "x.pth", {"ema.a": ema["a"], "model.a": model["a"]})
     assert torch_files.state_dict(path, "model")["a"][0] == 1
     with pytest.raises(InputError, match="holds ema.a, model.a, but nothing under --key=net"):
