@@ -50,7 +50,10 @@ def run() -> NoReturn:
         sys.argv = [f"dimo-jax {word}", *rest]
         cli.run(module.main, module.FLAGS)
     if word in ("--help", "-h", "-help"):
-        print(overview())
+        try:
+            print(overview(), flush=True)
+        except BrokenPipeError:
+            raise SystemExit(cli.stop_printing()) from None
         raise SystemExit(0)
     if word == "--version":
         print(f"dimo_jax {dimo_jax.__version__}")

@@ -195,6 +195,7 @@ def test_help_has_the_modules_docstring_and_the_flags(run, flag):
 @pytest.mark.parametrize(
     "words",
     [
+        ["dimo_jax", "--help"],
         ["dimo_jax.main", "--help"],
         ["dimo_jax.main", "--config=configs/toy.py:pair", "--print_config"],
         ["launch.gke", "stop", "--name=a", "--dry-run"],

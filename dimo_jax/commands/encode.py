@@ -52,9 +52,9 @@ def run(flags: FlagValues) -> None:
     cli.start_alike(flags)
     bundle = bundles.load_tokenizer(flags.tokenizer)
     tokenizer = bundle.build()
-    source = open_pictures(
-        flags.data, flags.condition or "", flags.field or "", flags.data_dir, flags.follow_links
-    )
+    what = flags.data, flags.condition or "", flags.field or "", flags.data_dir, flags.follow_links
+    with Progress("encode", silent=not distributed.is_lead()) as progress:
+        source = open_pictures(*what, progress.update)
     facts = _facts(flags, tokenizer, bundle, source)
     with (
         locks.held(lock_of(output), str(output)),

@@ -7,7 +7,7 @@ names, labels and captions is said when it is opened.
 import hashlib
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dimo_jax.data.pictures import FIELD_FLAG, PictureSource, first_text
 FILE_NAME = "file_name"
 LABEL = "label"
 MAX_CLASSES = 1 << 16
+_LINES_AT_ONCE = 1000  # between two reports of progress
 
 
 class Folder(PictureSource):
@@ -37,6 +38,7 @@ class Folder(PictureSource):
         field: of metadata.jsonl that holds it; empty for "label", or the first of
             prompt_files.FIELDS.
         follow_links: those that lead out of the folder.
+        progress: called while a long metadata.jsonl is read, as Progress.update.
 
     Raises:
         InputError: it has no pictures, or not what `condition` wants; a class is empty; a line of
@@ -44,12 +46,17 @@ class Folder(PictureSource):
     """
 
     def __init__(
-        self, folder: Path, condition: str = "", field: str = "", follow_links: bool = False
+        self,
+        folder: Path,
+        condition: str = "",
+        field: str = "",
+        follow_links: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
     ):
         found, notes = picture_folder.find(folder, True, follow_links)
         found.sort()
         if (folder / METADATA).exists():
-            rows = _Rows(folder, found, condition, field)
+            rows = _Rows(folder, found, condition, field, progress)
             self._names, self._texts, condition = rows.names, rows.texts, rows.condition
             labels, class_names = _numbered(rows.labels, folder)
             notes += _left_out(found, rows.names, labels, class_names)
@@ -143,7 +150,14 @@ def _check_classes(names: Sequence[str], where: object) -> None:
 class _Rows:
     """The lines of metadata.jsonl, checked."""
 
-    def __init__(self, folder: Path, found: Sequence[str], condition: str, field: str):
+    def __init__(
+        self,
+        folder: Path,
+        found: Sequence[str],
+        condition: str,
+        field: str,
+        progress: Callable[[int, int, str], None] | None,
+    ):
         self.names: list[str] = []
         self.labels: list[Any] = []
         self.texts: list[str] = []
@@ -164,6 +178,8 @@ class _Rows:
             if name in lines:
                 raise InputError(f"{where} names {shown(name)}, as does {lines[name]}; remove one")
             lines[name] = where
+            if progress and len(lines) % _LINES_AT_ONCE == 0:
+                progress(len(lines), len(found), f"lines of {METADATA} read")
             if not self.names:
                 self.condition, self._field = _chosen(record, condition, field, where)
             self.names.append(name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def open_pictures(
     field: str = "",
     data_dir: str | os.PathLike = prompt_files.DATA_DIR,
     follow_links: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> PictureSource:
     """Return pictures with their classes or captions; no picture has been read.
 
@@ -50,6 +52,7 @@ def open_pictures(
         field: that holds it, as for pictures.Dataset and picture_folders.Folder.
         data_dir: where tensorflow-datasets lie.
         follow_links: those that lead out of the folder.
+        progress: called while a long metadata.jsonl is read, as Progress.update.
 
     Raises:
         InputError: there is nothing of that kind; names, labels or captions are not as expected.
@@ -65,4 +68,4 @@ def open_pictures(
             f"there is no folder {folder}; give one with a sub-folder for each class, or with "
             f"pictures and a {METADATA}, or tfds:NAME:SPLIT"
         )
-    return Folder(folder, condition, field, follow_links)
+    return Folder(folder, condition, field, follow_links, progress)

@@ -240,6 +240,11 @@ def open_set(place: str | Path) -> TokenSet:
     Raises:
         InputError: it is missing, something else, of another format, or not complete.
     """
+    if files.is_remote(place):
+        raise InputError(
+            f"{place} is in an object store, and a training reads examples from a disk in any "
+            "order; copy the folder to a disk of each machine, and give its path there"
+        )
     folder = files.local(place)
     described = read_description(folder)
     facts = Facts(**{x.name: described[x.name] for x in dataclasses.fields(Facts)})

@@ -83,6 +83,17 @@ def test_pictures_alone_have_no_condition(classes, flat):
     assert (found.num, found.condition, found.name(3)) == (4, "none", "zebra/b.PNG")
 
 
+def test_a_long_list_says_how_far_it_is(tmp_path):
+    for i in range(2500):
+        (tmp_path / f"{i}.png").touch()
+    lines(
+        tmp_path, *(json.dumps({"file_name": f"{i}.png", "text": "x"}) + "\n" for i in range(2500))
+    )
+    said = []
+    assert open_pictures(tmp_path, progress=lambda *x: said.append(x)).num == 2500
+    assert said == [(n, 2500, "lines of metadata.jsonl read") for n in (1000, 2000)]
+
+
 def test_captions(flat):
     lines(flat, "\ufeff", row(2, text=" a cat "), "\n", row(0, text="ein Küken"))
     found = open_pictures(flat)

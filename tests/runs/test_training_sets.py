@@ -94,6 +94,14 @@ def test_examples_are_the_training_split_in_both_views(folder, tmp_path):
         np.testing.assert_array_equal(labels, train.labels)
 
 
+def test_tokens_in_an_object_store_are_refused_before_anything_is_read():
+    config = importlib.import_module("configs.pictures").get_config()
+    config.data.path = "gs://bucket/tokens"
+    expected = "config.data.path: gs://bucket/tokens is in an object store, .*copy the folder to a"
+    with pytest.raises(InputError, match=expected):
+        training_sets.resolved(config.to_dict())
+
+
 def test_captions_are_what_a_text_encoder_is_trained_on(folder, tmp_path):
     path = digit_tokens.write(tmp_path / "texts", num=40, condition="text")
     config = importlib.import_module("configs.emoji").get_config("text")
