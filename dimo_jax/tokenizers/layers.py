@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.trees import Tree
+from dimo_jax.tokenizers import winograd
 from dimo_jax.tokenizers.tokenizer import Images, Tokenizer, Tokens, check_shape, check_sizes
 
 GROUPS = 32
@@ -32,7 +33,15 @@ def conv(features: int, size: int, name: str, use_bias: bool = True) -> nn.Conv:
 
     An odd `size` by `size` kernel, zero padding.
     """
-    return nn.Conv(features, (size, size), padding=size // 2, use_bias=use_bias, name=name)
+    cheaper = winograd.conv_general_dilated if size == 3 else None
+    return nn.Conv(
+        features,
+        (size, size),
+        padding=size // 2,
+        use_bias=use_bias,
+        conv_general_dilated=cheaper,
+        name=name,
+    )
 
 
 def downsampling_conv(features: int, name: str) -> nn.Conv:
