@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from configs import emoji
 from dimo_jax import benchmark, bundles, models, tokenizers
 from dimo_jax.commands import benchmark as timing
 from dimo_jax.common.errors import InputError
 from dimo_jax.generation import drawing
-from dimo_jax.profiling import devices, sampler_speed, step_speed
+from dimo_jax.profiling import data_speed, devices, sampler_speed, step_speed
+from dimo_jax.runs import training_sets
 from tests.helpers import digit_tokens
 from tests.helpers.command_line import NETWORK, run_command
 from tests.helpers.timed_models import opened, small_config
@@ -203,3 +205,34 @@ def test_data_is_read_and_compared_with_a_step(run, tmp_path, monkeypatch):
     used = dataclasses.replace(used, network=models.build({**NETWORK, "codebook_size": 16}))
     status, _, err = run(*arguments, **given)
     assert status == 2 and "64 tokens of 17 codes, the network 64 of 16" in err
+
+
+def test_captions_are_read_for_a_network_that_takes_text(tmp_path):
+    path = digit_tokens.write(tmp_path / "texts", num=40, condition="text")
+    sizes = {"vocabulary": 520, "context": 12, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 12}
+    config = emoji.get_config("text")
+    config.data.update(name="tokens", path=str(path), num_classes=-1, num_test=0)
+    config.text_encoder.update(projection=6, text=sizes)
+    config.pretrain.update(batch_size=8, parts=1)
+    config = training_sets.resolved(config.to_dict())
+    network = models.build(
+        {
+            **{"name": "meissonic", "num_tokens": 64, "codebook_size": 17, "vocabulary": 18},
+            **{"width": 16, "depth": 1, "single_depth": 0, "heads": 2, "mlp_dim": 32},
+            **{"text_length": 12, "text_dim": 8, "pooled_dim": 6, "rope_dims": [2, 4, 2]},
+            **{"merge": False, "timestep": "ratio"},
+        }
+    )
+    used = dataclasses.replace(opened(), network=network, params=None)
+    examples, texts = training_sets.examples_to_read(config, network)
+    assert len(texts) == examples.num == 40 and texts[3].startswith("the digit ")
+    conditions = data_speed.conditions_of(config, used, texts)
+    # Letters that the captions share are one id.
+    (ids,) = conditions.features(np.array([3]))["ids"]
+    assert 2 < (ids != ids[-1]).sum() < len(texts[3].replace(" ", ""))
+    clock = step_speed.Clock(1, 0, 1, None, lambda line: None)
+    found = data_speed.read(config, used, examples, conditions, clock, None)
+    assert found["step_seconds_source"] == "timed here" and found["step_seconds"] > 0
+    assert found["num_examples"] == 40 and found["tokens_per_second"] > 0
+    with pytest.raises(InputError, match="has captions, and the network maskgit takes classes"):
+        training_sets.examples_to_read(config, models.build(NETWORK))

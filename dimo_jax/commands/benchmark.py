@@ -85,10 +85,11 @@ def _results(
             changed["distill"]["batch_size"] = size
             yield step_speed.train(changed, models, clock)
     elif flags.what == "data":
-        examples = training_sets.examples_to_read(config, models.network)
+        examples, texts = training_sets.examples_to_read(config, models.network)
+        conditions = data_speed.conditions_of(config, models, texts)
         for size in sizes:
             changed = {**config, "pretrain": {**config["pretrain"], "batch_size": size}}
-            yield data_speed.read(changed, models, examples, clock, flags.step_seconds)
+            yield data_speed.read(changed, models, examples, conditions, clock, flags.step_seconds)
     elif flags.what == "teacher_sample":
         yield from sampler_speed.teacher_sample(config, models, clock, sizes, steps, flags.guidance)
     else:

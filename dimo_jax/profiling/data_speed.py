@@ -1,12 +1,16 @@
 """Whether reading the examples of a teacher's training keeps up with its steps."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from dimo_jax import config as configs
+from dimo_jax.conditions import text_encoder
 from dimo_jax.conditions.labels import LabelConditions
+from dimo_jax.conditions.prompts import PromptIds
 from dimo_jax.data.examples import Examples
 from dimo_jax.parallel import sharding
 from dimo_jax.profiling import timing
@@ -14,10 +18,28 @@ from dimo_jax.profiling.step_speed import Clock, Models, Result
 from dimo_jax.training import batches, programs
 
 
+def conditions_of(
+    config: Mapping[str, Any], models: Models, texts: Sequence[str]
+) -> programs.DataConditions:
+    """Return the conditions of examples: their classes, or the ids of their captions.
+
+    Args:
+        config: a complete config.
+        models: of that config.
+        texts: a caption for each example; none: they have classes.
+    """
+    if not texts:
+        return LabelConditions(models.network.num_classes)
+    # With the words of these captions, as a training has them.
+    encoder = text_encoder.open_encoder(config, None, texts)
+    return PromptIds(texts, encoder.tokenizer, config["prompts"]["negative"])
+
+
 def read(
     config: Mapping[str, Any],
     models: Models,
     examples: Examples,
+    conditions: programs.DataConditions,
     clock: Clock,
     step_seconds: float | None,
 ) -> Result:
@@ -30,6 +52,7 @@ def read(
         config: a complete config; pretrain.batch_size is that of all devices together.
         models: of that config.
         examples: what is read.
+        conditions: theirs, of `conditions_of`.
         clock: how it is timed; the files are read in the order of a training.
         step_seconds: of a step, e.g. on other hardware; None: it is timed here.
 
@@ -37,8 +60,7 @@ def read(
         InputError: the batch does not divide, or an example is damaged.
     """
     layout, size = sharding.layout(config["mesh"]), config["pretrain"]["batch_size"]
-    classes = LabelConditions(models.network.num_classes)
-    batch_of = batches.of_data(config, "pretrain", layout, examples, classes)
+    batch_of = batches.of_data(config, "pretrain", layout, examples, conditions)
     numbers = itertools.count()
     times = clock.time("reading a batch", lambda: batch_of(next(numbers)), clock.calls)
     needed, source = step_seconds, "--step_seconds"
@@ -75,7 +97,12 @@ def _step(
     program = programs.pretrain_program(config, models.network, layout)
     clock.note("compiles the step")
     step, _ = timing.compiled(program.lower)
-    state = program.create(models.make_params(config["seed"], layout.of(program.params)))
+    trained = programs.pretrained_network(config, models.network, layout)
+    # Of the joint network of text and its tower there is no bundle; no time depends on values.
+    used = dataclasses.replace(
+        models, network=trained, params=None if configs.takes_text(config) else models.params
+    )
+    state = program.create(used.make_params(config["seed"], layout.of(program.params)))
     batch = jax.block_until_ready(batch_of(0))
 
     def call() -> Any:

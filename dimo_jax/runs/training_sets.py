@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,18 +242,13 @@ def _num_test(found: TokenSet, wanted: int, num_neighbours: int) -> int:
     return wanted
 
 
-def examples_to_read(config: Config, network: Network) -> Examples:
-    """Return the examples of a folder of tokens that a benchmark reads, whatever encoded them.
+def examples_to_read(config: Config, network: Network) -> tuple[Examples, Sequence[str]]:
+    """Return what a benchmark reads of a folder of tokens, whatever encoded them, and its captions.
 
     Raises:
-        InputError: the config names none, or it is of other sizes than the network.
+        InputError: the config names none, it is of other sizes than the network, or has captions
+            where the network takes classes, or none where it takes text.
     """
-    if network.num_classes == 0:
-        raise InputError(
-            "--what=data is timed with a network that takes classes, and model.name="
-            f"{network.config['name']} takes text; give a config like configs/pictures.py, which "
-            "reads the same tokens"
-        )
     if not config["data"]["path"]:
         raise InputError(
             "--what=data reads a folder of tokens; give --config.data.path, with a config like "
@@ -263,7 +258,14 @@ def examples_to_read(config: Config, network: Network) -> Examples:
     found.check_sizes(
         network.num_tokens, network.codebook_size, "the network", "set config.tokenizer to match"
     )
-    return Examples(found.num, found.views, found.at)
+    with_captions, takes_text = found.condition == "text", network.num_classes == 0
+    if with_captions != takes_text:
+        raise InputError(
+            f"{found.path} has {'' if with_captions else 'no '}captions, and the network "
+            f"{network.config['name']} takes {'text' if takes_text else 'classes'}; give a config "
+            f"like configs/{'pictures.py' if takes_text else 'emoji.py:text'}"
+        )
+    return Examples(found.num, found.views, found.at), found.texts() if with_captions else ()
 
 
 def open_encoded(config: Config, codec: Tokenizer, digest: str | None) -> EncodedSet:
