@@ -32,8 +32,11 @@ _FOLDERS = {name: source.folder for name, source in SOURCES.items() if source.fo
         ("modeling_maskgit", "MaskGitTransformer"),
     ),
     "vqgan": Folder("vqvae", vq_model.config_json, vq_model.entries, ("diffusers", "VQModel")),
-    "patches": Folder(
-        "vqvae", patches.config_json, patches.entries, ("modeling_patches", "PatchCodebook")
+    **dict.fromkeys(
+        ("patches", "gray_levels"),
+        Folder(
+            "vqvae", patches.config_json, patches.entries, ("modeling_patches", "PatchCodebook")
+        ),
     ),
 }
 _CODE = Path(__file__).parent / "diffusers_files"  # never imported here

@@ -3,10 +3,12 @@
 import shutil
 
 import jax
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from dimo_jax import bundles, tokenizers
 from dimo_jax.conditions import clip_vocabulary
+from dimo_jax.convert.networks import layouts, patches
 from tests.convert.networks import test_clip_tables as clip
 from tests.convert.test_meissonic_folder import (  # noqa: F401
     ALONE,
@@ -75,13 +77,13 @@ def test_a_clip_of_images_is_no_text_encoder(tmp_path, run):  # noqa: F811
 
 def test_what_diffusers_does_not_know_does_not_go_there(folder, tmp_path, run):  # noqa: F811
     run(folder / "transformer", tmp_path / "b", *MEISSONIC)
-    other = {"name": "gray_levels"}
-    bundles.save(
-        tmp_path / "gray", kind="tokenizer", model=other,
-        params=tokenizers.build(other).init(jax.random.key(0)),
-    )  # fmt: skip
-    err = run(tmp_path / "gray", tmp_path / "x", "--to=diffusers", status=2)
-    assert "is a gray_levels, which diffusers has no folder for" in err
+    sizes = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "n_embed": 5, "z_channels": 4}
+    other = {"name": "llamagen", "image_size": 8, "attn_levels": [], "embed_dim": 4, **sizes}
+    shapes = jax.eval_shape(tokenizers.build(other).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    bundles.save(tmp_path / "vq", kind="tokenizer", model=other, params=params)
+    err = run(tmp_path / "vq", tmp_path / "x", "--to=diffusers", status=2)
+    assert "is a llamagen, which diffusers has no folder for" in err
     (tmp_path / "full" / "transformer").mkdir(parents=True)
     (tmp_path / "full" / "transformer" / "thesis.tex").write_text("mine")
     given = (*ALONE, "--tokenizer=none")
@@ -94,3 +96,12 @@ def test_what_diffusers_does_not_know_does_not_go_there(folder, tmp_path, run): 
         tmp_path / "b", tmp_path / "beside", *given, status=2
     )
     assert (tmp_path / "beside" / "scheduler" / "cron.tab").exists()
+
+
+def test_gray_levels_are_patches_of_one_pixel():
+    tokenizer = tokenizers.build({"name": "gray_levels", "image_size": 3, "num_levels": 9})
+    (codebook,) = layouts.to_state(patches.entries(tokenizer.config), {}).values()
+    pixels = tokenizer.decode({}, np.arange(9, dtype=np.int32)[None])
+    np.testing.assert_array_equal(codebook, pixels.reshape(9, 1, 1))
+    sizes = patches.config_json(tokenizer.config)
+    assert codebook.shape == (sizes["codebook_size"], sizes["patch_size"], sizes["channels"])
