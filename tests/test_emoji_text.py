@@ -128,11 +128,11 @@ def test_it_is_sampled_by_prompts_as_any_run_with_text(finished, tmp_path, monke
     assert picture == draw(f"--workdir={workdir}", "--step=4")
     assert draw(f"--generator={workdir}/teacher", "--steps=3") != picture
     flags = ["--to=diffusers", f"--input={workdir}/export", f"--output={tmp_path / 'folder'}"]
-    flags += ["--tokenizer=none"]
     status, _, err = run_command(convert, flags, monkeypatch, capsys)
     assert status == 0, err
     names = sorted(x.name for x in (tmp_path / "folder").iterdir())
-    assert names == ["scheduler", "text_encoder", "tokenizer", "transformer"]
+    parts = ["scheduler", "text_encoder", "tokenizer", "transformer", "vqvae"]
+    assert names == ["README.md", "model_index.json", "pipeline.py", *parts]
 
 
 def test_what_was_cut_off_is_made_again_in_the_same_bits(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""Codebooks of patches as diffusers_files/modeling_patches.py has them; gray levels are some too."""
+"""Codebooks of patches as diffusers_files/modeling_patches.py has them; of gray levels too."""
 
 from collections.abc import Mapping
 from typing import Any
