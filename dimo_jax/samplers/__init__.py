@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
 from numpy import ndarray
 
@@ -174,6 +175,7 @@ def sample(
     settings: Any,
     batch_size: int,
     first_index: int = 0,
+    until: int | None = None,
 ) -> Int[ndarray, "N L"]:
     """Tokens of any number of images, in batches.
 
@@ -187,14 +189,21 @@ def sample(
         settings: of any sampler; they choose it.
         batch_size: images in a batch; a network call has twice as many with guidance.
         first_index: the first image's index.
+        until: the steps after which decoding stops, of those of the settings; None: all. What is
+            masked then has the mask's id where the sampler is "maskgit"; others fill it in.
 
     Returns:
         [N, L] int32.
 
     Raises:
-        InputError: the settings do not fit the number of tokens.
+        InputError: the settings do not fit the number of tokens, or have no steps to stop after.
     """
     fixed, plan = prepare(settings, network.num_tokens)
+    if until is not None:
+        if plan is None:
+            raise InputError(f"the sampler {name_of(settings)!r} cannot stop after {until} steps")
+        # The plan is no part of what is compiled: one program for every `until`.
+        plan = plan.replace(num_steps=np.asarray(min(plan.num_steps, until), np.int32))
 
     def draw(keys: Key[Array, "B"], conditions: tuple[Any, Any]) -> Int[Array, "B L"]:
         return compiled(network, params, keys, *conditions, fixed, plan)

@@ -17,6 +17,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.models import Network
 from dimo_jax.samplers import maskgit
 from dimo_jax.samplers.maskgit import MaskGitSettings
+from dimo_jax.samplers.one_step import GeneratorSettings
 from tests.helpers import mostly_slow
 
 B, L, CODES, CLASSES = 5, 12, 6, 3
@@ -329,3 +330,26 @@ def test_a_sweep_over_steps_noise_and_guidance_traces_the_network_once():
 def test_settings_out_of_range_name_the_field(field, value):
     with pytest.raises(InputError, match=f"^{field} is .*must be"):
         dataclasses.replace(BASE, **{field: value})
+
+
+def test_stopped_early_it_has_written_what_the_schedule_says_and_goes_on_from_there():
+    params, labels = network_weights(), LABELS.astype(np.int32)
+    settings = MaskGitSettings(num_steps=5, guidance=1.5)
+    codes_alone = network(lambda *given: fake_apply(*given)[..., :CODES])
+
+    def stopped(until):
+        return samplers.sample(
+            codes_alone, params, jax.random.key(1), labels, labels * 0 + NULL, settings, B, 0, until
+        )
+
+    final, before = stopped(None), np.full((B, L), MASK_ID)
+    for until, written in enumerate(np.cumsum(maskgit.unmask_counts("arccos", 5, L)), start=1):
+        found = stopped(until)
+        assert ((found != MASK_ID).sum(axis=1) == written).all()
+        np.testing.assert_array_equal(found[before != MASK_ID], before[before != MASK_ID])
+        before = found
+    np.testing.assert_array_equal(before, final)
+    np.testing.assert_array_equal(stopped(9), final)
+    one_step = GeneratorSettings(L, CODES, MASK_ID, 0.6, 0.6, sigma=0.0, temperature=1.0)
+    with pytest.raises(InputError, match="'one_step' cannot stop after 1 steps"):
+        samplers.sample(network(), params, jax.random.key(1), labels, None, one_step, B, until=1)
