@@ -4,7 +4,7 @@ import runpy
 import sys
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import dimo_jax
 from tests.helpers import ROOT
@@ -29,10 +29,8 @@ def test_it_begins_masked_and_ends_with_the_images_of_both(tmp_path, monkeypatch
     arguments = [f"--workdir={tmp_path}", f"--output={output}", "--steps=4"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    picture, frames = Image.open(output), []
-    for number in range(picture.n_frames):
-        picture.seek(number)
-        frames.append(np.asarray(picture.convert("RGB")))
+    with Image.open(output) as picture:
+        frames = [np.asarray(x.convert("RGB")) for x in ImageSequence.Iterator(picture)]
     assert len(frames) == 5
     masked = [(panel(x, right=0) == MASKED).all(-1).mean() for x in frames]
     assert masked[0] == 1 and masked[-1] == 0 and masked == sorted(masked, reverse=True)
@@ -43,4 +41,4 @@ def test_it_begins_masked_and_ends_with_the_images_of_both(tmp_path, monkeypatch
     generator = dimo_jax.load(tmp_path / "export")(labels)
     for right, expected in ((0, teacher), (1, generator)):
         found = panel(frames[-1], right).astype(int)
-        assert np.abs(found - expected).max() <= 4  # of the palette
+        assert np.abs(found - expected).max() < 8  # the palette's; its grays are 16 apart
