@@ -157,6 +157,7 @@ def test_a_bundle_replaces_the_training_of_a_teacher(finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_end_in_the_same_bits(finished, tmp_path, monkeypatch):
     """SIGKILL in each of the two stages, and a start beside each: the last ends as if alone.
 

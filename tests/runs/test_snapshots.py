@@ -22,7 +22,7 @@ from tests.helpers.command_line import command, finish, run_command
 from tests.test_main import SMALL
 
 # On one worker, which makes the fixtures once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("snapshots")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("snapshots")]
 
 FIGURE = "interim/frechet_features_40"
 
