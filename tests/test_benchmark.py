@@ -207,6 +207,7 @@ def test_data_is_read_and_compared_with_a_step(run, tmp_path, monkeypatch):
     assert status == 2 and "64 tokens of 17 codes, the network 64 of 16" in err
 
 
+@pytest.mark.long
 def test_captions_are_read_for_a_network_that_takes_text(tmp_path):
     path = digit_tokens.write(tmp_path / "texts", num=40, condition="text")
     sizes = {"vocabulary": 520, "context": 12, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 12}

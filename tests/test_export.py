@@ -111,6 +111,7 @@ print(sorted(exported.platforms), [str(x) for x in exported.in_avals])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stablehlo_of_a_generator_of_two_steps_makes_both(tmp_path):
     later = {"step_ratios": [0.5], "step_sigma": 0.1, "redraw": False}
     two = bundles.load(save_tiny(tmp_path / "two", sampler=SAMPLER | later))
@@ -138,6 +139,7 @@ def test_parameters_alone_say_that_the_later_steps_are_not_in_them(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stablehlo_of_a_students_sampler_takes_any_batch(tmp_path):
     sampler = {"name": "maskgit", "num_steps": 2, "guidance": 2.0, "counts": "differences"}
     student = bundles.load(save_tiny(tmp_path / "student", sampler=sampler))

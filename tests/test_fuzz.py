@@ -30,6 +30,7 @@ def run(*arguments, **options):
     return fuzz.fuzz(*arguments, say=said.append, seconds=60.0, megabytes=2048, **options), said
 
 
+@pytest.mark.long
 def test_damaged_files_are_read_or_one_sentence():
     found, said = run(list(FORMATS), 10 * len(FORMATS), seed=3)
     assert said == [] and found["other"] == 0

@@ -43,12 +43,14 @@ def test_the_smoke_run_leaves_a_generator_and_its_record(finished):
     assert sum("ema" in name for name in names) == sum("generator" in name for name in names) == 1
 
 
+@pytest.mark.long
 def test_the_command_at_the_end_runs_as_it_stands(finished, tmp_path, monkeypatch):
     workdir, out, err = finished
     assert f"work directory '{workdir}';" in err and "mesh data=1 x fsdp=1; distill " in err
     run_printed(out, tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 def test_the_generator_of_a_run_is_sampled(finished, tmp_path):
     workdir, _, _ = finished
     grid = tmp_path / "grid.png"

@@ -124,6 +124,7 @@ def test_other_settings_in_the_same_place_are_refused(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_exported_generator_is_sampled_and_exported(finished, tmp_path):
     workdir, _, _ = finished
     picture = tmp_path / "grid.png"

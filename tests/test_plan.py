@@ -56,6 +56,7 @@ def test_a_plan_of_di4c_advises_more_parts_of_the_mixture_first():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_counts_every_step_of_a_generator(tmp_path):
     flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")
     one, three = (plan(tmp_path, *flags, f"--config.distill.steps={k}")[0] for k in (1, 3))
@@ -63,6 +64,7 @@ def test_a_plan_counts_every_step_of_a_generator(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_with_text_counts_what_the_encoder_keeps(tmp_path):
     config = "--config=configs/meissonic.py:smoke"
     flags = ("--topology=cpu:2", "--what=sample", "--batch_size=4")
@@ -105,6 +107,7 @@ def test_a_plan_for_the_teachers_sampler_counts_every_step(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_libtpu, reason="the wheel libtpu is not installed")
+@pytest.mark.long
 def test_the_step_on_a_tpu_slice_sends_what_fsdp_must(tmp_path):
     """Every network gathered once for each parameter set it is run with, gradients scattered."""
     found, text = plan(

@@ -15,7 +15,7 @@ from tests.helpers import ROOT
 from tests.helpers.recorded import recorded_steps
 
 # On one worker, which makes the fixtures once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("processes")]
 
 NUM_STEPS, SAVE_EVERY = 20, 5
 

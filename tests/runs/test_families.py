@@ -51,9 +51,8 @@ def start(folder, family, *flags):
     )
 
 
-@pytest.mark.parametrize(
-    "family", ["halton", pytest.param("google_maskgit", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("family", ["halton", "google_maskgit"])
+@pytest.mark.long
 def test_a_family_is_distilled_from_its_bundle(tmp_path, family):
     teacher = save_bundles(tmp_path, family)
     guidance = [] if teacher.build().has_null else ["--config.distill.guidance=1.0"]

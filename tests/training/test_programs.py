@@ -113,6 +113,7 @@ def test_a_mesh_gives_the_gradients_of_one_device(one_device, shape):
     assert program.step._cache_size() == 1
 
 
+@pytest.mark.long
 def test_frozen_leaves_never_move_and_nothing_large_is_whole(one_device):
     config = tiny()
     layout = layout_of(config, 1, 8)
@@ -182,6 +183,7 @@ def test_a_batch_that_does_not_divide_stops_before_anything_is_compiled():
         programs.pretrain_program(config, network, layout)
 
 
+@pytest.mark.long
 def test_the_teachers_training_is_the_same_on_a_mesh():
     config = tiny()
     tokens = np.random.default_rng(0).integers(0, CODES, (40, NUM_TOKENS)).astype(np.int32)
