@@ -18,6 +18,8 @@ from dimo_jax.common.outputs import FULL_DISK
 SETTLE_SECONDS = 0.5
 # How long a failed save may take to end; a process that exits waits for its threads.
 SETTLE_SAVE_SECONDS = 5.0
+# Orbax's coroutine that writes a part of an array.
+NEVER_BEGUN = "async_serialize_from_host.<locals>.write_fragment"
 
 
 class Unreadable(Exception):
@@ -101,8 +103,9 @@ def quiet_failures() -> Iterator[None]:
 
     It logs the error in the background thread where it happens, at any time between the save and
     the wait for it; and as it leaves its event loop at the first error, as below, every array still
-    under way prints that the loop is closed. Arrays of a failed restore, which ends as early, say
-    whenever they are done that nobody waited for them.
+    under way prints that the loop is closed, and every one not yet begun that it was never awaited.
+    Arrays of a failed restore, which ends as early, say whenever they are done that nobody waited
+    for them.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     system: Any = sys  # the name `sys` is gone at the interpreter's exit
@@ -120,6 +123,8 @@ def quiet_failures() -> Iterator[None]:
     for logger in loggers:
         logger.addFilter(is_news)
     system.unraisablehook = without_closed_loops
+    # Stays: the last of them may be freed, and reported, long after the save.
+    warnings.filterwarnings("ignore", f"coroutine '{NEVER_BEGUN}", RuntimeWarning)
     try:
         yield
     finally:

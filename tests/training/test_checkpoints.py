@@ -2,6 +2,7 @@ import logging
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint._src.serialization import serialization
 
 from dimo_jax.common.errors import InputError
 from tests.helpers.checkpoint_state import assert_same, make_state, opening
@@ -150,6 +152,25 @@ def test_no_checkpoint(opened):
         checkpoints.restore(make_state())
     with pytest.raises(InputError, match="no checkpoint of step 5"):
         checkpoints.restore(make_state(), step=5)
+
+
+def test_a_write_that_a_failed_save_never_began_is_not_reported(opened):
+    async def own():
+        pass
+
+    async def of_orbax():
+        pass
+
+    of_orbax.__qualname__ = "async_serialize_from_host.<locals>.write_fragment"
+    code = serialization.async_serialize_from_host.__code__
+    assert any(getattr(x, "co_qualname", "") == of_orbax.__qualname__ for x in code.co_consts)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        opened()
+        for function in (of_orbax, own):
+            function()
+    (warning,) = warned
+    assert f"coroutine '{own.__qualname__}' was never awaited" in str(warning.message)
 
 
 def test_what_the_process_prints_is_as_before_once_all_are_closed(opened, monkeypatch):
