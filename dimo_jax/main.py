@@ -33,6 +33,12 @@ flags.DEFINE_bool(
     "check everything, say what would be done stage by stage, and write nothing",
     flag_values=FLAGS,
 )
+flags.DEFINE_bool(
+    "teacher_only",
+    False,
+    "end with the trained teacher; the same command without it goes on to distil",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "profile",
     None,

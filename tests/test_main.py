@@ -114,6 +114,21 @@ def test_steps_that_cannot_be_recorded_are_refused_before_anything_is_written(
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--config=configs/toy.py:pair"], "is the exact posterior of config.data.joint: leave"),
+        ([*SMALL, "--config.teacher.bundle=a/b"], "is config.teacher.bundle=a/b: leave the flag"),
+        ([*SMALL, "--profile=3:2"], "--profile=3:2 records the distillation, which --teacher_only"),
+    ],
+)
+def test_teacher_only_is_refused_where_it_would_mean_nothing(tmp_path, given, words):
+    workdir = tmp_path / "run"
+    _, err = finish(command("main", *given, "--teacher_only", f"--workdir={workdir}"), status=2)
+    assert err.startswith("error: ") and words in err and len(err.splitlines()) == 1
+    assert not workdir.exists()
+
+
 def test_other_settings_in_the_same_place_are_refused(finished):
     workdir, _, _ = finished
     before = (workdir / "config.json").read_bytes()

@@ -43,4 +43,6 @@ def test_it_runs_where_nothing_was_trained_yet(tmp_path, monkeypatch):
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}})
     client.execute()  # which raises what a cell raises: its assertions are the test
     assert len(pictures(notebook)) == 2
-    assert (tmp_path / "runs/small_tour/generator_run/export/params.msgpack").is_file()
+    made = tmp_path / "runs/small_tour"
+    assert (made / "generator_run/export/params.msgpack").is_file()
+    assert (made / "teacher_run/teacher").is_dir() and not (made / "teacher_run/export").exists()

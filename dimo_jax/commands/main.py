@@ -36,6 +36,8 @@ def run(flags: FlagValues) -> None:
     validation.validate(config)
     config = training_sets.resolved(config)
     validation.validate(config)
+    if flags.teacher_only:
+        _check_teacher_only(config, flags.profile)
     trace = _trace(flags.profile, config, workdir)
     work_folder.check(workdir, config)
     if config["compilation_cache"]:
@@ -46,6 +48,7 @@ def run(flags: FlagValues) -> None:
             "config": config,
             "--workdir": str(workdir),
             "--profile": flags.profile,
+            "--teacher_only": flags.teacher_only,
             "code": distributed.code_version(),
         }
     )
@@ -57,12 +60,16 @@ def run(flags: FlagValues) -> None:
         with lock if workdir.exists() else contextlib.nullcontext():
             return dry_run.show(_load(config, workdir, layout))
     with lock:
-        what = _run(config, workdir, layout, began, trace)
+        what = _run(config, workdir, layout, began, trace, flags.teacher_only)
     if distributed.is_lead():
         print(f"{what} in {format_seconds(time.monotonic() - began)}; everything is in {workdir}/")
         if config["data"]["name"] != "joint":
-            print(f"images of it: {banner.sample_command(workdir, load_models.is_text(config))}")
-            print(f"to publish it: {hub.upload_command(workdir / places.EXPORT_FOLDER)}")
+            made = workdir / ("teacher" if flags.teacher_only else places.EXPORT_FOLDER)
+            steps = config["logging"]["picture_steps"] if flags.teacher_only else None
+            command = banner.sample_command(made, load_models.is_text(config), steps)
+            print(f"images of it: {command}")
+            if not flags.teacher_only:  # whose bundle has no model card
+                print(f"to publish it: {hub.upload_command(made)}")
 
 
 def _trace(given: str | None, config: dict[str, Any], workdir: AnyPath) -> traces.Request | None:
@@ -76,6 +83,23 @@ def _trace(given: str | None, config: dict[str, Any], workdir: AnyPath) -> trace
             f"step of the distillation is {total - 1} (config.distill.num_steps={total})"
         )
     return traces.Request(window, workdir / "profile", "distill")
+
+
+def _check_teacher_only(config: dict[str, Any], profile: str | None) -> None:
+    """Refuse --teacher_only where no teacher is trained."""
+    teacher, joint = config["teacher"], config["data"]["name"] == "joint"
+    if joint or not configs.trains_teacher(config):
+        given = f"config.teacher.bundle={teacher['bundle']}" if teacher["bundle"] else "random"
+        found = "the exact posterior of config.data.joint" if joint else given
+        raise InputError(
+            f"--teacher_only ends with a teacher that the run has trained, and this run's teacher "
+            f"is {found}: leave the flag out"
+        )
+    if profile is not None:
+        raise InputError(
+            f"--profile={profile} records the distillation, which --teacher_only leaves out: give "
+            "one of them"
+        )
 
 
 def _kind(config: dict[str, Any]) -> ModuleType:
@@ -100,6 +124,7 @@ def _run(
     layout: sharding.Layout,
     began: float,
     trace: traces.Request | None,
+    teacher_only: bool,
 ) -> str:
     """Start the run, or go on with it where it was; return what it has made."""
     loaded = _load(config, workdir, layout)
@@ -110,4 +135,6 @@ def _run(
             tracker = wandb_run.start(config, workdir)
             banner.show([tracker.described])
             metrics.add(tracker)
+        if teacher_only:
+            return image_run.train_teacher(loaded, metrics)
         return _kind(config).run(loaded, metrics, began, trace)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from dimo_jax import config as configs
-from dimo_jax.bundles.places import EXPORT_FOLDER
 from dimo_jax.common.files import AnyPath
 from dimo_jax.models import Network
 from dimo_jax.parallel import backend, distributed
@@ -55,17 +54,20 @@ def run_lines(
     return lines
 
 
-def sample_command(workdir: AnyPath, with_text: bool) -> str:
-    """Return the command line that draws a few images of a finished run, for the same shell.
+def sample_command(made: AnyPath, with_text: bool, steps: int | None = None) -> str:
+    """Return the command line that draws a few images of what a run made, for the same shell.
 
     Args:
-        workdir: its work directory.
+        made: bundle of a generator, or of a teacher.
         with_text: whether it takes prompts.
+        steps: of a teacher.
     """
     # Without an activated environment, as under make, `python` is another one.
     python = "python" if shutil.which("python") == sys.executable else sys.executable
     what = ["--prompt=a red ball on a blue cube"] if with_text else ["--num=16"]
-    flags = [f"--generator={workdir / EXPORT_FOLDER}", *what, "--output=sample.png"]
+    if steps is not None:
+        what.append(f"--steps={steps}")
+    flags = [f"--generator={made}", *what, "--output=sample.png"]
     return shlex.join([python, "-m", "dimo_jax.sample", *flags])
 
 

@@ -54,15 +54,8 @@ def run(
         What was done and where it is.
     """
     config, workdir, network = loaded.config, loaded.workdir, loaded.network
-    loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
-    real = None
-    if loaded.pictures is not None and loaded.reports:
-        real = loaded.pictures.splits(loaded.tokenizer, loaded.tokenizer_params)
-    if shares := _shares(loaded):
-        conditions = LabelConditions(network.num_classes, shares)
-        loaded = dataclasses.replace(loaded, conditions=conditions)
+    loaded, real = _prepared(loaded)
     loaded.conditions.fill_cache()
-
     distance = _distance(loaded, real)
     teacher, loaded = _teacher(loaded, distance, metrics)
     generator = stages.run_distill(
@@ -107,6 +100,27 @@ def run(
     _evaluate(loaded, real, teacher, generator, hashes, began)
     model_card.write(workdir)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
+
+
+def train_teacher(loaded: ImageRun, metrics: Metrics) -> str:
+    """Make the teacher alone, or find that it is there; arguments and result as of `run`."""
+    loaded, real = _prepared(loaded)
+    # Its network may have to be trained first: not for a generator that is not made.
+    distance = _distance(loaded, real) if loaded.config["interim"]["teacher"] else None
+    _teacher(loaded, distance, metrics)
+    return f"done, the teacher is {loaded.workdir / 'teacher'}"
+
+
+def _prepared(loaded: ImageRun) -> tuple[ImageRun, Splits | None]:
+    """Return the run with its tokenizer and shares of classes, and the pictures for its report."""
+    loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
+    real = None
+    if loaded.pictures is not None and loaded.reports:
+        real = loaded.pictures.splits(loaded.tokenizer, loaded.tokenizer_params)
+    if shares := _shares(loaded):
+        conditions = LabelConditions(loaded.network.num_classes, shares)
+        loaded = dataclasses.replace(loaded, conditions=conditions)
+    return loaded, real
 
 
 def _examples(loaded: ImageRun) -> Examples | None:
