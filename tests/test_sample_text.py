@@ -1,5 +1,6 @@
 """dimo_jax.sample with prompts: a text encoder, a network with text, a decoder, all tiny."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -103,6 +104,22 @@ def test_in_python_the_images_are_those_of_the_command(run, place, tmp_path):
     for wrong in ({"labels": [1]}, {"prompts": "a red ball"}, {"prompts": []}):
         with pytest.raises(InputError, match="prompts"):
             student(**wrong)
+
+
+def test_a_network_is_given_the_micro_conditions_that_it_was_trained_with(place):
+    student, tokenizer = bundles.load(place / "student"), bundles.load(place / "vqvae")
+
+    def drawn(**provenance):
+        bundle = dataclasses.replace(student, provenance=provenance)
+        model = dimo_jax.api.ImageModel(bundle, tokenizer, place / "text_encoder")
+        return model(prompts=["a red ball"] * 4, seed=3, batch_size=4)
+
+    # A bundle that does not know: as the pipeline of Meissonic's authors, of images of 16 pixels.
+    assert np.array_equal(drawn(), drawn(micro_conditions=[16, 16, 0, 0, 6]))
+    assert not np.array_equal(drawn(), drawn(micro_conditions=[512, 512, 0, 0, 6]))
+    for wrong in ("512", [1, 2, 3], [1, 2, 3, 4, float("nan")], [1, 2, 3, 4, True]):
+        with pytest.raises(InputError, match="micro_conditions .* expected five finite numbers"):
+            drawn(micro_conditions=wrong)
 
 
 def pixels(path):
@@ -246,7 +263,7 @@ def test_the_condition_is_the_towers_own(place):
     expected = models.build(NETWORK).condition
     # Of a trained encoder's size: a number near zero in a vector of hundreds would be round-off.
     params = jax.tree.map(lambda x: x / 10, bundle.params)
-    text = TextConditions(network, params, tokenizer, expected, 2)
+    text = TextConditions(network, params, tokenizer, expected, 2, (512, 256, 0, 0, 5.5))
     texts = ["a ball", "", "a very long prompt of more than twelve letters"]
     found = text(texts)
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(found["pooled"], 2)) > 0.01
@@ -256,10 +273,10 @@ def test_the_condition_is_the_towers_own(place):
             found["states"][i], alone["penultimate"][0], rtol=1e-4, atol=1e-4
         )
         np.testing.assert_allclose(found["pooled"][i], alone["projected"][0], rtol=1e-4, atol=1e-4)
-    assert found["micro"].tolist() == [[1024, 1024, 0, 0, 6]] * 3
+    assert found["micro"].tolist() == [[512, 256, 0, 0, 5.5]] * 3
     wrong = {**expected, "pooled": jax.ShapeDtypeStruct((7,), np.float32)}
     with pytest.raises(InputError, match=r"gives pooled of \[6\], the network takes \[7\]"):
-        TextConditions(network, params, tokenizer, wrong)
+        TextConditions(network, params, tokenizer, wrong, 2, (1, 1, 0, 0, 6))
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,15 @@ from jaxtyping import Array, Float, Int
 
 from dimo_jax.common import trees
 from dimo_jax.common.errors import InputError
+from dimo_jax.common.shown import quoted
 from dimo_jax.conditions.clip_tokenizer import ClipTokenizer
 from dimo_jax.models import joined
 from dimo_jax.models.clip import Clip
-from dimo_jax.models.meissonic import MICRO_CONDITIONS
 from dimo_jax.parallel import mesh
 from dimo_jax.parallel.sharding import Layout
 
 TEXT_ENCODER_FOLDER = "text_encoder"  # of its bundle, and in the folders of diffusers
+MICRO_CONDITIONS = "micro_conditions"  # in the provenance of a network with text
 Features = dict[str, Float[np.ndarray, "N ..."]]
 
 
@@ -34,6 +35,31 @@ def identity_of(params: Any, tokenizer: ClipTokenizer) -> dict[str, str]:
         tokenizer: the one of the tower.
     """
     return {"text_encoder": trees.fingerprint(params["text"]), **tokenizer.identity}
+
+
+def micro_of(model: Any, provenance: Mapping[str, Any], size: tuple[int, int]) -> list[float]:
+    """Return the five micro-conditions that the network of a bundle is sampled with.
+
+    Those that it was trained with; where the bundle does not know, what the pipeline of Meissonic's
+    authors gives: the pixels' size, no crop, an aesthetic score of 6.
+
+    Args:
+        model: the bundle, for messages.
+        provenance: of it.
+        size: height and width in pixels.
+
+    Raises:
+        InputError: what the bundle says is not five finite numbers.
+    """
+    height, width = size
+    found = provenance.get(MICRO_CONDITIONS, [width, height, 0, 0, 6])
+    numbers = found if isinstance(found, list) else []
+    if len(numbers) != 5 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise InputError(
+            f"{model} has {MICRO_CONDITIONS} {quoted(found)} in its provenance, expected five "
+            "finite numbers; write the bundle again"
+        )
+    return [float(x) for x in numbers]
 
 
 def check_belongs(expected: Any, found: Mapping[str, str], where: Any, model: Any) -> None:
@@ -68,7 +94,7 @@ class TextConditions:
         tokenizer: the one of the tower.
         expected: shapes and dtypes of one example's condition, as the token network says them.
         batch_size: prompts in a call; a smaller rest is filled up to it.
-        micro: the micro-conditions of every example.
+        micro: the five micro-conditions of every example.
 
     Attributes:
         shapes: {name: shape of one prompt's feature}, without the micro-conditions.
@@ -84,8 +110,8 @@ class TextConditions:
         params: Any,
         tokenizer: ClipTokenizer,
         expected: Any,
-        batch_size: int = 16,
-        micro: Sequence[float | int] = MICRO_CONDITIONS,
+        batch_size: int,
+        micro: Sequence[float | int],
     ):
         self._params, self.tokenizer, self._batch_size = params, tokenizer, batch_size
         self._network, self._micro, self._placed = network, np.asarray(micro, np.float32), None

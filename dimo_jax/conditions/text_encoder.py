@@ -40,28 +40,28 @@ class TextEncoder:
     tokenizer: ClipTokenizer
     provenance: Mapping[str, Any]
 
-    def conditions(self, network: Network, batch_size: int, **options: Any) -> TextConditions:
+    def conditions(
+        self, network: Network, batch_size: int, micro: Sequence[float | int]
+    ) -> TextConditions:
         """Return the tower as what a network is conditioned on.
 
         Args:
             network: whose condition is text.
             batch_size: prompts in a call.
-            **options: as for TextConditions.
+            micro: the five micro-conditions of every prompt.
 
         Raises:
             InputError: the encoder is not the network's.
         """
-        parts = (self.network, self.params, self.tokenizer, network.condition, batch_size)
-        if options:
-            return TextConditions(*parts, **options)
         # Kept: another one would compile the tower again, and send it to the device again.
-        key = (network, batch_size)
+        key = (network, batch_size, tuple(micro))
         if key not in self._conditions:
-            self._conditions[key] = TextConditions(*parts)
+            parts = (self.network, self.params, self.tokenizer, network.condition)
+            self._conditions[key] = TextConditions(*parts, batch_size, micro)
         return self._conditions[key]
 
     @functools.cached_property
-    def _conditions(self) -> dict[tuple[Network, int], TextConditions]:
+    def _conditions(self) -> dict[tuple[Network, int, tuple[float, ...]], TextConditions]:
         return {}
 
     @functools.cached_property

@@ -17,10 +17,9 @@ from dimo_jax.common import files, readers
 from dimo_jax.common.errors import InputError
 from dimo_jax.common.shown import shown
 from dimo_jax.conditions import clip_tokenizer, transformers_tokenizer
-from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, check_belongs, identity_of
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER, check_belongs, identity_of, micro_of
 from dimo_jax.convert.networks import diffusers_folder, maskgit, meissonic, patches, vq_model
 from dimo_jax.convert.sources import SOURCES, Folder
-from dimo_jax.models.meissonic import MICRO_CONDITIONS
 from dimo_jax.samplers import one_step
 
 # A bundle's model -> its folder. Those that nobody publishes so are no sources.
@@ -187,7 +186,9 @@ def _pipeline(
     }
     if with_text:
         timestep = config["model"]["timestep"]
-        settings |= {"timestep": timestep, "micro_conditions": list(MICRO_CONDITIONS)}
+        size = (tokenizer["image_size"], tokenizer["image_size"])
+        micro = micro_of(place, config["provenance"] or {}, size)
+        settings |= {"timestep": timestep, "micro_conditions": micro}
     index = {
         "_class_name": ["pipeline", f"{'Text' if with_text else 'Class'}ToImagePipeline"],
         "_diffusers_version": meissonic.DIFFUSERS_VERSION,

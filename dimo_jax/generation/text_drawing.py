@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from dimo_jax import bundles
 from dimo_jax.common import images
+from dimo_jax.conditions.text import micro_of
 from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.generation import drawing
 from dimo_jax.generation.benchmark_files import Item, image_keys
@@ -50,7 +51,9 @@ class TextImages:
         self._model = drawing.model_of(model, tokenizer)
         self._sampler = sampler_of(model, overrides)
         self._seed, self._batch_size = seed, batch_size
-        self._conditions = encoder.conditions(self._model.network, batch_size)
+        size = self._model.tokenizer.image_shape[:2]
+        micro = micro_of(model.path, model.provenance, size)
+        self._conditions = encoder.conditions(self._model.network, batch_size, micro)
         # The one step of a generator has no guidance.
         is_generator = model.kind == "generator"
         self._negative = None if is_generator else self._conditions([negative_prompt])

@@ -29,8 +29,6 @@ from dimo_jax.models.waves import rotary, rotated, sinusoids
 # What the network may get as its time: nothing, as Di[M]O's released code does by accident (it
 # casts a ratio below 1 to an integer) and its released weights need; or the share of masked tokens.
 TIMESTEPS = ("zero", "ratio")
-# Width and height in pixels, two coordinates of the crop, aesthetic score: what the pipeline gives.
-MICRO_CONDITIONS = (1024.0, 1024.0, 0.0, 0.0, 6.0)
 _STREAMS = ("text_", "")  # prefixes of their parameters, in the order of the joint sequence
 
 _gelu = functools.partial(gelu, approximate=True)
@@ -264,9 +262,10 @@ def build(
 
     Returns:
         The network. Its condition is a dict: "states" [B, T, text_dim] and "pooled" [B, pooled_dim]
-        of the text encoder, "micro" [B, 5] (MICRO_CONDITIONS), and where a sampler counts its steps
-        "timestep" [B], which is multiplied by 1000. There is no null label: another prompt is the
-        unconditional branch. [MASK] has no logit. It has no dropout.
+        of the text encoder, "micro" [B, 5], width and height in pixels, two coordinates of the crop
+        and an aesthetic score, and where a sampler counts its steps "timestep" [B], which is
+        multiplied by 1000. There is no null label: another prompt is the unconditional branch.
+        [MASK] has no logit. It has no dropout.
 
     Raises:
         InputError: if the sizes do not fit each other.
@@ -283,7 +282,7 @@ def build(
     condition = {
         "states": jax.ShapeDtypeStruct((text_length, text_dim), jnp.float32),
         "pooled": jax.ShapeDtypeStruct((pooled_dim,), jnp.float32),
-        "micro": jax.ShapeDtypeStruct((len(MICRO_CONDITIONS),), jnp.float32),
+        "micro": jax.ShapeDtypeStruct((5,), jnp.float32),
     }
 
     def init(key: Key[Array, ""]) -> Any:

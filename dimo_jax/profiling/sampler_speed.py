@@ -56,7 +56,7 @@ class _Batch:
         text = None
         if models.encoder is not None:
             micro = config["prompts"]["micro_conditions"]
-            text = models.encoder.conditions(network, size, micro=micro)
+            text = models.encoder.conditions(network, size, micro)
         inputs = text.ids([PROMPT] * size) if text else numbers % np.int32(network.num_classes)
         self.keys, self.inputs, self.tokens = jax.device_put(
             (rng.example_keys(jax.random.key(seed), jnp.asarray(numbers)), inputs, codes),

@@ -81,7 +81,7 @@ def text_conditions(
     """
     micro = config["prompts"]["micro_conditions"]
     with about("config.text_encoder"):
-        return encoder.conditions(network, _PROMPTS_IN_A_CALL, micro=micro)
+        return encoder.conditions(network, _PROMPTS_IN_A_CALL, micro)
 
 
 def pictured(

@@ -50,6 +50,7 @@ GENERATORS = {
     "imagenet": (CLASSES, VQGAN, {"ratio": [0.3, 0.8]}),
     "digits": ({**CLASSES, "predict_mask_id": False}, PATCHES, {"top_p": 0.7}),
 }
+MICRO = [16.0, 12.0, 0.0, 3.0, 5.5]
 PROMPTS, LABELS = {"prompt": ["a red ball", "blue"]}, {"class_labels": [3, 0, 4]}
 
 
@@ -80,6 +81,7 @@ def save(place, network, tokenizer, changes):
         place, kind="generator", model=built.config, params=random_params(built.init),
         sampler={**SAMPLER, **changes}, tokenizer_params=decoder, inside=inside,
         tokenizer={"config": codec.config, "hash": tokenizers.fingerprint(codec, decoder)},
+        provenance={"micro_conditions": MICRO},
     )  # fmt: skip
     return bundles.load(place)
 
@@ -94,7 +96,7 @@ def expected_of(bundle, place):
     settings = one_step.settings_from(bundle.sampler, network)
     if "prompt" in asked:
         encoder = text_encoder.load_encoder(None, bundle.path)
-        condition = encoder.conditions(network, 2)(asked["prompt"])
+        condition = encoder.conditions(network, 2, MICRO)(asked["prompt"])
     else:
         condition = np.asarray(asked["class_labels"], np.int32)
 

@@ -147,7 +147,8 @@ def test_the_text_encoder_is_timed_apart_and_is_part_of_the_whole(clock):
     assert list(result["latency_seconds"]) == [
         "condition_encoder", "whole", "network", "token_sampling", "decoder"
     ]  # fmt: skip
-    expected = found.encoder.conditions(found.network, 8)([step_speed.PROMPT] * 8)
+    micro = config["prompts"]["micro_conditions"]
+    expected = found.encoder.conditions(found.network, 8, micro)([step_speed.PROMPT] * 8)
     for name, want in expected.items():
         np.testing.assert_allclose(features[name], want, rtol=1e-4, atol=1e-4)
     chosen = one_step.settings_from(settings.sampler_of(config), found.network)
