@@ -1,5 +1,6 @@
 """Strict settings for every test; they must stand before JAX starts its backend."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -40,3 +41,14 @@ def no_threads_are_abandoned():
     """Otherwise a command that ends in this process would end the process, after such a test."""
     yield
     distributed.abandoned.clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_stays_is_looked_at_once():
+    """Takes modules, tests and JAX's caches from the garbage collector.
+
+    Late in the suite they would make every call of it, and Orbax's failures call it often, take a
+    second.
+    """
+    gc.collect()
+    gc.freeze()

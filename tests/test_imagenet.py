@@ -23,7 +23,7 @@ BUNDLES = {"teacher": "bundles/maskgit256", "tokenizer": "bundles/vqgan_f16_1024
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "image net"
-    out, err = finish(command("main", *SMOKE, f"--workdir={workdir}", optimized=False))
+    out, err = finish(command("main", *SMOKE, f"--workdir={workdir}"))
     return workdir, out, err
 
 
@@ -56,10 +56,10 @@ def test_the_generator_of_a_run_is_sampled(finished, tmp_path):
     grid = tmp_path / "grid.png"
     labels = "1,7,282"
     flags = [f"--generator={workdir}/export", f"--labels={labels}", "--num_per_label=2"]
-    finish(command("sample", *flags, f"--output={grid}", optimized=False))
+    finish(command("sample", *flags, f"--output={grid}"))
     assert np.asarray(Image.open(grid)).shape[2] == 3
     npz = tmp_path / "samples.npz"
-    finish(command("sample", flags[0], "--num=10", f"--output={npz}", optimized=False))
+    finish(command("sample", flags[0], "--num=10", f"--output={npz}"))
     with np.load(npz) as data:
         assert (data["arr_0"].dtype, data["arr_0"].shape) == (np.uint8, (10, 16, 16, 3))
         assert data["labels"].tolist() == list(range(10))

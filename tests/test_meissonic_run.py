@@ -34,7 +34,7 @@ SMOKE = ["--config=configs/meissonic.py:smoke"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "meissonic"
-    out, err = finish(command("main", *SMOKE, f"--workdir={workdir}", optimized=False))
+    out, err = finish(command("main", *SMOKE, f"--workdir={workdir}"))
     return workdir, out, err
 
 

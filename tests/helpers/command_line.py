@@ -50,7 +50,7 @@ def run_command(module, arguments, monkeypatch, capsys):
     return stopped.value.code, printed.out, printed.err
 
 
-def command(module, *arguments, optimized=True, **options):
+def command(module, *arguments, optimized=False, **options):
     """A command as a process of its own, started; not optimized it compiles in half the time."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" or not optimized}
     return subprocess.Popen(

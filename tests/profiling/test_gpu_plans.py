@@ -212,7 +212,7 @@ def test_the_step_on_a_node_by_the_command(tmp_path):
     output = tmp_path / "plan.json"
     flags = ("--topology=h100:4", "--config.mesh.data=1", "--config.mesh.fsdp=4")
     flags += ("--config.mesh.min_shard_elements=1000", f"--output={output}")
-    text, err = finish(command("plan", CONFIG, *flags, optimized=False))
+    text, err = finish(command("plan", CONFIG, *flags))
     assert [line for line in err.splitlines() if not line.startswith("plan: ")] == []
     found = json.loads(output.read_text())
     assert found["fits"] and found["advice"] == [] and found["mem_fraction"] == 0.75
