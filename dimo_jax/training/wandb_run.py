@@ -66,7 +66,6 @@ def start(config: Mapping[str, Any], workdir: AnyPath) -> "Tracker":
     Raises:
         InputError: it cannot be started.
     """
-    check()
     wandb = importlib.import_module("wandb")
     before = config["pretrain"]["num_steps"] if configs.trains_teacher(config) else 0
     first = {"pretrain": 0, "distill": before}
