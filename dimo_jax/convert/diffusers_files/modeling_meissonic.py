@@ -5,6 +5,8 @@ own, in the later ones both have the same. 2 by 2 tokens are one inside the bloc
 L image tokens, T text tokens, N both inside the blocks, H heads, d = D / H, D width, V codes.
 
 Source: Bai et al., arXiv 2410.08261; the tensors have the names of viiika/Meissonic.
+
+Over 300 lines, as diffusers loads one file of a folder.
 """
 
 import math
