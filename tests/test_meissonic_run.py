@@ -38,7 +38,6 @@ def finished(tmp_path_factory):
     return workdir, out, err
 
 
-@pytest.mark.long
 def test_the_smoke_run_leaves_a_generator_its_encoder_and_the_record(finished):
     workdir, out, err = finished
     assert "5 prompts of config.prompts.texts" in err
@@ -60,12 +59,10 @@ def test_the_smoke_run_leaves_a_generator_its_encoder_and_the_record(finished):
         assert found == {"text_encoder": digest}
 
 
-@pytest.mark.long
 def test_the_command_at_the_end_runs_as_it_stands(finished, tmp_path, monkeypatch):
     run_printed(finished[1], tmp_path, monkeypatch)
 
 
-@pytest.mark.long
 def test_frozen_leaves_are_the_teachers_and_the_rest_moves(finished):
     workdir, _, _ = finished
     found = [bundles.load(workdir / name) for name in ("teacher", "export")]
@@ -80,7 +77,6 @@ def test_frozen_leaves_are_the_teachers_and_the_rest_moves(finished):
     assert found[1].model["timestep"] == "zero"
 
 
-@pytest.mark.long
 def test_the_generator_is_sampled_with_a_prompt(finished, tmp_path, monkeypatch, capsys):
     workdir, _, _ = finished
     flags = [f"--generator={workdir}/export", "--prompt=a red ball", "--num_per_prompt=2"]
@@ -95,7 +91,6 @@ def test_the_generator_is_sampled_with_a_prompt(finished, tmp_path, monkeypatch,
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
-@pytest.mark.long
 def test_a_generator_that_is_moved_is_complete_or_says_what_is_missing(
     finished, tmp_path, monkeypatch, capsys
 ):
@@ -152,7 +147,6 @@ def test_a_generator_that_is_moved_is_complete_or_says_what_is_missing(
     assert "is one for vqvae/, not for text_encoder/" in err
 
 
-@pytest.mark.long
 def test_the_generator_goes_back_to_a_folder_of_diffusers_and_is_exported(finished, tmp_path):
     workdir, _, _ = finished
     flags = ["--to=diffusers", f"--input={workdir}/export", f"--output={tmp_path / 'folder'}"]

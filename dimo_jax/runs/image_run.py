@@ -17,7 +17,7 @@ from dimo_jax.common.errors import InputError
 from dimo_jax.common.progress import Progress
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptIds
-from dimo_jax.conditions.text import MICRO_CONDITIONS, TEXT_ENCODER_FOLDER
+from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.config import mixture
 from dimo_jax.data.built_in import Pictures
 from dimo_jax.data.examples import Examples
@@ -209,8 +209,6 @@ def _save(
         return
     inside = None
     if loaded.encoder is not None:
-        about = {**about, TEXT_ENCODER_FOLDER: loaded.encoder.identity}
-        about[MICRO_CONDITIONS] = list(loaded.config["prompts"][MICRO_CONDITIONS])
         inside = {TEXT_ENCODER_FOLDER: loaded.encoder.content()}
     tokenizer, tokenizer_params = loaded.tokenizer, loaded.tokenizer_params
     digest = tokenizers.fingerprint(tokenizer, tokenizer_params)
@@ -222,7 +220,7 @@ def _save(
         sampler=sampler,
         tokenizer={"config": tokenizer.config, "hash": digest},
         tokenizer_params=tokenizer_params,
-        provenance=about,
+        provenance={**about, **load_conditions.remembered(loaded.config, loaded.encoder)},
         inside=inside,
     )
 

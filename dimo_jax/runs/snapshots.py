@@ -19,7 +19,7 @@ from dimo_jax.conditions.text import TEXT_ENCODER_FOLDER
 from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.data import joints
 from dimo_jax.models import Network
-from dimo_jax.training import load_models, saved, settings, stages
+from dimo_jax.training import load_conditions, load_models, saved, settings, stages
 
 
 class Snapshot(NamedTuple):
@@ -101,6 +101,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
         network, tokenizer, encoder = _around(config, workdir)
         network = settings.generator_network(network, config)
         sampler = settings.sampler_of(config)
+        conditions = load_conditions.remembered(config, encoder)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -131,7 +132,7 @@ def open_snapshot(workdir: AnyPath, wanted: str | int) -> Snapshot:
         provenance={
             **load_models.provenance(config, step, None),
             **({"parent": parent} if parent else {}),
-            **({} if encoder is None else {TEXT_ENCODER_FOLDER: encoder.identity}),
+            **conditions,
         },
         path=place,
         params_hash=trees.fingerprint(params),

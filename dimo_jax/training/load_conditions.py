@@ -13,7 +13,7 @@ from dimo_jax.conditions import labels
 from dimo_jax.conditions import prompts as prompt_conditions
 from dimo_jax.conditions.labels import LabelConditions
 from dimo_jax.conditions.prompts import PromptConditions
-from dimo_jax.conditions.text import TextConditions
+from dimo_jax.conditions.text import MICRO_CONDITIONS, TEXT_ENCODER_FOLDER, TextConditions
 from dimo_jax.conditions.text_encoder import TextEncoder
 from dimo_jax.data import prompts
 from dimo_jax.models import Network
@@ -82,6 +82,19 @@ def text_conditions(
     micro = config["prompts"]["micro_conditions"]
     with about("config.text_encoder"):
         return encoder.conditions(network, _PROMPTS_IN_A_CALL, micro)
+
+
+def remembered(config: Mapping[str, Any], encoder: TextEncoder | None) -> dict[str, Any]:
+    """Return what the bundle of a network keeps of its conditions: nothing where they are classes.
+
+    Args:
+        config: of its run.
+        encoder: of its texts.
+    """
+    if encoder is None:
+        return {}
+    micro = list(config["prompts"][MICRO_CONDITIONS])
+    return {TEXT_ENCODER_FOLDER: encoder.identity, MICRO_CONDITIONS: micro}
 
 
 def pictured(

@@ -59,7 +59,6 @@ def test_barriers_between_blocks_are_for_training_on_cpus_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_mode_draws_the_same_dropout():
     modes = [models.Compute(), models.Compute(remat="full"), models.Compute(scan_layers=True)]
     values = [float(value_and_gradient("maskgit", c, jax.random.key(0))[0]) for c in modes]

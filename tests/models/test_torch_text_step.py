@@ -97,7 +97,6 @@ def torch_step(teacher, generator, auxiliary, draws, every):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_both_gradients_are_pytorchs_for_every_tensor():
     network = models.build(SIZES)
     settings, every = settings_of(network), conditions()

@@ -52,7 +52,6 @@ def start(folder, family, *flags):
 
 
 @pytest.mark.parametrize("family", ["halton", "google_maskgit"])
-@pytest.mark.long
 def test_a_family_is_distilled_from_its_bundle(tmp_path, family):
     teacher = save_bundles(tmp_path, family)
     guidance = [] if teacher.build().has_null else ["--config.distill.guidance=1.0"]
@@ -94,7 +93,6 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, family, flags, words):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.long
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
     config = {"name": "maskgit", **SIZES, **FAMILIES["maskgit"]}
     full, low = (models.build(config, models.Compute(dtype)) for dtype in ("float32", "bfloat16"))

@@ -95,9 +95,7 @@ def one_device():
     return distil(config, layout_of(config, 1, 1))
 
 
-@pytest.mark.parametrize(
-    "shape", ["4x2", *(pytest.param(name, marks=pytest.mark.long) for name in ("8x1", "1x8"))]
-)
+@pytest.mark.parametrize("shape", MESHES)
 def test_a_mesh_gives_the_gradients_of_one_device(one_device, shape):
     config = tiny()
     program, state, metrics = distil(config, layout_of(config, *MESHES[shape]))
@@ -113,7 +111,6 @@ def test_a_mesh_gives_the_gradients_of_one_device(one_device, shape):
     assert program.step._cache_size() == 1
 
 
-@pytest.mark.long
 def test_frozen_leaves_never_move_and_nothing_large_is_whole(one_device):
     config = tiny()
     layout = layout_of(config, 1, 8)
@@ -134,7 +131,6 @@ def test_frozen_leaves_never_move_and_nothing_large_is_whole(one_device):
     assert program.step._cache_size() == 1
 
 
-@pytest.mark.long
 def test_the_options_of_a_run_change_nothing_on_a_mesh(one_device):
     config = tiny(
         **{
@@ -183,7 +179,6 @@ def test_a_batch_that_does_not_divide_stops_before_anything_is_compiled():
         programs.pretrain_program(config, network, layout)
 
 
-@pytest.mark.long
 def test_the_teachers_training_is_the_same_on_a_mesh():
     config = tiny()
     tokens = np.random.default_rng(0).integers(0, CODES, (40, NUM_TOKENS)).astype(np.int32)
@@ -199,7 +194,6 @@ def test_the_teachers_training_is_the_same_on_a_mesh():
     compare(*found, 1e-5)
 
 
-@pytest.mark.long
 def test_a_teacher_and_its_text_tower_are_trained_alike_on_a_mesh():
     config = importlib.import_module("configs.emoji").get_config("text")
     config.mesh.min_shard_elements = 0
@@ -229,7 +223,6 @@ def test_only_transformers_are_told_how_to_compute():
     assert again.config == network.config
 
 
-@pytest.mark.long
 def test_a_blocks_gradient_is_not_computed_again_from_all_blocks_above_it():
     """On CPUs the loop over [B, N, D] with the most arguments has as many at any depth."""
     most = []

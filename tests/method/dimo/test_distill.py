@@ -136,7 +136,7 @@ def surrogate_gradients(settings, guided=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.long), 3.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_pull_back_is_the_surrogate_losss_gradient(scale):
     settings = dataclasses.replace(BASE, guidance=scale)
     gradient, aux_gradient, _, _ = run(settings)

@@ -49,7 +49,6 @@ def flops(function, *args):
         ({"guidance": 2.0, "step_ratios": (0.5,)}, 12),
     ],
 )
-@pytest.mark.long
 def test_a_step_costs_the_passes_it_says(changes, passes):
     changes, ratios = dict(changes), changes.get("step_ratios", ())
     changes.pop("step_ratios", None)

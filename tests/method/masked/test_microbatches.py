@@ -31,7 +31,6 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.long
 def test_a_distillation_step_in_parts_is_the_step(case):
     settings = dataclasses.replace(BASE, **CASES[case])
     whole = run(settings)
