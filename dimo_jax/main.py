@@ -36,7 +36,8 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "teacher_only",
     False,
-    "end with the trained teacher; the same command without it goes on to distil",
+    "end with the trained teacher; the same command without it goes on to distil, and --dry_run is "
+    "of both",
     flag_values=FLAGS,
 )
 flags.DEFINE_string(

@@ -136,5 +136,5 @@ def _run(
             banner.show([tracker.described])
             metrics.add(tracker)
         if teacher_only:
-            return image_run.train_teacher(loaded, metrics)
+            return image_run.run(loaded, metrics, began, teacher_only=True)
         return _kind(config).run(loaded, metrics, began, trace)

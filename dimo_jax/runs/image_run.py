@@ -40,7 +40,11 @@ Drawing = Callable[[Any, Int[np.ndarray, "N"], int], Images]
 
 
 def run(
-    loaded: ImageRun, metrics: Metrics, began: float, trace: traces.Request | None = None
+    loaded: ImageRun,
+    metrics: Metrics,
+    began: float,
+    trace: traces.Request | None = None,
+    teacher_only: bool = False,
 ) -> str:
     """Make teacher, generator and report; each part is skipped where its result is there already.
 
@@ -49,15 +53,26 @@ def run(
         metrics: of the run.
         began: time.monotonic() of the command's start.
         trace: of some steps of the distillation.
+        teacher_only: end with the teacher.
 
     Returns:
         What was done and where it is.
     """
     config, workdir, network = loaded.config, loaded.workdir, loaded.network
-    loaded, real = _prepared(loaded)
+    loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
+    real = None
+    if loaded.pictures is not None and loaded.reports:
+        real = loaded.pictures.splits(loaded.tokenizer, loaded.tokenizer_params)
+    if shares := _shares(loaded):
+        conditions = LabelConditions(network.num_classes, shares)
+        loaded = dataclasses.replace(loaded, conditions=conditions)
     loaded.conditions.fill_cache()
-    distance = _distance(loaded, real)
+    # Its network may have to be trained first: not for a generator that is not made.
+    measured = config["interim"]["teacher"] or not teacher_only
+    distance = _distance(loaded, real) if measured else None
     teacher, loaded = _teacher(loaded, distance, metrics)
+    if teacher_only:
+        return f"done, the teacher is {workdir / 'teacher'}"
     generator = stages.run_distill(
         config,
         loaded.generator_network,
@@ -77,8 +92,7 @@ def run(
     made = load_models.provenance(
         config, config["distill"]["num_steps"], loaded.start, loaded.teacher
     )
-    sampler = settings.sampler_of(config)
-    _save(loaded, "export", "generator", generator, sampler, made)
+    _save(loaded, "export", "generator", generator, settings.sampler_of(config), made)
     if not distributed.is_lead():
         # What is left is one process's work: the command waits for it at its end.
         return "done"
@@ -91,36 +105,14 @@ def run(
         "tokenizer": tokenizers.fingerprint(loaded.tokenizer, loaded.tokenizer_params),
         "settings": configs.settings_hash(configs.stage_settings(config, "evaluation")),
     }
-    folder = workdir / "report"
-    page_file = folder / page.FILE_NAME
+    page_file = workdir / "report" / page.FILE_NAME
     # The page is written last.
-    if page_file.exists() and result_folders.hashes_of(folder).items() >= hashes.items():
+    if page_file.exists() and result_folders.hashes_of(page_file.parent).items() >= hashes.items():
         model_card.write(workdir)
         return f"done already, see {page_file}; nothing was left to do"
     _evaluate(loaded, real, teacher, generator, hashes, began)
     model_card.write(workdir)
     return f"done, see {page_file} or report.md beside it: teacher, generator and report"
-
-
-def train_teacher(loaded: ImageRun, metrics: Metrics) -> str:
-    """Make the teacher alone, or find that it is there; arguments and result as of `run`."""
-    loaded, real = _prepared(loaded)
-    # Its network may have to be trained first: not for a generator that is not made.
-    distance = _distance(loaded, real) if loaded.config["interim"]["teacher"] else None
-    _teacher(loaded, distance, metrics)
-    return f"done, the teacher is {loaded.workdir / 'teacher'}"
-
-
-def _prepared(loaded: ImageRun) -> tuple[ImageRun, Splits | None]:
-    """Return the run with its tokenizer and shares of classes, and the pictures for its report."""
-    loaded = dataclasses.replace(loaded, tokenizer_params=_tokenizer_params(loaded))
-    real = None
-    if loaded.pictures is not None and loaded.reports:
-        real = loaded.pictures.splits(loaded.tokenizer, loaded.tokenizer_params)
-    if shares := _shares(loaded):
-        conditions = LabelConditions(loaded.network.num_classes, shares)
-        loaded = dataclasses.replace(loaded, conditions=conditions)
-    return loaded, real
 
 
 def _examples(loaded: ImageRun) -> Examples | None:
@@ -207,9 +199,6 @@ def _save(
     """Write a bundle of the run, its tokenizer and text encoder in it; on the lead alone."""
     if not distributed.is_lead():
         return
-    inside = None
-    if loaded.encoder is not None:
-        inside = {TEXT_ENCODER_FOLDER: loaded.encoder.content()}
     tokenizer, tokenizer_params = loaded.tokenizer, loaded.tokenizer_params
     digest = tokenizers.fingerprint(tokenizer, tokenizer_params)
     bundles.save(
@@ -221,7 +210,7 @@ def _save(
         tokenizer={"config": tokenizer.config, "hash": digest},
         tokenizer_params=tokenizer_params,
         provenance={**about, **load_conditions.remembered(loaded.config, loaded.encoder)},
-        inside=inside,
+        inside=loaded.encoder and {TEXT_ENCODER_FOLDER: loaded.encoder.content()},
     )
 
 
