@@ -31,7 +31,10 @@ def get_config(variant: str = "pair"):
     distill.auxiliary.optimizer.update(
         learning_rate=5e-3, schedule="cosine", warmup_steps=50, beta1=0.5, beta2=0.99
     )
+    # Of the other method, --config.distill.method=mixture (docs/di4c.md).
+    distill.mixture.update(replicas=8, steps=(2, 4, 1), condition_drop=0.0)
     if variant == "pair":
+        distill.mixture.steps = (1, 2)
         # Total variation 0.033 against Adam's 0.084; on "modes" Muon gave 0.24 after 1,000 steps.
         distill.generator.optimizer.name = distill.auxiliary.optimizer.name = "muon"
     if variant == "modes":

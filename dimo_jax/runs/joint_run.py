@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dimo_jax import bundles, samplers
 from dimo_jax.common import trees, versions
@@ -145,30 +145,19 @@ def run(
     )
     if not distributed.is_lead():
         return "done"
-    sampler = settings.sampler_of(config)
     bundles.save(
         workdir / "export",
         kind="generator",
         model=network.config,
         params=generator,
-        sampler=sampler,
+        sampler=settings.sampler_of(config),
         provenance=load_models.provenance(config, config["distill"]["num_steps"], loaded.start),
     )
-    section, folder = config["evaluation"], workdir / "report"
-    chosen = samplers.of_generator(network, sampler)
-    tokens = samplers.sample(
-        network,
-        generator,
-        jax.random.key(section["seeds"][0]),
-        np.zeros(section["num_samples"], np.int32),
-        None,
-        chosen,
-        section["batch_size"],
-    )
+    folder = workdir / "report"
     distance = joint_report.write(
         folder,
         loaded.joint,
-        tokens,
+        _samples(loaded, generator),
         title=config["title"],
         provenance={
             "seed": config["seed"],
@@ -176,6 +165,37 @@ def run(
             "wall_seconds": round(time.monotonic() - began, 1),
             "hashes": {"generator": trees.fingerprint(generator)},
         },
-        steps=chosen.num_steps,
     )
     return f"done, total variation {distance:.3f}, see {folder / 'report.md'}:"
+
+
+def _samples(loaded: JointRun, generator: Any) -> dict[tuple[str, int], Int[np.ndarray, "N L"]]:
+    """Draw of the generator, of a mixture at every number of steps, and of its teacher at the same.
+
+    In one step the teacher is independent sampling, which the report has exactly.
+
+    Returns:
+        By (model, steps); the generator's own number of steps first.
+    """
+    config, found = loaded.config, {}
+    section = config["evaluation"]
+
+    def draw(model: str, network: Network, params: Any, chosen: Any) -> None:
+        found[model, chosen.num_steps] = samplers.sample(
+            network,
+            params,
+            jax.random.key(section["seeds"][0]),
+            np.zeros(section["num_samples"], np.int32),
+            None,
+            chosen,
+            section["batch_size"],
+        )
+
+    entries, made = settings.samplers_of(config), loaded.generator_network
+    for entry in entries:
+        draw("generator", made, generator, samplers.of_generator(made, entry))
+    for entry in entries if mixture.is_chosen(config) else ():
+        chosen = samplers.settings_for(loaded.teacher, entry)
+        if chosen.num_steps > 1:
+            draw("teacher", loaded.teacher, loaded.teacher_params, chosen)
+    return found

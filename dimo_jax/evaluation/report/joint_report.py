@@ -29,31 +29,30 @@ def histogram(tokens: Int[np.ndarray, "N L"], num_values: int) -> Float[np.ndarr
 def write(
     folder: AnyPath | str,
     joint: Float[np.ndarray, "..."],
-    tokens: Int[np.ndarray, "N L"],
+    samples: Mapping[tuple[str, int], Int[np.ndarray, "N L"]],
     *,
     title: str,
     provenance: Mapping[str, Any],
-    steps: int = 1,
 ) -> float:
     """Write results.json, report.md and joints.png.
 
     Args:
         folder: where; made if it is not there.
         joint: the true one.
-        tokens: the generator's samples.
+        samples: as many of each model at each number of steps; the picture is of the first.
         title: the report's first line.
         provenance: as schema.Results.
-        steps: of the generator.
 
     Returns:
-        The total variation between the generator's joint and the true one.
+        The total variation between the first samples' joint and the true one.
     """
-    folder, num_samples = files.path(folder), len(tokens)
-    found, product = histogram(tokens, joint.shape[0]), joints.independent(joint)
+    folder, num_samples = files.path(folder), len(next(iter(samples.values())))
+    found = {row: histogram(tokens, joint.shape[0]) for row, tokens in samples.items()}
+    product = joints.independent(joint)
     # What as many samples of the truth itself would show: no generator can be expected below.
     own = np.random.default_rng(0).multinomial(num_samples, joint.ravel()) / num_samples
     tables = {
-        ("generator", steps): found,
+        **found,
         ("independent", 1): product,
         ("true_joint", 0): own.reshape(joint.shape),
     }
@@ -66,7 +65,7 @@ def write(
     ]
     results = Results(rows, provenance, title, settings={"num_samples": num_samples})
     schema.write(folder, results)
-    images.save_png(folder / "joints.png", _picture(joint, found, product))
+    images.save_png(folder / "joints.png", _picture(joint, next(iter(found.values())), product))
     sections = [
         f"# {title}",
         f"Total variation to the true joint, estimated on {num_samples} samples.",
