@@ -251,6 +251,20 @@ def test_a_missing_neighbour_is_named(given, place, tmp_path):  # noqa: F811
             opened(config, tmp_path / "run")
 
 
+def test_a_teacher_is_given_the_micro_conditions_that_it_was_trained_with(given, place, tmp_path):  # noqa: F811
+    root = tmp_path / "place"
+    shutil.copytree(place, root)
+    file = root / "transformer" / "config.json"
+    about = json.loads(file.read_text())
+    about["provenance"]["micro_conditions"] = [512, 512, 0, 0, 6]
+    file.write_text(json.dumps(about))
+    given = given | {"teacher.bundle": str(root / "transformer")}
+    with pytest.raises(InputError, match=r"with the micro-conditions \(512.0, 512.0, 0.0, 0.0, 6"):
+        opened(smoke(**given), tmp_path / "run")
+    own = {"prompts.micro_conditions": (512.0, 512.0, 0.0, 0.0, 6.0)}
+    opened(smoke(**given, **own), tmp_path / "run")
+
+
 def test_text_and_classes_are_not_taken_for_each_other(given, tmp_path):
     other = {"data.name": "labels", "data.num_classes": 3, "prompts.texts": ()}
     other |= {"tokenizer.bundle": "x"}

@@ -11,6 +11,7 @@ from dimo_jax import config as configs
 from dimo_jax.common import hub, readers, rng
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
+from dimo_jax.conditions.text import MICRO_CONDITIONS, micro_of
 from dimo_jax.config import mixture
 from dimo_jax.models import Network
 from dimo_jax.training import settings
@@ -48,6 +49,7 @@ def open_teacher(config: Config) -> bundles.Bundle | None:
             f"config.teacher.bundle={path} has {bundle.model['num_classes']} classes, "
             f"config.data.num_classes is {num_classes}; set that to match"
         )
+    _check_micro(config, bundle, f"config.teacher.bundle={path}")
     return bundle
 
 
@@ -80,7 +82,21 @@ def open_generator(
             f"{what} was trained with another tokenizer than config.tokenizer describes; set "
             "config.tokenizer to match"
         )
+    _check_micro(config, bundle, what)
     return bundle
+
+
+def _check_micro(config: Config, bundle: bundles.Bundle, what: str) -> None:
+    """Refuse other micro-conditions than a network with text was trained with, if it knows."""
+    if not is_text(config) or MICRO_CONDITIONS not in bundle.provenance:
+        return
+    known = tuple(micro_of(bundle.path, bundle.provenance, size=(0, 0)))
+    wanted = tuple(config["prompts"][MICRO_CONDITIONS])
+    if known != wanted:
+        raise InputError(
+            f"{what} was trained with the micro-conditions {known}, config.prompts."
+            f"{MICRO_CONDITIONS} is {wanted}; set that to match"
+        )
 
 
 def _differing(found: Config, expected: Config) -> list[str]:
