@@ -88,7 +88,6 @@ _ELSEWHERE = (
 _OF_LATER_STEPS = (
     *("distill.steps", "distill.step_ratios", "distill.step_sigma", "distill.step_tokens"),
     *("distill.step_shares", "distill.step_remask", "distill.auxiliary.steps"),
-    "distill.step_objective",
 )
 _OF_MIXTURE = ("distill.method", "distill.mixture.")
 # How the generator is sampled, of which its training knows nothing.
@@ -131,8 +130,6 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if fields.get("distill.steps") == 1:  # of one step the others mean nothing
         for name in _OF_LATER_STEPS:
             del fields[name]
-    if fields.get("distill.step_objective") == "dimo":  # from before there was a choice
-        del fields["distill.step_objective"]
     if fields.get("distill.method") == "dimo":
         fields = {k: x for k, x in fields.items() if not k.startswith(_OF_MIXTURE)}
     if stage == "distill":

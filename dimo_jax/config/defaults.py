@@ -259,11 +259,6 @@ FIELDS: dict[str, Any] = {
         "step_shares": Field(
             (), several(AT_LEAST_0), "how often each is trained, one share for each; empty: alike"
         ),
-        "step_objective": Field(
-            "dimo",
-            names("dimo", "teacher"),
-            "what later steps learn: as the first, or what the teacher predicts where they start",
-        ),
         "step_remask": Field(
             "any", names("any", "drawn"), "of x_t: any position, or those that the step drew"
         ),

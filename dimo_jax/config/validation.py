@@ -13,12 +13,6 @@ from dimo_jax.config import fields_of, flat, mixture, takes_text, trains_teacher
 from dimo_jax.config.sizes import PICTURE_SETS, SETS_WITH_TEXTS
 
 Config = Mapping[str, Any]
-# What says nothing of later steps that learn the teacher's prediction, and its only value there.
-_OF_DIMO_STEPS = {
-    "distill.step_remask": "any",
-    "distill.step_tokens": "carry",
-    "distill.auxiliary.steps": "every",
-}
 _OPTIMIZERS = ("pretrain", "distill.generator", "distill.auxiliary")
 _NUM_CLASSES = {
     "joint": 1,
@@ -112,13 +106,6 @@ def _validate_method(config: Config) -> None:
             f"config.distill.step_shares is {tuple(shares)}, and config.distill.steps is {steps}; "
             f"give {steps} in all, not only zeros, or none"
         )
-    imitates = steps > 1 and config["distill"]["step_objective"] == "teacher"
-    for name, value in _OF_DIMO_STEPS.items():
-        if imitates and fields[name] != value:
-            raise InputError(
-                f"config.{name} is {fields[name]}, and config.distill.step_objective is teacher, "
-                f"whose later steps learn at the state that they start from; leave it {value}"
-            )
     auxiliary, updates = config["distill"]["auxiliary"], config["distill"]["auxiliary"]["updates"]
     if auxiliary["sample"] == "reuse" and auxiliary["condition_drop"]:
         raise InputError(

@@ -133,7 +133,6 @@ def distill_settings(config: Config, network: Network) -> DistillSettings:
         parts=section["parts"],
         step_shares=tuple(section["step_shares"]),
         step_remask=section["step_remask"],
-        step_objective=section["step_objective"],
         aux_steps=auxiliary["steps"],
     )
 

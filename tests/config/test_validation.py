@@ -173,7 +173,6 @@ TABLE = [
     ("distill.step_shares", ((), [1, 0.5]), (None, 1, (-1,), (NAN,), ("a",), (True,))),
     ("distill.step_tokens", ("carry", "redraw"), (*NO_TEXT, "", "keep")),
     ("distill.step_remask", ("any", "drawn"), (*NO_TEXT, "", "all")),
-    ("distill.step_objective", ("dimo", "teacher"), (*NO_TEXT, "", "copy")),
     ("distill.auxiliary.steps", ("every", "last"), (*NO_TEXT, "", "first")),
     ("distill.divergence.name", ("jeffrey", "alpha"), (*NO_TEXT, "", "kl")),
     ("distill.jacobian", ("auxiliary", "generator"), (*NO_TEXT, "", "teacher")),
@@ -411,7 +410,6 @@ DIGITS, TOY, CLASSES = ("digits", "gray"), ("toy", "pair"), ("imagenet", "smoke"
 TEXT, EMOJI = ("meissonic", "smoke"), ("emoji", "text")
 AUX = "distill.auxiliary."
 WARMUP = "distill.generator.optimizer.warmup_steps"
-IMITATES = {"distill.steps": 2, "distill.step_objective": "teacher"}
 CONTRADICTIONS = [
     (DIGITS, {WARMUP: 1801}, (f"config.{WARMUP} is 1801", "config.distill.num_steps = 1800")),
     (
@@ -446,14 +444,6 @@ CONTRADICTIONS = [
     (DIGITS, {"distill.step_ratios": (0.5,)}, ("step_ratios is (0.5,)", "steps is 1", "0 in all")),
     (DIGITS, {"distill.steps": 2, "distill.step_shares": (1,)}, ("step_shares is (1,)", "2 in")),
     (DIGITS, {"distill.steps": 2, "distill.step_shares": (0, 0)}, ("not only zeros",)),
-    *(
-        (DIGITS, IMITATES | {name: value}, (f"{name} is {value}, and", "is teacher", "leave it"))
-        for name, value in (
-            ("distill.step_remask", "drawn"),
-            ("distill.step_tokens", "redraw"),
-            ("distill.auxiliary.steps", "last"),
-        )
-    ),
     (DIGITS, {"distill.steps": 4, "distill.step_ratios": (0.5, 0.2)}, ("steps is 4", "3 in all")),
     (
         DIGITS,

@@ -3,7 +3,6 @@
 Axes: B batch, L tokens, V vocabulary, K auxiliary updates a step.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -145,9 +144,6 @@ def _fresh(
     settings: DistillSettings,
 ) -> tuple[Array, Array]:
     """Logits and tokens of a new sample of the generator."""
-    if settings.step_objective == "teacher":  # it serves the first step alone
-        first = dataclasses.replace(settings.generator, step_ratios=())
-        settings = dataclasses.replace(settings, generator=first)
     every = settings.aux_steps == "every"
     step = samples.draw_step(streams, name, settings) if every else None
     before = samples.start(networks.generator, generator, streams, name, condition, settings, step)

@@ -34,7 +34,6 @@ class Masked(NamedTuple):
         metric_weights: [B, L] of the reported divergence.
         aux_weights: [B, L] of the auxiliary's loss on the same sample.
         step: [B], of the generator's steps the one that is trained; None where there is one.
-        imitates: [B] bool, whose step learns the teacher's prediction itself; None: no one's.
     """
 
     mask: Any
@@ -43,7 +42,6 @@ class Masked(NamedTuple):
     metric_weights: Any
     aux_weights: Any
     step: Any = None
-    imitates: Any = None
 
 
 class _Examples(NamedTuple):
@@ -169,12 +167,9 @@ def step(
             state.auxiliary,
             differentiated=settings.aux_sample == "reuse",
         )
-        student = aux_logits
-        if masked.imitates is not None:  # x_t is what these steps started from
-            student = jnp.where(masked.imitates[:, None, None], logits, aux_logits)
-        cotangent = token_gradient(teacher, student, logits, masked.weights, settings)
+        cotangent = token_gradient(teacher, aux_logits, logits, masked.weights, settings)
         (gradient,) = pull_back(cotangent.astype(logits.dtype))
-        values = sample_metrics(logits, teacher, student, masked.metric_weights, settings)
+        values = sample_metrics(logits, teacher, aux_logits, masked.metric_weights, settings)
         metrics = _summed(values, examples.share)
         first, kept = auxiliary.of_same_sample(
             pull_aux, aux_logits, Drawn(logits, tokens), masked.aux_weights, settings
@@ -217,7 +212,6 @@ def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
     Of a generator of several steps, the step that each example is trained in too.
     """
     step, drawn, learns = samples.draw_step(streams, "generator", settings), None, None
-    imitates = None
     if step is not None:
         drawn = samples.drawn_positions(streams, "generator", step, settings)
         learns = step == settings.generator.num_steps if settings.aux_steps == "last" else None
@@ -227,10 +221,6 @@ def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
         settings.mask,
         drawn if settings.step_remask == "drawn" else None,
     )
-    if step is not None and settings.step_objective == "teacher":
-        imitates, learns = step > 1, step == 1
-        mask = jnp.where(imitates[:, None], drawn, mask)
-        ratio = jnp.where(imitates, mask.mean(1), ratio)
     trained = mask if drawn is None else mask & drawn
     return Masked(
         mask=mask,
@@ -239,7 +229,6 @@ def mask_again(streams: Streams, settings: DistillSettings) -> Masked:
         metric_weights=losses.token_weights(trained, "mean_batch"),
         aux_weights=denoise.weights_of(mask, settings.aux, learns),
         step=step,
-        imitates=imitates,
     )
 
 

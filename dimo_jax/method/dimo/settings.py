@@ -43,9 +43,6 @@ class DistillSettings:
             in the step that is trained. A gradient have only the latter.
         aux_steps: likewise, the steps whose samples the auxiliary learns from: "every" one, drawn
             as for the generator, or the "last".
-        step_objective: likewise, what the later steps learn: "dimo", as the first, or "teacher", to
-            draw what the teacher predicts at the state that they start from. Then the auxiliary
-            serves the first step alone, and learns from that one.
     """
 
     generator: GeneratorSettings
@@ -75,4 +72,3 @@ class DistillSettings:
     step_shares: tuple[float, ...] = ()
     step_remask: str = "any"
     aux_steps: str = "every"
-    step_objective: str = "dimo"

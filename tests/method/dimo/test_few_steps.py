@@ -183,7 +183,6 @@ OPTIONS = {  # option -> (changes, whether the generator's gradient changes, the
     "aux_steps": ({"aux_steps": "last"}, False, True),
     "step_remask": ({"step_remask": "drawn"}, True, None),
     "step_sigma": ({"generator": dataclasses.replace(THREE, step_sigma=0.5)}, True, None),
-    "step_objective": ({"step_objective": "teacher"}, True, True),
     "redraw": ({"generator": dataclasses.replace(THREE, redraw=True)}, True, True),
 }
 
@@ -225,53 +224,6 @@ def test_the_gradient_of_the_sampled_step_is_the_surrogates_and_none_runs_throug
     with jax.debug_key_reuse(False):  # z_theta is evaluated twice, on the same noise
         found = jax.jit(expected)(state.generator)
     close(run(settings)[0], found)
-
-
-IMITATES = dataclasses.replace(of(), step_objective="teacher")
-
-
-def test_later_steps_may_learn_what_the_teacher_predicts_at_the_state_that_they_start_from():
-    settings, state = IMITATES, started()
-
-    def expected(params):
-        own = streams()
-        masked = distill.mask_again(own, settings)
-        before = samples.start(apply, params, own, "generator", LABELS, settings, masked.step)
-        later = (masked.step > 1)[:, None]
-
-        def z_of(params):
-            drawn = (before.tokens, before.noise_keys)
-            return generate.generator_logits(apply, params, drawn, LABELS, before.sigma)
-
-        tokens = jax.vmap(jax.random.categorical)(stream("generator_sample"), z_of(params))
-        # Of the first step x_t is its sample, masked again; of later ones what they started from.
-        mask = jnp.where(later, before.tokens == MASK_ID, masked.mask)
-        x_t = jnp.where(later, before.tokens, jnp.where(masked.mask, MASK_ID, tokens))
-        p = jax.nn.softmax(apply(init(7), x_t, LABELS))
-        psi, theta = apply(state.auxiliary, x_t, LABELS), jax.lax.stop_gradient(z_of(params))
-        q = jax.nn.softmax(jnp.where(later[..., None], theta, psi))
-        g = jnp.where(mask[..., None], q - p, 0.0)
-        return jax.grad(lambda w: (z_of(w) * g).sum() / B)(params)
-
-    assert {1, 2, 3} == set(np.asarray(distill.mask_again(streams(), settings).step).tolist())
-    with jax.debug_key_reuse(False):  # z_theta is evaluated more than once, on the same noise
-        found = jax.jit(expected)(state.generator)
-    close(run(settings)[0], found)
-
-
-def test_then_the_auxiliary_learns_from_the_first_step_alone():
-    found = distill.mask_again(streams(), IMITATES)
-    first = np.asarray(found.step == 1)
-    np.testing.assert_array_equal(np.asarray(found.aux_weights).any(1), first)
-    assert float(found.aux_weights.sum()) == pytest.approx(1.0)
-
-    def auxiliary_of(settings):  # of fresh samples of a generator that stays what it is
-        step = distill.make_step(apply, apply, optax.sgd(0.0), optax.sgd(1.0), settings)
-        return jax.jit(step)(started(), init(7), batch(1))[0].auxiliary
-
-    assert BASE.aux_sample == "fresh"
-    close(auxiliary_of(IMITATES), auxiliary_of(BASE))
-    assert differ(auxiliary_of(of()), auxiliary_of(BASE))
 
 
 @pytest.mark.slow
