@@ -260,7 +260,7 @@ FIELDS: dict[str, Any] = {
             (), several(AT_LEAST_0), "how often each is trained, one share for each; empty: alike"
         ),
         "step_remask": Field(
-            "any", names("any", "drawn"), "of x_t: any position, or those that the step drew"
+            "drawn", names("any", "drawn"), "of x_t: any position, or those that the step drew"
         ),
         **_sampling("of the generator's samples in training"),
         "mask": _mask(),

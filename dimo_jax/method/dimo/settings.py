@@ -70,5 +70,5 @@ class DistillSettings:
     ema_warmup: bool
     parts: int = 1
     step_shares: tuple[float, ...] = ()
-    step_remask: str = "any"
+    step_remask: str = "drawn"
     aux_steps: str = "every"

@@ -66,7 +66,7 @@ def test_one_step_is_one_call_and_its_program_knows_nothing_of_later_ones():
 
     plain = text(BASE)
     one = dataclasses.replace(BASE.generator, step_sigma=0.7, redraw=True)
-    changed = dataclasses.replace(BASE, generator=one, step_remask="drawn", aux_steps="last")
+    changed = dataclasses.replace(BASE, generator=one, step_remask="any", aux_steps="last")
     assert text(changed) == plain
     assert text(of()) != plain
     seen, _ = counted(BASE.generator)
@@ -181,7 +181,7 @@ def test_the_auxiliary_may_learn_from_the_last_step_alone():
 SMALL = dataclasses.replace(of(), reduction="mean_batch")
 OPTIONS = {  # option -> (changes, whether the generator's gradient changes, the auxiliary's too)
     "aux_steps": ({"aux_steps": "last"}, False, True),
-    "step_remask": ({"step_remask": "drawn"}, True, None),
+    "step_remask": ({"step_remask": "any"}, True, None),
     "step_sigma": ({"generator": dataclasses.replace(THREE, step_sigma=0.5)}, True, None),
     "redraw": ({"generator": dataclasses.replace(THREE, redraw=True)}, True, True),
 }
