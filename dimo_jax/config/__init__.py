@@ -71,6 +71,19 @@ def takes_text(config: Mapping[str, Any]) -> bool:
     return data["name"] == "prompts" or data.get("condition") == "text"
 
 
+def step_ratios(section: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the share of tokens that is masked again before each step after the first.
+
+    Args:
+        section: `distill`. Without ratios they fall evenly from two thirds to a third
+            (docs/few_steps.md); before an only later step it is two thirds.
+    """
+    if section["step_ratios"]:
+        return tuple(section["step_ratios"])
+    later = section["steps"] - 1
+    return tuple(round(2 / 3 - k / 3 / max(1, later - 1), 4) for k in range(later))
+
+
 def without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return a section's fields but these."""
     return {name: value for name, value in section.items() if name not in names}
@@ -130,6 +143,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if fields.get("distill.steps") == 1:  # of one step the others mean nothing
         for name in _OF_LATER_STEPS:
             del fields[name]
+    elif "distill.steps" in fields:  # what a sampler's bundle says too, whatever the default was
+        fields |= {"distill.step_ratios": list(step_ratios(config["distill"]))}
     if fields.get("distill.method") == "dimo":
         fields = {k: x for k, x in fields.items() if not k.startswith(_OF_MIXTURE)}
     if stage == "distill":

@@ -249,8 +249,8 @@ FIELDS: dict[str, Any] = {
         "step_ratios": Field(
             (),
             several(TOP_P),
-            "share of the tokens that is masked again before step 2, 3, ...; empty: by "
-            "distill.mask.schedule, falling",
+            "share of the tokens that is masked again before step 2, 3, ...; empty: falling evenly "
+            "from two thirds to one third",
         ),
         "step_sigma": Field(0.0, SHARE, "embedding noise in those steps"),
         "step_tokens": Field(

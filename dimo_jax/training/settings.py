@@ -3,16 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
+from dimo_jax import config as configs
 from dimo_jax import models
 from dimo_jax.common.errors import InputError
 from dimo_jax.config import mixture
 from dimo_jax.method.dimo import divergences
 from dimo_jax.method.dimo.generate import GeneratorSettings
 from dimo_jax.method.dimo.settings import DistillSettings
-from dimo_jax.method.masked import denoise, masking, schedules
+from dimo_jax.method.masked import denoise, masking
 from dimo_jax.method.mixture.objective import ObjectiveSettings
 from dimo_jax.method.mixture.step import MixtureSettings
 from dimo_jax.method.mixture.targets import TeacherStepSettings
@@ -146,15 +144,8 @@ def later_steps(section: Config) -> dict[str, Any]:
     steps = section.get("steps", 1)
     if steps == 1:
         return {}
-    ratios = section["step_ratios"]
-    if not ratios:
-        mask, times = section["mask"], np.arange(1, steps, dtype=np.float32) / steps
-        limits = (mask["min_ratio"], mask["max_ratio"])
-        values = schedules.mask_ratio(jnp.asarray(times), mask["schedule"], *limits)
-        # Some schedules rise with the time and some fall; a sample has ever fewer [MASK].
-        ratios = sorted((round(float(x), 4) for x in values), reverse=True)
     return {
-        "step_ratios": tuple(ratios),
+        "step_ratios": configs.step_ratios(section),
         "step_sigma": section["step_sigma"],
         "redraw": section["step_tokens"] == "redraw",
     }

@@ -74,6 +74,10 @@ def test_of_one_step_a_stages_settings_are_those_of_before_there_were_more():
     config.distill.steps = 2
     found = configs.stage_settings(config.to_dict(), "distill")
     assert {"distill.steps": 2, "distill.step_remask": "any"}.items() <= found.items()
+    # Another default would be another training, and is seen.
+    assert found["distill.step_ratios"] == [0.6667]
+    config.distill.step_ratios = (0.6667,)
+    assert configs.stage_settings(config.to_dict(), "distill") == found
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,13 @@ def test_the_kernel_for_tpus_is_demanded_where_there_is_a_mesh_and_wished_for_el
         assert settings.compute_of(config | {"attention": name}).attention == name
 
 
-def test_the_ratios_of_later_steps_follow_the_mask_schedule_downwards_and_travel_with_the_bundle():
+def test_the_ratios_of_later_steps_fall_to_a_third_and_travel_with_the_bundle():
     config = imagenet.get_config("smoke").to_dict()
     plain = settings.sampler_of(config)
     assert set(plain) == {"ratio", "sigma", "temperature", "top_k", "top_p"}
-    config["distill"]["steps"] = 4
-    # (2 / pi) arccos(k / 4)
-    assert settings.sampler_of(config)["step_ratios"] == [0.8391, 0.6667, 0.4601]
-    config["distill"]["mask"] = {**config["distill"]["mask"], "schedule": "linear"}
-    assert settings.sampler_of(config)["step_ratios"] == [0.75, 0.5, 0.25]
+    for steps, ratios in ((2, [0.6667]), (3, [0.6667, 0.3333]), (4, [0.6667, 0.5, 0.3333])):
+        config["distill"]["steps"] = steps
+        assert settings.sampler_of(config)["step_ratios"] == ratios
     config["distill"]["step_ratios"] = (0.5, 0.4, 0.9)
     found = settings.sampler_of(config)
     assert found == {**plain, "step_ratios": [0.5, 0.4, 0.9], "step_sigma": 0.0, "redraw": False}
