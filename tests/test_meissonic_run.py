@@ -22,7 +22,7 @@ from dimo_jax.convert import __main__ as convert
 from dimo_jax.parallel import distributed, sharding
 from dimo_jax.runs import image_run
 from dimo_jax.training import load_models, metrics
-from tests.helpers.command_line import command, finish, run_command, run_printed, save_tiny
+from tests.helpers.command_line import SAMPLER, command, finish, run_command, run_printed, save_tiny
 from tests.test_sample_text import place  # noqa: F401  bundles as dimo_jax.convert leaves them
 
 # On one worker, which makes the fixtures once.
@@ -251,14 +251,22 @@ def test_a_missing_neighbour_is_named(given, place, tmp_path):  # noqa: F811
             opened(config, tmp_path / "run")
 
 
-def test_a_teacher_is_given_the_micro_conditions_that_it_was_trained_with(given, place, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("field", ["teacher.bundle", "distill.generator.bundle"])
+def test_other_micro_conditions_than_a_bundle_was_trained_with_are_refused(
+    given,
+    place,  # noqa: F811
+    tmp_path,
+    field,
+):
     root = tmp_path / "place"
     shutil.copytree(place, root)
     file = root / "transformer" / "config.json"
     about = json.loads(file.read_text())
     about["provenance"]["micro_conditions"] = [512, 512, 0, 0, 6]
+    if field != "teacher.bundle":
+        about |= {"kind": "generator", "sampler": SAMPLER}
     file.write_text(json.dumps(about))
-    given = given | {"teacher.bundle": str(root / "transformer")}
+    given = given | {field: str(root / "transformer")}
     with pytest.raises(InputError, match=r"with the micro-conditions \(512.0, 512.0, 0.0, 0.0, 6"):
         opened(smoke(**given), tmp_path / "run")
     own = {"prompts.micro_conditions": (512.0, 512.0, 0.0, 0.0, 6.0)}

@@ -12,7 +12,7 @@ from PIL import Image
 
 import dimo_jax
 from configs import meissonic
-from dimo_jax import bundles, models, sample, tokenizers
+from dimo_jax import api, bundles, models, sample, tokenizers
 from dimo_jax.common import images, trees
 from dimo_jax.common.errors import InputError
 from dimo_jax.conditions import clip_tokenizer, clip_vocabulary, text_encoder
@@ -111,7 +111,7 @@ def test_a_network_is_given_the_micro_conditions_that_it_was_trained_with(place)
 
     def drawn(**provenance):
         bundle = dataclasses.replace(student, provenance=provenance)
-        model = dimo_jax.api.ImageModel(bundle, tokenizer, place / "text_encoder")
+        model = api.ImageModel(bundle, tokenizer, place / "text_encoder")
         return model(prompts=["a red ball"] * 4, seed=3, batch_size=4)
 
     # A bundle that does not know: as the pipeline of Meissonic's authors, of images of 16 pixels.

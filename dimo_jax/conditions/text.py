@@ -49,10 +49,28 @@ def micro_of(model: Any, provenance: Mapping[str, Any], size: tuple[int, int]) -
         size: height and width in pixels.
 
     Raises:
-        InputError: what the bundle says is not five finite numbers.
+        InputError: as `known_micro`.
     """
     height, width = size
-    found = provenance.get(MICRO_CONDITIONS, [width, height, 0, 0, 6])
+    return known_micro(model, provenance) or [float(x) for x in (width, height, 0, 0, 6)]
+
+
+def known_micro(model: Any, provenance: Mapping[str, Any]) -> list[float] | None:
+    """Return the micro-conditions that the network of a bundle was trained with.
+
+    Args:
+        model: the bundle, for messages.
+        provenance: of it.
+
+    Returns:
+        Five numbers; None where the bundle does not know.
+
+    Raises:
+        InputError: what it says is not five finite numbers.
+    """
+    if MICRO_CONDITIONS not in provenance:
+        return None
+    found = provenance[MICRO_CONDITIONS]
     numbers = found if isinstance(found, list) else []
     if len(numbers) != 5 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
         raise InputError(

@@ -143,8 +143,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if fields.get("distill.steps") == 1:  # of one step the others mean nothing
         for name in _OF_LATER_STEPS:
             del fields[name]
-    elif "distill.steps" in fields:  # what a sampler's bundle says too, whatever the default was
-        fields |= {"distill.step_ratios": list(step_ratios(config["distill"]))}
+    elif "distill.steps" in fields:  # by another default it would be another training
+        fields["distill.step_ratios"] = list(step_ratios(config["distill"]))
     if fields.get("distill.method") == "dimo":
         fields = {k: x for k, x in fields.items() if not k.startswith(_OF_MIXTURE)}
     if stage == "distill":

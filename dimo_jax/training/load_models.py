@@ -11,7 +11,7 @@ from dimo_jax import config as configs
 from dimo_jax.common import hub, readers, rng
 from dimo_jax.common.errors import InputError, about
 from dimo_jax.common.files import AnyPath
-from dimo_jax.conditions.text import MICRO_CONDITIONS, micro_of
+from dimo_jax.conditions.text import MICRO_CONDITIONS, known_micro
 from dimo_jax.config import mixture
 from dimo_jax.models import Network
 from dimo_jax.training import settings
@@ -88,13 +88,13 @@ def open_generator(
 
 def _check_micro(config: Config, bundle: bundles.Bundle, what: str) -> None:
     """Refuse other micro-conditions than a network with text was trained with, if it knows."""
-    if not is_text(config) or MICRO_CONDITIONS not in bundle.provenance:
+    if not is_text(config):
         return
-    known = tuple(micro_of(bundle.path, bundle.provenance, size=(0, 0)))
+    known = known_micro(bundle.path, bundle.provenance)
     wanted = tuple(config["prompts"][MICRO_CONDITIONS])
-    if known != wanted:
+    if known is not None and tuple(known) != wanted:
         raise InputError(
-            f"{what} was trained with the micro-conditions {known}, config.prompts."
+            f"{what} was trained with the micro-conditions {tuple(known)}, config.prompts."
             f"{MICRO_CONDITIONS} is {wanted}; set that to match"
         )
 
